@@ -1,0 +1,330 @@
+//! The text forms that every broker shares: attributes, ids, times, binary keys. Prefixes and places are the adapter's.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+
+use super::{Envelope, EnvelopeBuilder, MessageId};
+use crate::headers::{Attribute, HeaderValue};
+
+/// The extension that says how a key that isn't text was written: `base64`.
+const KEY_ENCODING: &str = "partitionkeyencoding";
+
+impl Envelope {
+    /// Gives each attribute's `CloudEvents` name and text to `write`, `specversion` first. The content type is left out: it
+    /// has a place of its own on every broker.
+    pub fn write_attributes(&self, mut write: impl FnMut(&str, &str)) {
+        write("specversion", "1.0");
+        match &self.id {
+            MessageId::Uuid(bytes) => write("id", format_uuid(bytes, &mut [0; 36])),
+            MessageId::Text(text) => write("id", text),
+        }
+        if self.time_ms > 0 {
+            write("time", &rfc3339(self.time_ms as i64));
+        }
+        if self.version > 0 {
+            write("schemaversion", &self.version.to_string());
+        }
+        let mut seen = 0_u32;
+        for (attribute, value) in self.headers.attributes() {
+            // the first one set counts, as for reading
+            if seen & (1 << attribute as u32) != 0 || attribute == Attribute::ContentType {
+                continue;
+            }
+            seen |= 1 << attribute as u32;
+            match value {
+                HeaderValue::Text(text) => write(attribute.as_str(), text),
+                HeaderValue::Bytes(bytes) if attribute == Attribute::Key => {
+                    write(attribute.as_str(), &STANDARD.encode(bytes));
+                    write(KEY_ENCODING, "base64");
+                }
+                other => write(attribute.as_str(), &other.to_string()),
+            }
+        }
+    }
+}
+
+/// Reads an envelope off the wire: adapters give it attributes and headers as they come, then what the broker knows.
+///
+/// Nothing here fails: a value that can't be read is carried as a header, and what breaks a bound is noted.
+#[derive(Debug)]
+#[must_use = "it becomes an envelope by `finish`"]
+pub struct WireReader {
+    builder: EnvelopeBuilder,
+    key_is_base64: bool,
+    key: Option<String>,
+    content_type: Option<String>,
+}
+
+impl WireReader {
+    /// A record with this body; `None` is null.
+    pub fn new(body: Option<Bytes>) -> Self {
+        let builder = body.map_or_else(EnvelopeBuilder::null, EnvelopeBuilder::new);
+        Self {
+            builder,
+            key_is_base64: false,
+            key: None,
+            content_type: None,
+        }
+    }
+
+    /// An attribute by its `CloudEvents` name. Answers `false` for an unknown or unreadable one, which the adapter then carries
+    /// along with [`header`](Self::header) under the name it came with.
+    pub fn attribute(&mut self, name: &str, text: &str) -> bool {
+        match name {
+            "specversion" => {}
+            "id" => self.builder.id = Some(MessageId::parse(text)),
+            "time" => match parse_rfc3339(text) {
+                Some(ms) => self.builder.time_ms = Some(ms),
+                None => return false,
+            },
+            "schemaversion" => match text.parse() {
+                Ok(version) => self.builder.version = version,
+                Err(_) => return false,
+            },
+            "partitionkey" => self.key = Some(text.into()),
+            KEY_ENCODING => self.key_is_base64 = text == "base64",
+            "expirytime" => match parse_rfc3339(text) {
+                Some(ms) => self
+                    .builder
+                    .headers
+                    .set(Attribute::ExpiryTime, HeaderValue::Time(ms as i64)),
+                None => return false,
+            },
+            name => match Attribute::from_name(name) {
+                Some(attribute) => self.builder.headers.set(attribute, text),
+                None => return false,
+            },
+        }
+        true
+    }
+
+    /// A header as it came; one beyond the bounds is kept and noted.
+    pub fn header<'a>(&mut self, name: &str, value: impl Into<HeaderValue<'a>>) {
+        self.builder.headers.insert_foreign(name, value);
+    }
+
+    /// The media type of the body.
+    pub fn content_type(&mut self, text: &str) {
+        self.content_type = Some(text.into());
+    }
+
+    pub(super) fn forget_content_type(&mut self) {
+        self.content_type = None;
+    }
+
+    /// The record's own key, where the broker has one; it goes before the attribute.
+    pub fn key(&mut self, key: &[u8]) {
+        let value = std::str::from_utf8(key).map_or(HeaderValue::Bytes(key), HeaderValue::Text);
+        self.builder.headers.set(Attribute::Key, value);
+        self.key = None;
+    }
+
+    /// The id a foreign record gets from the broker's coordinates, if it brought none of its own.
+    pub fn id_or(&mut self, id: impl FnOnce() -> MessageId) {
+        if self.builder.id.is_none() {
+            self.builder.id = Some(id());
+        }
+    }
+
+    /// The time a foreign record gets from the broker, if it brought none of its own.
+    pub fn time_or(&mut self, time_ms: u64) {
+        self.builder.time_ms.get_or_insert(time_ms);
+    }
+
+    /// The envelope. A structured `CloudEvent` (`application/cloudevents+json`) is taken apart first; one that can't be is left
+    /// as it is, so that decoding fails and the bytes are kept.
+    pub fn finish(mut self) -> Envelope {
+        let structured = self
+            .content_type
+            .as_ref()
+            .is_some_and(|text| text.starts_with("application/cloudevents+json"));
+        if structured
+            && let Some(body) = super::structured::take_apart(&self.builder.payload.clone(), &mut self)
+        {
+            self.builder.payload = body;
+        }
+        if let Some(key) = self.key.take() {
+            match self.key_is_base64.then(|| STANDARD.decode(&key).ok()).flatten() {
+                Some(bytes) => self.builder.headers.set(Attribute::Key, &*bytes),
+                None => self.builder.headers.set(Attribute::Key, &*key),
+            }
+        }
+        if let Some(text) = &self.content_type {
+            self.builder.headers.set(Attribute::ContentType, &**text);
+        }
+        let builder = self.builder;
+        Envelope {
+            id: builder.id.unwrap_or_else(|| MessageId::Text("".into())),
+            time_ms: builder.time_ms.unwrap_or(0),
+            version: builder.version,
+            null: builder.null,
+            breach: builder.headers.breach(),
+            headers: builder.headers.freeze(),
+            payload: builder.payload,
+        }
+    }
+}
+
+/// The id of an output or of a copy: the same inputs give the same id, so that a re-run publishes the same message again.
+/// A `UUIDv8` over 128 bits of XXH3.
+pub fn derived_id(parts: &[&[u8]]) -> MessageId {
+    let mut hash = xxhash_rust::xxh3::Xxh3Default::new();
+    for part in parts {
+        hash.update(&(part.len() as u64).to_le_bytes());
+        hash.update(part);
+    }
+    let bits = hash.digest128() & !(0xf << 76) & !(0x3 << 62) | (0x8 << 76) | (0x2 << 62);
+    MessageId::Uuid(bits.to_be_bytes())
+}
+
+/// Milliseconds since the Unix epoch as RFC 3339 in UTC.
+pub(crate) fn rfc3339(ms: i64) -> String {
+    jiff::Timestamp::from_millisecond(ms).map_or_else(|_| ms.to_string(), |t| t.to_string())
+}
+
+/// RFC 3339 with any offset, as milliseconds since the Unix epoch; `None` if it can't be read or lies before it.
+pub fn parse_rfc3339(text: &str) -> Option<u64> {
+    text.parse::<jiff::Timestamp>()
+        .ok()
+        .and_then(|t| u64::try_from(t.as_millisecond()).ok())
+}
+
+const DASHES: [usize; 4] = [8, 13, 18, 23];
+
+pub(super) fn format_uuid<'a>(bytes: &[u8; 16], out: &'a mut [u8; 36]) -> &'a str {
+    const HEX: &[u8; 16] = b"0123456789abcdef";
+    let mut at = 0;
+    for byte in bytes {
+        if DASHES.contains(&at) {
+            out[at] = b'-';
+            at += 1;
+        }
+        out[at] = HEX[usize::from(byte >> 4)];
+        out[at + 1] = HEX[usize::from(byte & 15)];
+        at += 2;
+    }
+    std::str::from_utf8(out).unwrap_or_default()
+}
+
+/// Only the canonical lower-case form: everything else must come back as the text that it was.
+pub(super) fn parse_uuid(text: &str) -> Option<[u8; 16]> {
+    let text = text.as_bytes();
+    if text.len() != 36 {
+        return None;
+    }
+    let digit = |b: u8| match b {
+        b'0'..=b'9' => Some(b - b'0'),
+        b'a'..=b'f' => Some(b - b'a' + 10),
+        _ => None,
+    };
+    let (mut out, mut at) = ([0; 16], 0);
+    for byte in &mut out {
+        if DASHES.contains(&at) {
+            if text[at] != b'-' {
+                return None;
+            }
+            at += 1;
+        }
+        *byte = digit(text[at])? << 4 | digit(text[at + 1])?;
+        at += 2;
+    }
+    Some(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::env::Env;
+
+    fn through_the_wire(envelope: &Envelope) -> Envelope {
+        let mut reader = WireReader::new((!envelope.is_null()).then(|| envelope.payload().clone()));
+        envelope.write_attributes(|name, text| assert!(reader.attribute(name, text), "{name}"));
+        envelope
+            .content_type()
+            .into_iter()
+            .for_each(|text| reader.content_type(text));
+        envelope
+            .headers()
+            .iter()
+            .for_each(|(name, value)| reader.header(name, value));
+        reader.finish()
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read(key in prop::option::of(prop::collection::vec(any::<u8>(), 0..40)), version in 0_u32..9, ms in 1_u64..4_000_000_000_000, text in "\\PC{0,20}") {
+            let mut builder = Envelope::builder(Bytes::from_static(b"x")).type_name("t").version(version).time_ms(ms).correlation_id(&text).header("h", &text);
+            if let Some(key) = &key {
+                builder = builder.key(key);
+            }
+            let envelope = builder.build(&Env::seeded(1)).unwrap();
+            let read = through_the_wire(&envelope);
+            prop_assert_eq!(read.id(), envelope.id());
+            prop_assert_eq!(read.time_ms(), ms);
+            prop_assert_eq!(read.version(), version);
+            prop_assert_eq!(read.key(), key.as_deref());
+            prop_assert_eq!(read.correlation_id(), Some(&*text));
+            prop_assert_eq!(read.source(), "/postrider");
+            prop_assert_eq!(read.headers().get("h"), envelope.headers().get("h"));
+        }
+
+        #[test]
+        fn a_uuid_comes_back_and_other_text_stays(bytes in any::<[u8; 16]>(), text in "[0-9a-fA-F-]{30,40}") {
+            let id = MessageId::Uuid(bytes);
+            prop_assert_eq!(&MessageId::parse(&id.to_string()), &id);
+            prop_assert_eq!(MessageId::parse(&text).to_string(), text);
+        }
+    }
+
+    #[test]
+    fn times_are_read_with_any_offset() {
+        assert_eq!(parse_rfc3339("1970-01-01T01:00:00.001+01:00"), Some(1));
+        assert_eq!(rfc3339(1), "1970-01-01T00:00:00.001Z");
+        assert_eq!(parse_rfc3339("yesterday"), None);
+    }
+
+    #[test]
+    fn derived_ids_repeat_and_differ_by_every_part() {
+        let id = |parts: &[&[u8]]| derived_id(parts);
+        assert_eq!(id(&[b"a", b"b"]), id(&[b"a", b"b"]));
+        assert_ne!(id(&[b"a", b"b"]), id(&[b"ab", b""]));
+        let MessageId::Uuid(bytes) = id(&[b"a"]) else {
+            panic!("not a UUID")
+        };
+        assert_eq!((bytes[6] >> 4, bytes[8] >> 6), (8, 2));
+    }
+
+    #[test]
+    fn a_structured_cloud_event_is_taken_apart() {
+        let read = |body: &'static str| {
+            let mut reader = WireReader::new(Some(Bytes::from_static(body.as_bytes())));
+            reader.content_type("application/cloudevents+json; charset=utf-8");
+            reader.finish()
+        };
+        let e = read(
+            r#"{"specversion":"1.0","id":"7","source":"/s","type":"t","schemaversion":2,"partitionkey":"k","datacontenttype":"application/json","odd":true,"data":{"a":1}}"#,
+        );
+        assert_eq!(
+            (
+                e.id().to_string().as_str(),
+                e.source(),
+                e.type_name(),
+                e.version()
+            ),
+            ("7", "/s", "t", 2)
+        );
+        assert_eq!(e.key(), Some(&b"k"[..]));
+        assert_eq!(e.content_type(), Some("application/json"));
+        assert_eq!(e.payload(), &Bytes::from_static(br#"{"a":1}"#));
+        assert_eq!(e.headers().get("odd"), Some(HeaderValue::Bool(true)));
+        assert_eq!(
+            read(r#"{"data_base64":"AP8=","id":"1"}"#).payload(),
+            &Bytes::from_static(&[0, 255])
+        );
+        let broken = read(r#"{"id":"#);
+        assert_eq!(broken.payload(), &Bytes::from_static(br#"{"id":"#));
+    }
+}

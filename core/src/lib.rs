@@ -1,0 +1,44 @@
+//! The core of postrider: the traits that adapters implement, the types that services use, and the runner between them.
+//!
+//! It knows no broker, reads no environment variable, handles no signal, and takes time and chance from an [`Env`] that a
+//! test can replace. Programs use the crate `postrider`, which re-exports this one.
+
+mod address;
+mod broker;
+mod capability;
+pub mod codec;
+mod delivery;
+pub mod duration;
+mod env;
+mod envelope;
+mod error;
+mod headers;
+mod message;
+mod publish;
+mod registry;
+mod settle;
+mod subscribe;
+
+pub use address::{Address, Channel, GroupName, KEY_SLOTS, MAX_NAME, SEPARATOR, key_slot, murmur2};
+pub use broker::{Adapter, BoxSubscription, Broker, Declare};
+pub use bytes::Bytes;
+pub use capability::{Capabilities, Capability};
+pub use delivery::{Delivery, Origin};
+pub use env::{BoxFuture, Env, SeededSource, Source, SystemSource};
+pub use envelope::{Envelope, EnvelopeBuilder, MessageId, WireReader, derived_id, parse_rfc3339};
+pub use error::{BoxError, Class, Classify, Error, ErrorKind, HandlerError, Result};
+pub use headers::{
+    Attribute, HeaderValue, Headers, HeadersMut, MAX_HEADER_BYTES, MAX_HEADER_NAME, MAX_HEADER_VALUE,
+    MAX_HEADERS, RESERVED_PREFIXES,
+};
+pub use message::{DecodeError, EnvelopeContext, IntoEnvelope, Key, Message, ToKey, decode};
+pub use publish::{
+    Confirm, Confirmed, Confirms, DrainReport, Outgoing, PublishError, PublishOptions, PublishOrder,
+    Publisher, PublisherExt, Receipt, check_size,
+};
+pub use registry::{BrokerUrl, Connector, Host, OptionsError, Registry};
+pub use settle::{Claim, ClaimId, InFlight, Settle, SettleError, Settlement, Token, Window};
+pub use subscribe::{
+    Control, Gap, Group, Health, HealthState, Order, Signal, Start, SubscribeOptions, Subscriber,
+    Subscription,
+};
