@@ -12,10 +12,17 @@ pub mod duration;
 mod env;
 mod envelope;
 mod error;
+mod extract;
+mod handler;
 mod headers;
+mod layer;
 mod message;
+mod outcome;
+mod policy;
 mod publish;
 mod registry;
+mod router;
+mod runner;
 mod settle;
 mod subscribe;
 
@@ -27,16 +34,29 @@ pub use delivery::{Delivery, Origin};
 pub use env::{BoxFuture, Env, SeededSource, Source, SystemSource};
 pub use envelope::{Envelope, EnvelopeBuilder, MessageId, WireReader, derived_id, parse_rfc3339};
 pub use error::{BoxError, Class, Classify, Error, ErrorKind, HandlerError, Result};
+pub use extract::{
+    Attempt, Batch, Declaration, FromIncoming, FromRef, Incoming, Meta, Publish, Rejection, RouteContext,
+    State, Stop, ViaMessage, ViaParts,
+};
+pub use handler::{
+    Function, FunctionHandler, Handled, Handler, Handling, IntoRoute, Route, RouteInfo, ViaBuilder,
+    ViaFunction, ViaHandler, handled,
+};
 pub use headers::{
     Attribute, HeaderValue, Headers, HeadersMut, MAX_HEADER_BYTES, MAX_HEADER_NAME, MAX_HEADER_VALUE,
     MAX_HEADERS, RESERVED_PREFIXES,
 };
+pub use layer::{Layer, Layered, Stack};
 pub use message::{DecodeError, EnvelopeContext, IntoEnvelope, Key, Message, ToKey, decode};
+pub use outcome::{IntoOutcome, IntoOutputs, Outcome, OutputContext, Reason};
+pub use policy::{Backoff, DeadLetter, Jitter, OnExpired, OnGap, Retry, RouteOptions, Verdict};
 pub use publish::{
     Confirm, Confirmed, Confirms, DrainReport, Outgoing, PublishError, PublishOptions, PublishOrder,
     Publisher, PublisherExt, Receipt, check_size,
 };
 pub use registry::{BrokerUrl, Connector, Host, OptionsError, Registry};
+pub use router::{DRAIN, Description, RouteDescription, Router};
+pub use runner::{Report, RouteHealth, RouteReport, Running, ServiceHealth};
 pub use settle::{Claim, ClaimId, InFlight, Settle, SettleError, Settlement, Token, Window};
 pub use subscribe::{
     Control, Gap, Group, Health, HealthState, Order, Signal, Start, SubscribeOptions, Subscriber,

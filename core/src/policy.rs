@@ -1,0 +1,8 @@
+//! What a route promises to do when things go wrong, and how fast it may go. Plain data, and the retry decision; the runner
+//! carries it out.
+
+mod backoff;
+mod options;
+
+pub use backoff::{Backoff, Jitter, Retry, Verdict};
+pub use options::{DeadLetter, OnExpired, OnGap, RouteOptions};

@@ -1,0 +1,268 @@
+//! When to try again: attempts, back-off, jitter and the ceiling on it all. A pure function of what has happened.
+
+use std::time::Duration;
+
+use crate::error::Class;
+
+/// How long to wait before the next attempt, before jitter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Backoff {
+    /// Always the same.
+    Fixed(Duration),
+    /// `first`, then twice as long each time, up to `max`.
+    Exponential {
+        /// Before the second attempt.
+        first: Duration,
+        /// The longest wait.
+        max: Duration,
+    },
+    /// One for each further attempt; the last one repeats.
+    List(Vec<Duration>),
+}
+
+impl Backoff {
+    /// `first`, then twice as long each time, up to `max`.
+    pub fn exponential(first: Duration, max: Duration) -> Self {
+        Self::Exponential { first, max }
+    }
+
+    /// The wait after attempt number `attempt` (from 1) has failed, before jitter.
+    pub fn after(&self, attempt: u32) -> Duration {
+        let step = attempt.saturating_sub(1);
+        match self {
+            Self::Fixed(wait) => *wait,
+            Self::Exponential { first, max } => first
+                .saturating_mul(1_u32.checked_shl(step).unwrap_or(u32::MAX))
+                .min(*max),
+            Self::List(waits) => waits
+                .get(step as usize)
+                .or(waits.last())
+                .copied()
+                .unwrap_or_default(),
+        }
+    }
+
+    fn longest(&self) -> Duration {
+        match self {
+            Self::Fixed(wait) => *wait,
+            Self::Exponential { max, .. } => *max,
+            Self::List(waits) => waits.iter().max().copied().unwrap_or_default(),
+        }
+    }
+}
+
+/// How waits are spread, so that what failed together isn't tried again together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Jitter {
+    /// Anything from nothing to the whole wait.
+    #[default]
+    Full,
+    /// From the first wait to three times the one before, up to the longest.
+    Decorrelated,
+    /// None: the wait is exactly the back-off's.
+    None,
+}
+
+/// How often and how patiently a message is tried.
+///
+/// ```
+/// use std::time::Duration;
+/// use postrider_core::{Backoff, Class, Jitter, Retry, Verdict};
+/// let retry = Retry::new().attempts(2).backoff(Backoff::Fixed(Duration::from_secs(1))).jitter(Jitter::None);
+/// let nothing = Duration::ZERO;
+/// assert_eq!(retry.verdict(1, nothing, nothing, Class::Retry(None), 0), Verdict::Again(Duration::from_secs(1)));
+/// assert_eq!(retry.verdict(2, nothing, nothing, Class::Retry(None), 0), Verdict::GiveUp);
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Retry {
+    attempts: u32,
+    backoff: Backoff,
+    jitter: Jitter,
+    max_elapsed: Option<Duration>,
+}
+
+/// What follows a failed attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Another attempt after this wait.
+    Again(Duration),
+    /// To the dead letters.
+    GiveUp,
+}
+
+impl Default for Retry {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Retry {
+    /// Five attempts in all, exponential from 200 ms to 30 s, full jitter, no ceiling on the total.
+    pub fn new() -> Self {
+        let backoff = Backoff::exponential(Duration::from_millis(200), Duration::from_secs(30));
+        Self {
+            attempts: 5,
+            backoff,
+            jitter: Jitter::Full,
+            max_elapsed: None,
+        }
+    }
+
+    /// A single attempt.
+    pub fn never() -> Self {
+        Self::new().attempts(1)
+    }
+
+    /// How many attempts in all, the first included; at least 1.
+    pub fn attempts(mut self, attempts: u32) -> Self {
+        self.attempts = attempts.max(1);
+        self
+    }
+
+    /// How long to wait between them.
+    pub fn backoff(mut self, backoff: Backoff) -> Self {
+        self.backoff = backoff;
+        self
+    }
+
+    /// How the waits are spread.
+    pub fn jitter(mut self, jitter: Jitter) -> Self {
+        self.jitter = jitter;
+        self
+    }
+
+    /// No attempt begins later than this after the first one began.
+    pub fn max_elapsed(mut self, ceiling: Duration) -> Self {
+        self.max_elapsed = Some(ceiling);
+        self
+    }
+
+    /// How many attempts in all.
+    pub fn max_attempts(&self) -> u32 {
+        self.attempts
+    }
+
+    /// What follows attempt number `attempt` (from 1), which failed with `class` when `elapsed` had passed since the first
+    /// one began; `previous` is the wait before it, `random` any random number.
+    pub fn verdict(
+        &self,
+        attempt: u32,
+        elapsed: Duration,
+        previous: Duration,
+        class: Class,
+        random: u64,
+    ) -> Verdict {
+        let advised = match class {
+            Class::Permanent => return Verdict::GiveUp,
+            Class::Retry(advised) => advised.unwrap_or_default(),
+        };
+        if attempt >= self.attempts {
+            return Verdict::GiveUp;
+        }
+        let wait = self.spread(attempt, previous, random).max(advised);
+        match self.max_elapsed {
+            Some(ceiling) if elapsed.saturating_add(wait) > ceiling => Verdict::GiveUp,
+            _ => Verdict::Again(wait),
+        }
+    }
+
+    /// The longest that one message can take: every attempt at its time-out, every wait at its longest.
+    pub fn worst_case(&self, timeout: Duration) -> Duration {
+        let waits = (1..self.attempts).fold(Duration::ZERO, |sum, attempt| {
+            let wait = match self.jitter {
+                Jitter::Decorrelated => self.backoff.longest(),
+                Jitter::Full | Jitter::None => self.backoff.after(attempt),
+            };
+            sum.saturating_add(wait)
+        });
+        let whole = timeout.saturating_mul(self.attempts).saturating_add(waits);
+        // the ceiling bounds when the last attempt begins, which may then take its time-out
+        self.max_elapsed
+            .map_or(whole, |ceiling| whole.min(ceiling.saturating_add(timeout)))
+    }
+
+    fn spread(&self, attempt: u32, previous: Duration, random: u64) -> Duration {
+        let wait = self.backoff.after(attempt);
+        match self.jitter {
+            Jitter::None => wait,
+            Jitter::Full => between(Duration::ZERO, wait, random),
+            Jitter::Decorrelated => {
+                let first = self.backoff.after(1);
+                between(first, previous.max(first).saturating_mul(3), random).min(self.backoff.longest())
+            }
+        }
+    }
+}
+
+/// A duration from `low` to `high`, both included, that `random` picks.
+fn between(low: Duration, high: Duration, random: u64) -> Duration {
+    let span = high.saturating_sub(low).as_nanos();
+    let part = (span * u128::from(random)) / u128::from(u64::MAX);
+    low + Duration::from_nanos(u64::try_from(part).unwrap_or(u64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn any_retry() -> impl Strategy<Value = Retry> {
+        let ms = |n: u64| Duration::from_millis(n);
+        let backoff = prop_oneof![
+            (0..5000_u64).prop_map(move |n| Backoff::Fixed(ms(n))),
+            (0..5000_u64, 0..60_000_u64).prop_map(move |(a, b)| Backoff::exponential(ms(a), ms(a + b))),
+            prop::collection::vec((0..5000_u64).prop_map(ms), 1..5).prop_map(Backoff::List),
+        ];
+        let jitter = prop_oneof![Just(Jitter::None), Just(Jitter::Full), Just(Jitter::Decorrelated)];
+        (
+            1..40_u32,
+            backoff,
+            jitter,
+            prop::option::of((0..100_000_u64).prop_map(ms)),
+        )
+            .prop_map(|(n, b, j, max)| {
+                let retry = Retry::new().attempts(n).backoff(b).jitter(j);
+                max.map_or(retry.clone(), |max| retry.max_elapsed(max))
+            })
+    }
+
+    proptest! {
+        #[test]
+        fn a_message_that_always_fails_ends_within_its_attempts_and_its_worst_case(retry in any_retry(), seed in any::<u64>(), took in 0..1000_u64) {
+            let env = crate::Env::seeded(seed);
+            let timeout = Duration::from_millis(took);
+            let (mut attempt, mut elapsed, mut wait) = (1, Duration::ZERO, Duration::ZERO);
+            loop {
+                elapsed += timeout;
+                match retry.verdict(attempt, elapsed, wait, Class::Retry(None), env.random()) {
+                    Verdict::GiveUp => break,
+                    Verdict::Again(next) => {
+                        prop_assert!(next <= retry.backoff.longest());
+                        (wait, elapsed, attempt) = (next, elapsed + next, attempt + 1);
+                    }
+                }
+                prop_assert!(attempt <= retry.max_attempts());
+            }
+            prop_assert!(elapsed <= retry.worst_case(timeout), "{elapsed:?} > {:?}", retry.worst_case(timeout));
+        }
+
+        #[test]
+        fn advice_is_never_undercut_and_permanent_never_retried(retry in any_retry(), advice in 0..10_000_u64, random in any::<u64>()) {
+            let advice = Duration::from_millis(advice);
+            if let Verdict::Again(wait) = retry.verdict(1, Duration::ZERO, Duration::ZERO, Class::Retry(Some(advice)), random) {
+                prop_assert!(wait >= advice);
+            }
+            prop_assert_eq!(retry.verdict(1, Duration::ZERO, Duration::ZERO, Class::Permanent, random), Verdict::GiveUp);
+        }
+    }
+
+    #[test]
+    fn exponential_doubles_up_to_its_longest() {
+        let backoff = Backoff::exponential(Duration::from_millis(200), Duration::from_secs(1));
+        let waits: Vec<_> = [1, 2, 3, 4, 99].map(|n| backoff.after(n).as_millis()).into();
+        assert_eq!(waits, [200, 400, 800, 1000, 1000]);
+    }
+}

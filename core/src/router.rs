@@ -1,0 +1,230 @@
+//! Routes, put together and started. How a route runs is the runner's.
+
+mod check;
+mod describe;
+
+use std::future::Future;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+pub use describe::{Description, RouteDescription};
+
+use crate::broker::{Broker, Declare};
+use crate::error::Result;
+use crate::extract::{Declaration, RouteContext, RouteNames};
+use crate::handler::{DynHandler, IntoRoute};
+use crate::layer::{Layer, Stack};
+use crate::policy::RouteOptions;
+use crate::publish::Publisher;
+use crate::runner::{self, Orders, Plan, Report, Running, RunningRoute, Status, StopOrder};
+use crate::subscribe::{Subscriber, Subscription};
+
+/// How long a service that is told to stop lets its handlers finish, unless told otherwise: 30 s.
+pub const DRAIN: Duration = Duration::from_secs(30);
+
+/// What the routes of a program are. Nothing registers itself: a route runs if it is listed here.
+///
+/// State comes first, so that a route that needs another is refused by the compiler; routers of any state merge.
+///
+/// ```
+/// use postrider_core::{Envelope, Router, RouteOptions, State};
+/// async fn count(_: Envelope, State(total): State<u64>) { println!("{total}"); }
+/// let router = Router::with_state(7_u64).route(RouteOptions::new("orders", "audit").handle(count));
+/// assert_eq!(router.describe()?.routes[0].channel, "orders");
+/// # Ok::<(), postrider_core::Error>(())
+/// ```
+#[must_use = "a router does nothing until it is started"]
+pub struct Router<S = (), L = ()> {
+    state: S,
+    layers: L,
+    routes: Vec<Built>,
+}
+
+/// A route whose handler waits for the broker.
+struct Built {
+    options: RouteOptions,
+    declaration: Declaration,
+    handler: MakeHandler,
+}
+
+type MakeHandler = Box<dyn FnOnce(Broker, Arc<RouteNames>, CancellationToken) -> Arc<dyn DynHandler> + Send>;
+
+impl Router {
+    /// No routes and no state.
+    pub fn new() -> Self {
+        Self::with_state(())
+    }
+}
+
+impl Default for Router {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<S: Clone + Send + Sync + 'static> Router<S> {
+    /// No routes yet; every handler may take `State` of what `S` provides.
+    pub fn with_state(state: S) -> Self {
+        Self {
+            state,
+            layers: (),
+            routes: Vec::new(),
+        }
+    }
+}
+
+impl<S: Clone + Send + Sync + 'static, L: Stack> Router<S, L> {
+    /// Puts a layer around every route that is added after it; the last one added is the innermost.
+    pub fn layer<N: Layer>(self, layer: N) -> Router<S, (L, N)> {
+        Router {
+            state: self.state,
+            layers: (self.layers, layer),
+            routes: self.routes,
+        }
+    }
+
+    /// Adds a route: a `#[handler]` function, or [`RouteOptions::handle`].
+    pub fn route<M>(mut self, route: impl IntoRoute<S, M>) -> Self {
+        let (options, declaration, build) = route.into_route();
+        let (state, layers) = (self.state.clone(), self.layers.clone());
+        let handler: MakeHandler = Box::new(move |broker, names, stop| {
+            Arc::new(layers.wrap(build(RouteContext::new(state, broker, names, stop))))
+        });
+        self.routes.push(Built {
+            options,
+            declaration,
+            handler,
+        });
+        self
+    }
+
+    /// Adds all routes of another router, with their own state and layers.
+    pub fn merge<S2, L2>(mut self, other: Router<S2, L2>) -> Self {
+        self.routes.extend(other.routes);
+        self
+    }
+}
+
+impl<S, L> Router<S, L> {
+    /// What the routes are, as data: a table when printed, JSON when serialized.
+    ///
+    /// # Errors
+    /// The first option that contradicts itself, as [`start`](Self::start) would say it.
+    pub fn describe(&self) -> Result<Description> {
+        let plans = self.plans()?;
+        Ok(Description::of(&plans))
+    }
+
+    /// Declares all topology, attaches every consumer, and runs the routes. Resolves when messages published from now on
+    /// reach the handlers.
+    ///
+    /// # Errors
+    /// A route whose options contradict each other, or that asks for what the broker can't do (naming the capability),
+    /// before any I/O; else what declaring and subscribing answer. Then nothing runs.
+    pub async fn start(self, broker: &Broker) -> Result<Running> {
+        let plans = self.plans()?;
+        plans
+            .iter()
+            .try_for_each(|plan| check::capabilities(plan, broker.capabilities()))?;
+        broker.declare_all(&topology(&plans)).await?;
+        let stop = StopOrder {
+            token: CancellationToken::new(),
+            deadline: Arc::new(OnceLock::new()),
+        };
+        let mut subscriptions = Vec::with_capacity(plans.len());
+        for plan in &plans {
+            subscriptions.push(broker.subscribe(&plan.subscribe).await?);
+        }
+        let (mut tasks, mut routes) = (JoinSet::new(), Vec::new());
+        for (index, ((built, plan), subscription)) in
+            self.routes.into_iter().zip(plans).zip(subscriptions).enumerate()
+        {
+            let plan = Arc::new(plan);
+            let handler = (built.handler)(broker.clone(), Arc::clone(&plan.names), stop.token.clone());
+            let orders = Orders {
+                handler,
+                broker: broker.clone(),
+                env: broker.env().clone(),
+                publishes: plan.publishes.as_ref().map(|channel| Arc::from(channel.as_str())),
+                timeout: plan.timeout,
+            };
+            let status = Arc::new(Status::default());
+            let control = subscription.control();
+            runner::started(&plan.names, broker.name());
+            routes.push(RunningRoute {
+                plan: Arc::clone(&plan),
+                status: Arc::clone(&status),
+                control,
+            });
+            let stop = stop.clone();
+            tasks.spawn(async move { (index, runner::run(plan, orders, subscription, status, stop).await) });
+        }
+        Ok(Running::new(broker.clone(), routes, tasks, stop))
+    }
+
+    /// Starts, waits until `until` resolves (or a route ends by itself), stops with the default deadline of 30 s, and closes
+    /// the broker's connections.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start), or the reason why a route ended by itself.
+    pub async fn run_until(self, broker: Broker, until: impl Future<Output = ()> + Send) -> Result<Report> {
+        let mut running = self.start(&broker).await?;
+        let failed = tokio::select! {
+            () = until => None,
+            error = running.failed() => Some(error),
+        };
+        let report = running.stop(DRAIN).await;
+        broker.close(broker.env().now() + DRAIN).await;
+        failed.map_or(report, Err)
+    }
+
+    fn plans(&self) -> Result<Vec<Plan>> {
+        let plans = self
+            .routes
+            .iter()
+            .map(|built| check::plan(&built.options, &built.declaration));
+        let plans = plans.collect::<Result<Vec<_>>>()?;
+        check::together(&plans)?;
+        Ok(plans)
+    }
+}
+
+/// Everything that the routes read, publish to, or dead-letter to.
+fn topology(plans: &[Plan]) -> Vec<Declare> {
+    let mut topology: Vec<Declare> = Vec::new();
+    let mut add = |declare: Declare| {
+        if !topology.contains(&declare) {
+            topology.push(declare);
+        }
+    };
+    for plan in plans {
+        add(Declare::Channel(plan.subscribe.channel.clone()));
+        plan.publishes
+            .iter()
+            .cloned()
+            .map(Declare::Channel)
+            .for_each(&mut add);
+        plan.dead_letter
+            .iter()
+            .cloned()
+            .map(Declare::DeadLetters)
+            .for_each(&mut add);
+    }
+    // groups last: their channels exist by then
+    plans
+        .iter()
+        .map(|plan| Declare::Group(plan.subscribe.clone()))
+        .for_each(&mut add);
+    topology
+}
+
+impl<S, L> std::fmt::Debug for Router<S, L> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list()
+            .entries(self.routes.iter().map(|built| &built.options))
+            .finish()
+    }
+}

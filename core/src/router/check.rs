@@ -1,0 +1,193 @@
+//! What can be found wrong with a route before anything is sent, and the plan of one that is right.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::address::{Channel, GroupName};
+use crate::capability::{Capabilities, Capability};
+use crate::error::{Error, Result};
+use crate::extract::{Declaration, RouteNames};
+use crate::policy::{DeadLetter, RouteOptions};
+use crate::runner::Plan;
+use crate::subscribe::{Group, Order, Start, SubscribeOptions};
+
+/// The most partitions of a group: as many as there are key slots.
+const MAX_PARTITIONS: u32 = crate::address::KEY_SLOTS;
+
+/// The plan of a route.
+pub(super) fn plan(options: &RouteOptions, declaration: &Declaration) -> Result<Plan> {
+    let label = label(options);
+    let refuse = |why: String| Err(Error::config("start", format!("{label}: {why}")));
+    let channel = named(&label, "channel", Channel::new(&*options.channel))?;
+    let group = match &options.group {
+        Some(name) => Group::Named(named(&label, "group", GroupName::new(&**name))?),
+        None => Group::Ephemeral,
+    };
+    if declaration.types.len() > 1 {
+        return refuse(format!(
+            "it takes more than one message: {}; take one, and `State` or `Meta` beside it",
+            list(&declaration.types)
+        ));
+    }
+    if declaration.publishes && options.publishes.is_none() {
+        return refuse(
+            "it returns or publishes messages, but no channel is said; add `publishes = \"…\"`".into(),
+        );
+    }
+    if options.publishes.as_deref() == Some(&*options.channel) {
+        return refuse(format!(
+            "it publishes to `{}`, which it reads: that never ends; choose another channel",
+            options.channel
+        ));
+    }
+    let least_one = [
+        ("concurrency", options.concurrency),
+        ("workers", options.workers),
+        ("max_in_flight", options.window.messages),
+        ("max_in_flight_bytes", options.window.bytes),
+        ("batch", options.batch),
+    ];
+    if let Some((name, _)) = least_one.into_iter().find(|(_, value)| *value == 0) {
+        return refuse(format!("`{name}` must be at least 1"));
+    }
+    if options.timeout.is_zero() {
+        return refuse("`timeout` must be longer than nothing".into());
+    }
+    if let Some(partitions) = options.partitions
+        && !(partitions.is_power_of_two() && partitions <= MAX_PARTITIONS)
+    {
+        return refuse(format!(
+            "`partitions` is {partitions}, it must be 1, 2, 4, 8, 16, 32 or 64"
+        ));
+    }
+    if declaration.batch && options.batch > options.window.messages {
+        return refuse(format!(
+            "`batch` is {}, more than `max_in_flight` ({})",
+            options.batch, options.window.messages
+        ));
+    }
+    let dead_letter = dead_letter(&label, options, &channel, &group)?;
+    let publishes = options.publishes.as_deref().map(Channel::new).transpose();
+    let publishes = named(&label, "publishes", publishes)?;
+    let mut subscribe = SubscribeOptions::new(channel, group);
+    subscribe.start = options.start;
+    subscribe.order = options.order;
+    subscribe.partitions = options.partitions;
+    subscribe.window = options.window;
+    subscribe.claim_timeout = options.claim_timeout;
+    subscribe.native.clone_from(&options.native);
+    Ok(Plan {
+        names: Arc::new(RouteNames {
+            channel: options.channel.clone(),
+            group: subscribe.group.to_string(),
+            handler: options
+                .name
+                .clone()
+                .unwrap_or_else(|| subscribe.group.to_string()),
+            publishes: options.publishes.clone(),
+        }),
+        subscribe,
+        publishes,
+        dead_letter,
+        retry: options.retry.clone(),
+        timeout: options.timeout,
+        concurrency: options.concurrency,
+        workers: options.workers,
+        batch: declaration.batch.then_some(options.batch),
+        on_expired: options.on_expired,
+        on_gap: options.on_gap,
+        types: declaration.types.clone(),
+    })
+}
+
+fn dead_letter(
+    label: &str,
+    options: &RouteOptions,
+    channel: &Channel,
+    group: &Group,
+) -> Result<Option<Channel>> {
+    let refuse = |why: String| Err(Error::config("start", format!("{label}: {why}")));
+    let dead_letter = match (&options.dead_letter, group.name()) {
+        (DeadLetter::Channel(name), _) => Some(named(label, "dead_letter", Channel::new(&**name))?),
+        (DeadLetter::Default, Some(_)) if channel.ends_with(".dlq") => {
+            return refuse("it reads a dead-letter channel, so where its own failures go must be said: `dead_letter = \"…\"` or `none`".into());
+        }
+        (DeadLetter::Default, Some(group)) => Some(named(label, "dead_letter", channel.dead_letter(group))?),
+        // a copy of the channel that nobody keeps has nobody who would look at its dead letters
+        (DeadLetter::Default | DeadLetter::Drop, _) => None,
+    };
+    if dead_letter.as_ref() == Some(channel) {
+        return refuse(format!(
+            "its dead letters go to `{channel}`, which it reads: that never ends; choose another channel"
+        ));
+    }
+    Ok(dead_letter)
+}
+
+/// What only shows when all routes are seen together.
+pub(super) fn together(plans: &[Plan]) -> Result<()> {
+    for (i, plan) in plans.iter().enumerate() {
+        let Some(group) = plan.subscribe.group.name() else {
+            continue;
+        };
+        let channel = &plan.subscribe.channel;
+        let same = |other: &&Plan| {
+            other.subscribe.channel == *channel && other.subscribe.group == plan.subscribe.group
+        };
+        if let Some(other) = plans[..i].iter().find(same) {
+            let message = format!(
+                "the routes `{}` and `{}` both read `{channel}` for the group `{group}`, so each would get a part of the messages; give one of them another group",
+                other.names.handler, plan.names.handler,
+            );
+            return Err(Error::config("start", message));
+        }
+    }
+    Ok(())
+}
+
+/// What the route asks for and the broker must be able to do.
+pub(super) fn capabilities(plan: &Plan, can: &Capabilities) -> Result<()> {
+    let wanted = [
+        (plan.subscribe.order == Order::Key, Capability::KeyOrder),
+        (
+            plan.subscribe.order == Order::Partition,
+            Capability::PartitionOrder,
+        ),
+        (plan.subscribe.group == Group::Ephemeral, Capability::Ephemeral),
+        (
+            matches!(plan.subscribe.start, Start::Time(_)),
+            Capability::StartTime,
+        ),
+    ];
+    for (_, capability) in wanted.into_iter().filter(|(asked, _)| *asked) {
+        can.require(capability, "start")
+            .map_err(|error| error.with("route", &plan.names.handler))?;
+    }
+    Ok(())
+}
+
+/// How long one message can take in the worst case.
+pub(super) fn worst_case(plan: &Plan) -> Duration {
+    plan.retry.worst_case(plan.timeout)
+}
+
+fn label(options: &RouteOptions) -> String {
+    let name = options
+        .name
+        .as_deref()
+        .or(options.group.as_deref())
+        .unwrap_or("(ephemeral)");
+    format!("the route `{name}` on `{}`", options.channel)
+}
+
+fn named<T>(label: &str, option: &str, name: Result<T>) -> Result<T> {
+    name.map_err(|error| Error::config("start", format!("{label}: its {option} is wrong")).because(error))
+}
+
+fn list(names: &[&str]) -> String {
+    names
+        .iter()
+        .map(|name| format!("`{name}`"))
+        .collect::<Vec<_>>()
+        .join(", ")
+}

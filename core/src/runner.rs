@@ -1,0 +1,22 @@
+//! Runs routes: everything between a delivery and its settlement. Which routes there are is the router's.
+
+mod crew;
+mod dead_letter;
+mod dispatcher;
+mod events;
+mod held;
+mod lanes;
+mod plan;
+mod pool;
+mod report;
+mod running;
+mod task;
+
+pub(crate) use crew::Orders;
+pub(crate) use events::started;
+pub(crate) use plan::Plan;
+pub(crate) use report::Status;
+pub use report::{Report, RouteHealth, RouteReport, ServiceHealth};
+pub use running::Running;
+pub(crate) use running::RunningRoute;
+pub(crate) use task::{StopOrder, run};

@@ -1,0 +1,228 @@
+//! Those who call the handler: attempts with their panic guard and time-out, polled once in place and parked only when they
+//! wait. What an outcome means for the message is the dispatcher's.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use futures_util::future::{AbortHandle, Abortable, Aborted};
+use futures_util::stream::{FuturesUnordered, StreamExt};
+
+use crate::broker::Broker;
+use crate::env::{BoxFuture, Env};
+use crate::envelope::Envelope;
+use crate::error::BoxError;
+use crate::extract::Incoming;
+use crate::handler::DynHandler;
+use crate::outcome::Outcome;
+use crate::publish::{Confirmed, Outgoing, Publisher};
+
+/// What a crew needs to know of its route.
+#[derive(Clone)]
+pub(crate) struct Orders {
+    pub(crate) handler: Arc<dyn DynHandler>,
+    pub(crate) broker: Broker,
+    pub(crate) env: Env,
+    pub(crate) publishes: Option<Arc<str>>,
+    pub(crate) timeout: Duration,
+}
+
+/// How an attempt ended for the dispatcher.
+#[derive(Debug)]
+pub(crate) enum Ended {
+    Outcome(Outcome),
+    /// It was cancelled: its claim is gone, or the service's time is up. Not a failure.
+    Cancelled,
+}
+
+/// Runs attempts of one route on one task.
+pub(crate) struct Crew<'a> {
+    orders: &'a Orders,
+    parked: FuturesUnordered<Abortable<Attempt<'a>>>,
+    aborts: HashMap<usize, AbortHandle, foldhash::fast::RandomState>,
+    cancelled: Vec<usize>,
+}
+
+impl<'a> Crew<'a> {
+    pub(crate) fn new(orders: &'a Orders) -> Self {
+        Self {
+            orders,
+            parked: FuturesUnordered::new(),
+            aborts: HashMap::default(),
+            cancelled: Vec::new(),
+        }
+    }
+
+    /// Begins an attempt under the number `job`. One that ends at its first poll costs no task, set entry or waker.
+    pub(crate) fn start(
+        &mut self,
+        job: impl FnOnce() -> usize,
+        incoming: Incoming,
+        cx: &mut Context<'_>,
+    ) -> Option<Outcome> {
+        let handler = &*self.orders.handler;
+        let mut attempt = match catch_unwind(AssertUnwindSafe(|| handler.dyn_handle(incoming))) {
+            Ok(future) => Attempt {
+                job: 0,
+                orders: self.orders,
+                stage: Stage::Handling(future),
+                timer: None,
+            },
+            Err(panic) => return Some(panicked(&*panic)),
+        };
+        if let Poll::Ready((_, outcome)) = Pin::new(&mut attempt).poll(cx) {
+            return Some(outcome);
+        }
+        attempt.job = job();
+        let (abort, registration) = AbortHandle::new_pair();
+        self.aborts.insert(attempt.job, abort);
+        self.parked.push(Abortable::new(attempt, registration));
+        None
+    }
+
+    /// Cancels a parked attempt; it ends as [`Ended::Cancelled`].
+    pub(crate) fn cancel(&mut self, job: usize) {
+        if let Some(abort) = self.aborts.remove(&job) {
+            abort.abort();
+            self.cancelled.push(job);
+        }
+    }
+
+    /// The next attempt that ends; pending while none runs.
+    ///
+    /// Cancel-safe: an attempt is taken out only when it is answered.
+    pub(crate) fn poll_ended(&mut self, cx: &mut Context<'_>) -> Poll<(usize, Ended)> {
+        loop {
+            if let Some(job) = self.cancelled.pop() {
+                return Poll::Ready((job, Ended::Cancelled));
+            }
+            match ready!(self.parked.poll_next_unpin(cx)) {
+                Some(Ok((job, outcome))) => {
+                    self.aborts.remove(&job);
+                    return Poll::Ready((job, Ended::Outcome(outcome)));
+                }
+                // it was answered when it was cancelled
+                Some(Err(Aborted)) => {}
+                None => return Poll::Pending,
+            }
+        }
+    }
+}
+
+/// One attempt: the handler's future, then its outputs until they are confirmed.
+struct Attempt<'a> {
+    job: usize,
+    orders: &'a Orders,
+    stage: Stage<'a>,
+    /// Made when the first poll was pending: a handler that is done at once needs none.
+    timer: Option<BoxFuture<'static, ()>>,
+}
+
+enum Stage<'a> {
+    Handling(BoxFuture<'a, Outcome>),
+    Publishing(BoxFuture<'a, Outcome>),
+    Ended,
+}
+
+impl Future for Attempt<'_> {
+    type Output = (usize, Outcome);
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = &mut *self;
+        loop {
+            let (future, handling) = match &mut this.stage {
+                Stage::Handling(future) => (future, true),
+                Stage::Publishing(future) => (future, false),
+                Stage::Ended => return Poll::Pending,
+            };
+            let outcome = match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))) {
+                Ok(Poll::Ready(outcome)) => outcome,
+                Err(panic) => panicked(&*panic),
+                // what is being confirmed has the publisher's own deadline
+                Ok(Poll::Pending) if !handling => return Poll::Pending,
+                Ok(Poll::Pending) => {
+                    let (env, limit) = (&this.orders.env, this.orders.timeout);
+                    ready!(
+                        this.timer
+                            .get_or_insert_with(|| env.sleep(limit))
+                            .as_mut()
+                            .poll(cx)
+                    );
+                    Outcome::Retry(
+                        format!("the attempt took longer than its time-out of {limit:?}").into(),
+                        None,
+                    )
+                }
+            };
+            let ended = std::mem::replace(&mut this.stage, Stage::Ended);
+            // dropping what the handler left may panic too
+            let _ = catch_unwind(AssertUnwindSafe(|| drop(ended)));
+            match has_outputs(&outcome) {
+                true if handling => this.stage = Stage::Publishing(Box::pin(confirm(outcome, this.orders))),
+                _ => return Poll::Ready((this.job, outcome)),
+            }
+        }
+    }
+}
+
+fn has_outputs(outcome: &Outcome) -> bool {
+    match outcome {
+        Outcome::Done(outputs) => !outputs.is_empty(),
+        Outcome::Each(each) => each.iter().any(has_outputs),
+        Outcome::Retry(..) | Outcome::Reject(..) => false,
+    }
+}
+
+/// Publishes what the outcome asks for, pipelined, and waits for every confirm. What isn't confirmed makes its item retried.
+async fn confirm(outcome: Outcome, orders: &Orders) -> Outcome {
+    match outcome {
+        Outcome::Done(outputs) => confirm_outputs(outputs, orders).await,
+        Outcome::Each(each) => {
+            let mut confirmed = Vec::with_capacity(each.len());
+            for outcome in each {
+                confirmed.push(match outcome {
+                    Outcome::Done(outputs) if !outputs.is_empty() => confirm_outputs(outputs, orders).await,
+                    other => other,
+                });
+            }
+            Outcome::Each(confirmed)
+        }
+        other => other,
+    }
+}
+
+async fn confirm_outputs(outputs: Vec<Envelope>, orders: &Orders) -> Outcome {
+    let Some(channel) = &orders.publishes else {
+        let message = "the handler returned messages, but its route has no `publishes` channel; add one";
+        return Outcome::Reject(crate::Reason::Rejected, message.into());
+    };
+    let mut confirms = Vec::with_capacity(outputs.len());
+    for output in outputs {
+        confirms.push(orders.broker.send(Outgoing::new(&**channel, output)).await);
+    }
+    let mut result: Confirmed = Ok(crate::Receipt::default());
+    for confirm in confirms {
+        // all are awaited, so that none is left on its way when the attempt is judged
+        let confirmed = confirm.await;
+        result = result.and(confirmed);
+    }
+    match result {
+        Ok(_) => Outcome::done(),
+        Err(error) => Outcome::Retry(BoxError::from(error), None),
+    }
+}
+
+fn panicked(panic: &(dyn std::any::Any + Send)) -> Outcome {
+    let text = panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(|s| &**s));
+    Outcome::Retry(
+        format!("the handler panicked: {}", text.unwrap_or("no message")).into(),
+        None,
+    )
+}

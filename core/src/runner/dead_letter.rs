@@ -1,0 +1,120 @@
+//! What a dead letter says of itself: the headers of the wire format, cut to their bounds.
+
+use crate::delivery::Delivery;
+use crate::envelope::Envelope;
+use crate::headers::HeadersMut;
+use crate::outcome::Reason;
+
+/// The longest value of a dead-letter header, in bytes; what is longer is cut and marked.
+const MAX_VALUE: usize = 2 * 1024;
+const CUT: &str = "… (cut)";
+/// The headers that every dead letter has, and the redrive count among them.
+const PREFIX: &str = "postrider-dlq-";
+const REDRIVES: &str = "postrider-dlq-redrives";
+
+/// Why and where a message failed.
+pub(crate) struct Failure<'a> {
+    pub(crate) reason: Reason,
+    /// The error and everything below it.
+    pub(crate) error: &'a (dyn std::error::Error + 'static),
+    pub(crate) attempts: u32,
+    pub(crate) first_failed_ms: u64,
+    pub(crate) last_failed_ms: u64,
+    pub(crate) channel: &'a str,
+    pub(crate) group: &'a str,
+    pub(crate) handler: &'a str,
+    pub(crate) origin: &'a str,
+}
+
+/// The dead letter of a delivery, and its hop: which copy it is, so that a broker that drops doubles keeps each.
+pub(crate) fn dead_letter(delivery: &Delivery, failure: &Failure<'_>) -> (Envelope, String) {
+    let source = &delivery.envelope;
+    // what comes off the wire is untrusted: a count that can't be read is none
+    let redrives = source
+        .headers()
+        .get(REDRIVES)
+        .and_then(|v| v.as_int())
+        .unwrap_or(0)
+        .clamp(0, 1_000_000);
+    let mut headers = HeadersMut::new();
+    for (attribute, value) in source.headers().attributes() {
+        headers.set(attribute, value);
+    }
+    for (name, value) in source
+        .headers()
+        .iter()
+        .filter(|(name, _)| !name.starts_with(PREFIX))
+    {
+        headers.insert_system(name, value);
+    }
+    let mut put = |name: &str, value: &str| headers.insert_system(&format!("{PREFIX}{name}"), &*cut(value));
+    put("reason", failure.reason.as_str());
+    put("error", &failure.error.to_string());
+    put("error-chain", &chain(failure.error));
+    put("attempts", &failure.attempts.to_string());
+    if let Some(deliveries) = delivery.deliveries {
+        put("deliveries", &deliveries.to_string());
+    }
+    put(
+        "first-failed-at",
+        &crate::envelope::rfc3339(failure.first_failed_ms as i64),
+    );
+    put(
+        "last-failed-at",
+        &crate::envelope::rfc3339(failure.last_failed_ms as i64),
+    );
+    put("channel", failure.channel);
+    put("group", failure.group);
+    put("handler", failure.handler);
+    put("origin", failure.origin);
+    put("redrives", &redrives.to_string());
+    if source.source().is_empty() {
+        // a raw message's id was derived from the broker's coordinates, which the copy no longer has
+        headers.insert_system("postrider-origin-id", &*source.id().to_string());
+    }
+    let hop = format!("dlq/{}/{redrives}/{}", failure.group, failure.origin);
+    (source.clone().with_headers(headers.freeze()), hop)
+}
+
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(source) = next {
+        text.push_str(": ");
+        text.push_str(&source.to_string());
+        next = source.source();
+        if text.len() > MAX_VALUE {
+            break;
+        }
+    }
+    text
+}
+
+fn cut(value: &str) -> String {
+    // control characters have no place in a header on any broker
+    let value: String = value
+        .chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect();
+    if value.len() <= MAX_VALUE {
+        return value;
+    }
+    let mut end = MAX_VALUE - CUT.len();
+    while !value.is_char_boundary(end) {
+        end -= 1;
+    }
+    format!("{}{CUT}", &value[..end])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_is_cut_at_its_bound_and_not_before() {
+        assert_eq!(cut(&"x".repeat(MAX_VALUE)).len(), MAX_VALUE);
+        let long = cut(&"ä".repeat(MAX_VALUE));
+        assert!(long.len() <= MAX_VALUE && long.ends_with(CUT), "{}", long.len());
+        assert_eq!(cut("a\r\nb"), "a  b");
+    }
+}

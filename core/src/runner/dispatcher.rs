@@ -1,0 +1,526 @@
+//! One route's decisions: which message starts, what its outcome means, what is settled. The loop that feeds it is `task`'s;
+//! who calls the handler is `crew`'s.
+
+mod claims;
+mod letters;
+
+use std::collections::{BinaryHeap, VecDeque};
+use std::hash::BuildHasher;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use futures_util::stream::FuturesUnordered;
+use slab::Slab;
+
+use super::crew::{Crew, Ended, Orders};
+use super::events;
+use super::held::{Delayed, Held, Items};
+use super::lanes::{LaneId, Lanes};
+use super::plan::Plan;
+use super::pool::Pool;
+use super::report::Status;
+use crate::delivery::Delivery;
+use crate::env::BoxFuture;
+use crate::error::{BoxError, Class};
+use crate::extract::Incoming;
+use crate::outcome::{Outcome, Reason};
+use crate::policy::{OnExpired, Verdict};
+use crate::settle::{Claim, ClaimId, Settlement};
+use crate::subscribe::{Control, Health, Order};
+use claims::Revocation;
+use letters::LetterSent;
+
+/// Who calls the handler: this task, or several.
+pub(crate) enum Hands<'a> {
+    Own(Box<Crew<'a>>),
+    Pool(Pool),
+}
+
+/// One route at work.
+pub(crate) struct Dispatcher<'a> {
+    plan: &'a Plan,
+    orders: &'a Orders,
+    status: &'a Status,
+    control: Arc<dyn Control>,
+    hands: Hands<'a>,
+    hash: foldhash::quality::RandomState,
+    lanes: Lanes<Held>,
+    /// May run as soon as there is room; each occupies its lane already.
+    ready: VecDeque<Held>,
+    delayed: BinaryHeap<Delayed>,
+    delays: u64,
+    jobs: Slab<Items>,
+    letters: FuturesUnordered<BoxFuture<'a, LetterSent>>,
+    /// The claims under which the letters' messages were delivered.
+    letter_claims: Vec<ClaimId>,
+    /// Dead letters that can't be published at present; while there are any, nothing new starts.
+    stalled: Arc<std::sync::atomic::AtomicUsize>,
+    revoking: Vec<Revocation>,
+    /// Claims whose running attempts were cancelled and haven't ended yet.
+    lost: Vec<ClaimId>,
+    /// Taken from cancelled attempts, to be given back.
+    returned: Vec<Held>,
+    settled: Vec<(Claim, Settlement)>,
+    /// Counted here and added to the shared counters once a round.
+    handled: u64,
+    held: usize,
+    now: Instant,
+    stopping: bool,
+}
+
+impl<'a> Dispatcher<'a> {
+    pub(crate) fn new(
+        plan: &'a Plan,
+        orders: &'a Orders,
+        status: &'a Status,
+        control: Arc<dyn Control>,
+    ) -> Self {
+        let hands = match plan.workers {
+            0 | 1 => Hands::Own(Box::new(Crew::new(orders))),
+            workers => Hands::Pool(Pool::new(orders, workers)),
+        };
+        Self {
+            plan,
+            orders,
+            status,
+            control,
+            hands,
+            hash: foldhash::quality::RandomState::default(),
+            lanes: Lanes::new(),
+            ready: VecDeque::new(),
+            delayed: BinaryHeap::new(),
+            delays: 0,
+            jobs: Slab::new(),
+            letters: FuturesUnordered::new(),
+            letter_claims: Vec::new(),
+            stalled: Arc::default(),
+            revoking: Vec::new(),
+            lost: Vec::new(),
+            returned: Vec::new(),
+            settled: Vec::new(),
+            handled: 0,
+            held: 0,
+            now: orders.env.now(),
+            stopping: false,
+        }
+    }
+
+    /// Whether a handler runs or a dead letter is on its way.
+    pub(crate) fn is_running(&self) -> bool {
+        !self.jobs.is_empty() || !self.letters.is_empty()
+    }
+
+    /// Whether new messages may be received.
+    pub(crate) fn is_open(&self) -> bool {
+        !self.stopping && self.stalled.load(Relaxed) == 0
+    }
+
+    /// When the next back-off ends.
+    pub(crate) fn next_due(&self) -> Option<Instant> {
+        if self.stopping {
+            None
+        } else {
+            self.delayed.peek().map(|d| d.due)
+        }
+    }
+
+    /// The clock is asked once a round.
+    pub(crate) fn tick(&mut self) {
+        self.now = self.orders.env.now();
+    }
+
+    /// New deliveries, in their order.
+    pub(crate) fn arrived(&mut self, inbox: &mut Vec<Delivery>, cx: &mut Context<'_>) {
+        self.held += inbox.len();
+        for delivery in inbox.drain(..) {
+            let lane = self.lane_of(&delivery);
+            let held = Held::new(delivery, lane, self.now);
+            let Some(held) = self.keep_if_revoking(held) else {
+                continue;
+            };
+            let Some(held) = (match lane {
+                Some(lane) => self.lanes.admit(lane, held),
+                None => Some(held),
+            }) else {
+                continue;
+            };
+            // the common case: the lane is free, there is room, and the handler ends at once: no queue is touched
+            if self.plan.batch.is_none() && self.ready.is_empty() && self.has_room() {
+                self.start(Items::from_iter([held]), false, cx);
+            } else {
+                lane.into_iter().for_each(|lane| self.lanes.occupy(lane));
+                self.ready.push_back(held);
+            }
+        }
+        self.pump(cx);
+    }
+
+    /// Starts what is ready, as far as there is room.
+    pub(crate) fn pump(&mut self, cx: &mut Context<'_>) {
+        while self.has_room()
+            && let Some(first) = self.ready.pop_front()
+        {
+            let mut items = Items::from_iter([first]);
+            if let Some(most) = self.plan.batch {
+                self.fill(&mut items, most);
+            }
+            self.start(items, true, cx);
+        }
+    }
+
+    /// Back-offs that have ended: their messages are ready.
+    pub(crate) fn wake_due(&mut self) {
+        while self.delayed.peek().is_some_and(|next| next.due <= self.now)
+            && let Some(next) = self.delayed.pop()
+        {
+            self.ready.push_back(next.held);
+        }
+    }
+
+    /// Attempts that have ended, and dead letters that are safe. Pending while there are none.
+    pub(crate) fn poll_ended(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut any = false;
+        while let Poll::Ready(sent) = self.poll_letter(cx) {
+            self.letter_sent(sent);
+            any = true;
+        }
+        let mut ended = Vec::new();
+        match &mut self.hands {
+            Hands::Own(crew) => {
+                while let Poll::Ready(end) = crew.poll_ended(cx) {
+                    ended.push(end);
+                }
+            }
+            // the waker is left behind by the call that finds nothing
+            Hands::Pool(pool) => while pool.poll_ended(cx, &mut ended).is_ready() {},
+        }
+        any |= !ended.is_empty();
+        for (job, end) in ended {
+            let items = self.jobs.remove(job);
+            match end {
+                Ended::Outcome(outcome) => self.conclude(items, outcome, true),
+                Ended::Cancelled => self.cancelled(items),
+            }
+        }
+        if any { Poll::Ready(()) } else { Poll::Pending }
+    }
+
+    /// Hands over what was settled, one call for all of it. Stale ones come again by themselves.
+    pub(crate) fn settle(&mut self) {
+        if !self.settled.is_empty() {
+            self.held = self.held.saturating_sub(self.settled.len());
+            if let Err(error) = Claim::settle_all(&mut self.settled) {
+                tracing::debug!(target: "postrider::claim", route = self.plan.names.handler, stale = error.stale.len(), "settled too late");
+            }
+        }
+        if self.handled > 0 {
+            self.status.handled.fetch_add(self.handled, Relaxed);
+            self.handled = 0;
+            if self.status.consecutive_failures.load(Relaxed) > 0 {
+                self.status.consecutive_failures.store(0, Relaxed);
+            }
+        }
+        self.status.in_flight.store(self.held, Relaxed);
+        self.status.activity.fetch_add(1, Relaxed);
+    }
+
+    /// Looks for a lane that holds up three quarters of the window, and says so in the route's health.
+    pub(crate) fn watch_lanes(&mut self) {
+        let most = self.plan.subscribe.window.messages / 4 * 3;
+        let trouble = match self.lanes.longest() {
+            Some((waiting, item)) if waiting >= most.max(1) => {
+                let key =
+                    String::from_utf8_lossy(item.delivery.envelope.key().unwrap_or_default()).into_owned();
+                Some(Health::degraded(format!(
+                    "{waiting} messages wait behind one of the key `{key}`; the window is nearly full of them"
+                )))
+            }
+            _ => None,
+        };
+        if self.stalled.load(Relaxed) == 0 {
+            self.status.set_trouble(trouble);
+        }
+    }
+
+    fn lane_of(&self, delivery: &Delivery) -> Option<LaneId> {
+        match self.plan.subscribe.order {
+            Order::Key => delivery.envelope.key().map(|key| LaneId(self.hash.hash_one(key))),
+            Order::Partition => Some(LaneId(u64::from(delivery.origin.shard))),
+            Order::None => None,
+        }
+    }
+
+    fn has_room(&self) -> bool {
+        self.jobs.len() < self.plan.concurrency && self.is_open()
+    }
+
+    /// Fills a batch: the rest of the lanes taken, then the next that are ready.
+    fn fill(&mut self, items: &mut Items, most: usize) {
+        let mut next = 0;
+        while items.len() < most {
+            // each item brings what waits behind it: consecutive messages of one key belong into one batch
+            if let Some(lane) = items.get(next).map(|held| held.lane) {
+                if let Some(lane) = lane {
+                    let room = most - items.len();
+                    items.extend(self.lanes.take_next(lane, room));
+                }
+                next = items.len().max(next + 1);
+            } else if let Some(held) = self.ready.pop_front() {
+                next = items.len();
+                items.push(held);
+            } else {
+                break;
+            }
+        }
+    }
+
+    /// Begins an attempt at one message, or at a batch. `occupied`: its lanes are marked busy already.
+    fn start(&mut self, mut items: Items, occupied: bool, cx: &mut Context<'_>) {
+        if items.iter().any(|held| self.unfit(held).is_some()) {
+            items = self.sort_out(items, occupied);
+            if items.is_empty() {
+                return;
+            }
+        }
+        let first = &items[0];
+        let envelope = first.delivery.envelope.clone();
+        let rest = items[1..]
+            .iter()
+            .map(|held| held.delivery.envelope.clone())
+            .collect();
+        let attempt = items.iter().map(|held| held.attempt).max().unwrap_or(1);
+        let incoming = Incoming::new(
+            envelope,
+            rest,
+            attempt,
+            first.delivery.deliveries,
+            first.delivery.claim_id(),
+        );
+        let outcome = match &mut self.hands {
+            Hands::Own(crew) => {
+                let entry = &self.jobs;
+                crew.start(|| entry.vacant_key(), incoming, cx)
+            }
+            Hands::Pool(pool) => {
+                pool.start(self.jobs.vacant_key(), incoming);
+                None
+            }
+        };
+        match outcome {
+            Some(outcome) => self.conclude(items, outcome, occupied),
+            None => {
+                if !occupied {
+                    items
+                        .iter()
+                        .filter_map(|held| held.lane)
+                        .for_each(|lane| self.lanes.occupy(lane));
+                }
+                self.jobs.insert(items);
+            }
+        }
+    }
+
+    /// Why a message isn't handed to the handler at all.
+    fn unfit(&self, held: &Held) -> Option<Unfit> {
+        let envelope = &held.delivery.envelope;
+        if envelope.breaks_bounds() {
+            return Some(Unfit::Reject(
+                Reason::Oversize,
+                "its headers are beyond the bounds".into(),
+            ));
+        }
+        let expires = envelope.expires_ms()?;
+        if expires > self.orders.env.wall_ms() {
+            return None;
+        }
+        match self.plan.on_expired {
+            OnExpired::Drop => Some(Unfit::Drop),
+            OnExpired::DeadLetter => Some(Unfit::Reject(
+                Reason::Expired,
+                "its expiry time has passed".into(),
+            )),
+        }
+    }
+
+    /// Settles those that never reach the handler, and answers the others.
+    #[cold]
+    fn sort_out(&mut self, items: Items, occupied: bool) -> Items {
+        let mut fit = Items::new();
+        for held in items {
+            let Some(unfit) = self.unfit(&held) else {
+                fit.push(held);
+                continue;
+            };
+            if !occupied {
+                held.lane.into_iter().for_each(|lane| self.lanes.occupy(lane));
+            }
+            match unfit {
+                Unfit::Reject(reason, error) => self.give_up(held, reason, error),
+                Unfit::Drop => {
+                    self.status.dropped.fetch_add(1, Relaxed);
+                    self.acknowledge(held, true);
+                }
+            }
+        }
+        fit
+    }
+
+    /// What an outcome means for its messages.
+    fn conclude(&mut self, mut items: Items, outcome: Outcome, occupied: bool) {
+        if let (1, Outcome::Done(_)) = (items.len(), &outcome)
+            && let Some(held) = items.pop()
+        {
+            self.handled += 1;
+            return self.acknowledge(held, occupied);
+        }
+        if !occupied {
+            items
+                .iter()
+                .filter_map(|held| held.lane)
+                .for_each(|lane| self.lanes.occupy(lane));
+        }
+        let verdicts = spread(outcome, items.len());
+        let mut again: Vec<(Duration, Items)> = Vec::new();
+        for (mut held, outcome) in items.into_iter().zip(verdicts) {
+            let same_lane =
+                |(_, items): &&mut (Duration, Items)| held.lane.is_some() && items[0].lane == held.lane;
+            if let Some((_, behind)) = again.iter_mut().find(same_lane) {
+                // an earlier message of its key is tried again, so this one counts as not run
+                behind.push(held);
+                continue;
+            }
+            match outcome {
+                Outcome::Done(_) => {
+                    self.handled += 1;
+                    self.acknowledge(held, true);
+                }
+                Outcome::Retry(error, advised) => match self.verdict(&mut held, advised) {
+                    Verdict::Again(wait) => {
+                        events::retry(&self.plan.names, &held.delivery, held.attempt, wait, &*error);
+                        self.status.retried.fetch_add(1, Relaxed);
+                        held.attempt += 1;
+                        held.wait = wait;
+                        again.push((wait, Items::from_iter([held])));
+                    }
+                    Verdict::GiveUp => self.give_up(held, Reason::Exhausted, error),
+                },
+                Outcome::Reject(reason, error) => self.give_up(held, reason, error),
+                // `spread` leaves no batch inside a batch
+                Outcome::Each(_) => self.give_up(held, Reason::Rejected, "a batch inside a batch".into()),
+            }
+        }
+        for (wait, items) in again {
+            self.delay(wait, items);
+        }
+    }
+
+    fn verdict(&mut self, held: &mut Held, advised: Option<Duration>) -> Verdict {
+        let env = &self.orders.env;
+        if held.first_failed_ms == 0 {
+            held.first_failed_ms = env.wall_ms();
+        }
+        self.status.consecutive_failures.fetch_add(1, Relaxed);
+        let elapsed = env.now().saturating_duration_since(held.received);
+        self.plan.retry.verdict(
+            held.attempt,
+            elapsed,
+            held.wait,
+            Class::Retry(advised),
+            env.random(),
+        )
+    }
+
+    /// The first waits; what came after it in its lane waits for it.
+    fn delay(&mut self, wait: Duration, items: Items) {
+        let mut items = items.into_iter();
+        let Some(held) = items.next() else { return };
+        if let Some(lane) = held.lane {
+            self.lanes.put_back(lane, items);
+        }
+        self.delays += 1;
+        self.delayed.push(Delayed {
+            due: self.orders.env.now() + wait,
+            number: self.delays,
+            held,
+        });
+    }
+
+    fn acknowledge(&mut self, held: Held, occupied: bool) {
+        if occupied && let Some(lane) = held.lane {
+            self.release(lane);
+        }
+        self.settled.push((held.delivery.claim, Settlement::Ack));
+    }
+
+    /// What ran in the lane has ended: the next one is ready.
+    fn release(&mut self, lane: LaneId) {
+        if let Some(next) = self.lanes.finished(lane) {
+            self.ready.push_back(next);
+        }
+    }
+
+    fn give_up(&mut self, held: Held, reason: Reason, error: BoxError) {
+        match &self.plan.dead_letter {
+            Some(channel) => self.send_letter(held, reason, error, channel),
+            None => {
+                events::dropped(&self.plan.names, &held.delivery, held.attempt, reason, &*error);
+                self.status.dropped.fetch_add(1, Relaxed);
+                self.acknowledge(held, true);
+            }
+        }
+    }
+}
+
+enum Unfit {
+    Reject(Reason, BoxError),
+    Drop,
+}
+
+/// One outcome for each message, whatever the handler returned.
+fn spread(outcome: Outcome, messages: usize) -> Vec<Outcome> {
+    match outcome {
+        Outcome::Each(each) if each.len() == messages => each,
+        Outcome::Each(each) => {
+            let error = format!(
+                "the handler returned {} outcomes for {messages} messages",
+                each.len()
+            );
+            (0..messages)
+                .map(|_| Outcome::Retry(error.clone().into(), None))
+                .collect()
+        }
+        Outcome::Done(_) => (0..messages).map(|_| Outcome::done()).collect(),
+        Outcome::Retry(error, after) if messages == 1 => vec![Outcome::Retry(error, after)],
+        Outcome::Reject(reason, error) if messages == 1 => vec![Outcome::Reject(reason, error)],
+        Outcome::Retry(error, after) => {
+            let error = Arc::new(error);
+            (0..messages)
+                .map(|_| Outcome::Retry(Box::new(Shared(Arc::clone(&error))), after))
+                .collect()
+        }
+        Outcome::Reject(reason, error) => {
+            let error = Arc::new(error);
+            (0..messages)
+                .map(|_| Outcome::Reject(reason, Box::new(Shared(Arc::clone(&error)))))
+                .collect()
+        }
+    }
+}
+
+/// One error for all messages of a batch.
+#[derive(Debug)]
+struct Shared(Arc<BoxError>);
+
+impl std::fmt::Display for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl std::error::Error for Shared {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.0.source()
+    }
+}

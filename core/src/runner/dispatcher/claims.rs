@@ -1,0 +1,179 @@
+//! What happens to messages whose claim ends, and to all of them when the route stops.
+
+use std::sync::atomic::Ordering::Relaxed;
+
+use super::{Dispatcher, Hands, Held, Items};
+use crate::runner::events;
+use crate::settle::{ClaimId, Settlement};
+
+/// Claims that are to be given up as soon as nothing runs under them.
+pub(crate) struct Revocation {
+    claims: Vec<ClaimId>,
+    /// Not started; given back in their order once what runs has ended.
+    held: Vec<Held>,
+}
+
+impl Dispatcher<'_> {
+    /// These claims are gone: what runs under them is cancelled, what waits is forgotten. The broker redelivers both.
+    pub(crate) fn lost(&mut self, claims: &[ClaimId]) {
+        events::claims_lost(&self.plan.names, claims);
+        self.revoking.retain_mut(|revocation| {
+            revocation.claims.retain(|claim| !claims.contains(claim));
+            !revocation.claims.is_empty()
+        });
+        let forgotten = self.evict(|held| claims.contains(&held.delivery.claim_id()));
+        self.forget(forgotten);
+        self.lost.extend_from_slice(claims);
+        self.cancel(|held| claims.contains(&held.delivery.claim_id()));
+    }
+
+    /// These claims are to be given up: nothing new starts under them, what runs finishes.
+    pub(crate) fn revoke(&mut self, claims: Vec<ClaimId>) {
+        let held = self.evict(|held| claims.contains(&held.delivery.claim_id()));
+        self.revoking.push(Revocation { claims, held });
+    }
+
+    /// Claims under which nothing runs any more; what was held back is given back now, in order.
+    pub(crate) fn released(&mut self) -> Vec<ClaimId> {
+        let mut released = Vec::new();
+        let revoking = std::mem::take(&mut self.revoking);
+        for revocation in revoking {
+            if self.runs_under(&revocation.claims) {
+                self.revoking.push(revocation);
+            } else {
+                self.give_back(revocation.held);
+                released.extend(revocation.claims);
+            }
+        }
+        released
+    }
+
+    /// A new delivery under a claim that is being given up is kept back, too.
+    pub(super) fn keep_if_revoking(&mut self, held: Held) -> Option<Held> {
+        let claim = held.delivery.claim_id();
+        match self
+            .revoking
+            .iter_mut()
+            .find(|revocation| revocation.claims.contains(&claim))
+        {
+            Some(revocation) => {
+                revocation.held.push(held);
+                None
+            }
+            None => Some(held),
+        }
+    }
+
+    /// From now on nothing starts.
+    pub(crate) fn stop(&mut self) {
+        events::draining(&self.plan.names, self.held);
+        self.stopping = true;
+    }
+
+    /// The time is up: what runs is cancelled, and ends as such when it is polled next.
+    pub(crate) fn cancel_all(&mut self) {
+        self.cancel(|_| true);
+        // a letter that isn't confirmed leaves its message with the broker
+        let letters = self.letter_claims.len();
+        self.letters.clear();
+        self.letter_claims.clear();
+        self.held = self.held.saturating_sub(letters);
+        self.status.given_back.fetch_add(letters as u64, Relaxed);
+    }
+
+    /// Gives back all that never finished, in the order in which it came. Answers how many.
+    pub(crate) fn give_all_back(&mut self) -> usize {
+        let mut held = std::mem::take(&mut self.returned);
+        held.extend(self.evict(|_| true));
+        held.extend(
+            std::mem::take(&mut self.revoking)
+                .into_iter()
+                .flat_map(|revocation| revocation.held),
+        );
+        let count = held.len();
+        self.give_back(held);
+        count
+    }
+
+    /// An attempt was cancelled: not a failure, so nothing is counted against its messages.
+    pub(super) fn cancelled(&mut self, items: Items) {
+        self.status.cancelled.fetch_add(items.len() as u64, Relaxed);
+        let mut requeued: Vec<Held> = Vec::new();
+        for held in items {
+            if self.lost.contains(&held.delivery.claim_id()) {
+                self.forget(vec![held]);
+            } else if self.stopping {
+                self.returned.push(held);
+            } else if let Some(lane) = held.lane
+                && requeued.iter().any(|other| other.lane == Some(lane))
+            {
+                self.lanes.put_back(lane, std::iter::once(held));
+            } else {
+                requeued.push(held);
+            }
+        }
+        self.ready.extend(requeued);
+        let lost = std::mem::take(&mut self.lost);
+        self.lost = lost
+            .into_iter()
+            .filter(|claim| self.runs_under(&[*claim]))
+            .collect();
+    }
+
+    fn runs_under(&self, claims: &[ClaimId]) -> bool {
+        let running = self
+            .jobs
+            .iter()
+            .flat_map(|(_, items)| items.iter().map(|held| held.delivery.claim_id()));
+        running
+            .chain(self.letter_claims.iter().copied())
+            .any(|claim| claims.contains(&claim))
+    }
+
+    fn cancel(&mut self, which: impl Fn(&Held) -> bool) {
+        for (job, items) in &self.jobs {
+            if items.iter().any(&which) {
+                match &mut self.hands {
+                    Hands::Own(crew) => crew.cancel(job),
+                    Hands::Pool(pool) => pool.cancel(job),
+                }
+            }
+        }
+    }
+
+    /// Takes out what doesn't run, wherever it waits.
+    fn evict(&mut self, which: impl Fn(&Held) -> bool) -> Vec<Held> {
+        let mut out = self.lanes.take_waiting(&which);
+        let (taken, stay): (Vec<_>, Vec<_>) = self.ready.drain(..).partition(&which);
+        self.ready.extend(stay);
+        let (late, stay): (Vec<_>, Vec<_>) = self.delayed.drain().partition(|delayed| which(&delayed.held));
+        self.delayed.extend(stay);
+        for held in taken
+            .into_iter()
+            .chain(late.into_iter().map(|delayed| delayed.held))
+        {
+            if let Some(lane) = held.lane {
+                self.release(lane);
+            }
+            out.push(held);
+        }
+        out
+    }
+
+    fn forget(&mut self, held: Vec<Held>) {
+        self.held = self.held.saturating_sub(held.len());
+        self.status.given_back.fetch_add(held.len() as u64, Relaxed);
+        // dropping a stale claim changes nothing; the broker redelivers by itself
+        drop(held);
+    }
+
+    fn give_back(&mut self, mut held: Vec<Held>) {
+        held.sort_by_key(|held| held.delivery.claim.token());
+        self.status.given_back.fetch_add(held.len() as u64, Relaxed);
+        self.settled.extend(
+            held.into_iter()
+                .map(|held| (held.delivery.claim, Settlement::GiveBack(None))),
+        );
+        self.settle();
+    }
+}

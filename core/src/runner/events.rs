@@ -1,0 +1,73 @@
+//! What the runner says through `tracing`: fixed targets and fields, and nothing for each message above DEBUG.
+
+use crate::delivery::Delivery;
+use crate::extract::RouteNames;
+use crate::outcome::Reason;
+use crate::settle::ClaimId;
+
+/// `start`: the route's consumer is attached.
+pub(crate) fn started(route: &RouteNames, broker: &str) {
+    tracing::info!(target: "postrider::route", route = route.handler, channel = route.channel, group = route.group, broker, "route started");
+}
+
+/// `retry`: an attempt failed and another follows.
+pub(crate) fn retry(
+    route: &RouteNames,
+    delivery: &Delivery,
+    attempt: u32,
+    wait: std::time::Duration,
+    error: &dyn std::error::Error,
+) {
+    tracing::debug!(target: "postrider::retry", route = route.handler, channel = route.channel, group = route.group, id = %delivery.envelope.id(), attempt, wait_ms = wait.as_millis() as u64, error = %error, "attempt failed, to be retried");
+}
+
+/// `dead_letter`: a message was given up on, and its dead letter is confirmed.
+pub(crate) fn dead_lettered(route: &RouteNames, delivery: &Delivery, attempt: u32, reason: Reason) {
+    tracing::warn!(target: "postrider::dead_letter", route = route.handler, channel = route.channel, group = route.group, id = %delivery.envelope.id(), attempt, reason = reason.as_str(), "message dead-lettered");
+}
+
+/// `dead_letter`: a message was given up on by a route without dead letters.
+pub(crate) fn dropped(
+    route: &RouteNames,
+    delivery: &Delivery,
+    attempt: u32,
+    reason: Reason,
+    error: &dyn std::error::Error,
+) {
+    tracing::warn!(target: "postrider::dead_letter", route = route.handler, channel = route.channel, group = route.group, id = %delivery.envelope.id(), attempt, reason = reason.as_str(), error = %error, "message dropped: the route has no dead letters");
+}
+
+/// `dead_letter`: the dead letter itself could not be published; the message stays with the broker.
+pub(crate) fn dead_letter_failed(
+    route: &RouteNames,
+    delivery: &Delivery,
+    attempt: u32,
+    error: &dyn std::error::Error,
+) {
+    tracing::error!(target: "postrider::dead_letter", route = route.handler, channel = route.channel, group = route.group, id = %delivery.envelope.id(), attempt, error = %error, "dead letter not confirmed, the route waits and tries again");
+}
+
+/// `claim`: claims ended; what ran under them is cancelled.
+pub(crate) fn claims_lost(route: &RouteNames, claims: &[ClaimId]) {
+    tracing::warn!(target: "postrider::claim", route = route.handler, channel = route.channel, group = route.group, claims = claims.len(), "claims lost");
+}
+
+/// `gap`: retention removed messages before they were read.
+pub(crate) fn gap(route: &RouteNames, from: u64, to: u64) {
+    tracing::error!(target: "postrider::gap", route = route.handler, channel = route.channel, group = route.group, from, to, "messages were removed before they were read");
+}
+
+/// `reconnect`: the connection is back.
+pub(crate) fn reconnected(route: &RouteNames) {
+    tracing::info!(target: "postrider::reconnect", route = route.handler, channel = route.channel, group = route.group, "reconnected");
+}
+
+/// `drain`: the route stops.
+pub(crate) fn draining(route: &RouteNames, held: usize) {
+    tracing::info!(target: "postrider::drain", route = route.handler, channel = route.channel, group = route.group, held, "route draining");
+}
+
+/// `drain`: the route has stopped.
+pub(crate) fn drained(route: &RouteNames, given_back: usize, in_time: bool) {
+    tracing::info!(target: "postrider::drain", route = route.handler, channel = route.channel, group = route.group, given_back, in_time, "route stopped");
+}

@@ -1,0 +1,70 @@
+//! A message that the runner holds, from its delivery until it is settled.
+
+use std::cmp::Ordering;
+use std::time::{Duration, Instant};
+
+use smallvec::SmallVec;
+
+use super::lanes::LaneId;
+use crate::delivery::Delivery;
+
+/// One message between delivery and settlement.
+#[derive(Debug)]
+pub(crate) struct Held {
+    pub(crate) delivery: Delivery,
+    pub(crate) lane: Option<LaneId>,
+    /// The attempt that is running or comes next, from 1.
+    pub(crate) attempt: u32,
+    /// When it was received; the first attempt begins at the earliest then.
+    pub(crate) received: Instant,
+    /// The wait before this attempt.
+    pub(crate) wait: Duration,
+    /// When an attempt first failed, in milliseconds since the Unix epoch; 0 while none has.
+    pub(crate) first_failed_ms: u64,
+}
+
+impl Held {
+    pub(crate) fn new(delivery: Delivery, lane: Option<LaneId>, received: Instant) -> Self {
+        Self {
+            delivery,
+            lane,
+            attempt: 1,
+            received,
+            wait: Duration::ZERO,
+            first_failed_ms: 0,
+        }
+    }
+}
+
+/// What one call of the handler works on: one message, or a batch.
+pub(crate) type Items = SmallVec<[Held; 1]>;
+
+/// A message that waits for its back-off; its lane stays busy.
+#[derive(Debug)]
+pub(crate) struct Delayed {
+    pub(crate) due: Instant,
+    /// Breaks ties, so that the heap is in order of arrival among equals.
+    pub(crate) number: u64,
+    pub(crate) held: Held,
+}
+
+impl Ord for Delayed {
+    /// The soonest is the greatest, as the heap wants it.
+    fn cmp(&self, other: &Self) -> Ordering {
+        (other.due, other.number).cmp(&(self.due, self.number))
+    }
+}
+
+impl PartialOrd for Delayed {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Delayed {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other) == Ordering::Equal
+    }
+}
+
+impl Eq for Delayed {}

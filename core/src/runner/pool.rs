@@ -1,0 +1,135 @@
+//! Several tasks that run one route's attempts, for handlers that compute: whoever is free takes the next.
+
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+
+use tokio::task::JoinSet;
+
+use super::crew::{Crew, Ended, Orders};
+use crate::extract::Incoming;
+
+/// The tasks end when this is dropped.
+pub(crate) struct Pool {
+    shared: Arc<Shared>,
+    _tasks: JoinSet<()>,
+}
+
+struct Shared {
+    board: Mutex<Board>,
+    workers: usize,
+}
+
+/// What is to do, what is done, and who sleeps.
+#[derive(Default)]
+struct Board {
+    jobs: VecDeque<(usize, Incoming)>,
+    ended: Vec<(usize, Ended)>,
+    cancels: Vec<Vec<usize>>,
+    idle: Vec<Option<Waker>>,
+    dispatcher: Option<Waker>,
+}
+
+impl Shared {
+    fn board(&self) -> MutexGuard<'_, Board> {
+        self.board.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Pool {
+    pub(crate) fn new(orders: &Orders, workers: usize) -> Self {
+        let board = Board {
+            cancels: vec![Vec::new(); workers],
+            idle: vec![None; workers],
+            ..Board::default()
+        };
+        let shared = Arc::new(Shared {
+            board: Mutex::new(board),
+            workers,
+        });
+        let mut tasks = JoinSet::new();
+        for me in 0..workers {
+            let (shared, orders) = (Arc::clone(&shared), orders.clone());
+            tasks.spawn(async move { work(me, &shared, &orders).await });
+        }
+        Self {
+            shared,
+            _tasks: tasks,
+        }
+    }
+
+    pub(crate) fn start(&self, job: usize, incoming: Incoming) {
+        let mut board = self.shared.board();
+        board.jobs.push_back((job, incoming));
+        let waker = board.idle.iter_mut().find_map(Option::take);
+        drop(board);
+        waker.into_iter().for_each(Waker::wake);
+    }
+
+    /// Cancels an attempt, wherever it is; it ends as [`Ended::Cancelled`] unless it has ended already.
+    pub(crate) fn cancel(&self, job: usize) {
+        let mut board = self.shared.board();
+        if let Some(at) = board.jobs.iter().position(|(j, _)| *j == job) {
+            board.jobs.remove(at);
+            board.ended.push((job, Ended::Cancelled));
+            return;
+        }
+        // one of them has it parked; the others don't know the number
+        board.cancels.iter_mut().for_each(|cancels| cancels.push(job));
+        let wakers: Vec<_> = board.idle.iter_mut().filter_map(Option::take).collect();
+        drop(board);
+        wakers.into_iter().for_each(Waker::wake);
+    }
+
+    /// All attempts that have ended; pending while there are none.
+    pub(crate) fn poll_ended(&self, cx: &mut Context<'_>, into: &mut Vec<(usize, Ended)>) -> Poll<()> {
+        let mut board = self.shared.board();
+        if board.ended.is_empty() {
+            board.dispatcher = Some(cx.waker().clone());
+            return Poll::Pending;
+        }
+        into.append(&mut board.ended);
+        Poll::Ready(())
+    }
+}
+
+async fn work(me: usize, shared: &Shared, orders: &Orders) {
+    let mut crew = Crew::new(orders);
+    let (mut taken, mut ended) = (Vec::new(), Vec::new());
+    loop {
+        poll_fn(|cx| {
+            while let Poll::Ready(end) = crew.poll_ended(cx) {
+                ended.push(end);
+            }
+            let mut board = shared.board();
+            for job in std::mem::take(&mut board.cancels[me]) {
+                crew.cancel(job);
+            }
+            board.ended.append(&mut ended);
+            // a fair share, so that one long attempt has little queued behind it that another could take
+            let share = (board.jobs.len() / (2 * shared.workers))
+                .clamp(1, 32)
+                .min(board.jobs.len());
+            taken.extend(board.jobs.drain(..share));
+            let sleeps = taken.is_empty();
+            board.idle[me] = sleeps.then(|| cx.waker().clone());
+            let dispatcher = if board.ended.is_empty() {
+                None
+            } else {
+                board.dispatcher.take()
+            };
+            drop(board);
+            dispatcher.into_iter().for_each(Waker::wake);
+            for (job, incoming) in taken.drain(..) {
+                if let Some(outcome) = crew.start(|| job, incoming, cx) {
+                    ended.push((job, Ended::Outcome(outcome)));
+                }
+            }
+            if sleeps { Poll::Pending } else { Poll::Ready(()) }
+        })
+        .await;
+        // between shares, so that attempts that never wait leave room for the runtime
+        tokio::task::yield_now().await;
+    }
+}

@@ -1,0 +1,170 @@
+//! The loop of one route: receive, dispatch, settle, until it is told to stop. What is decided stands in `dispatcher`.
+
+use std::future::poll_fn;
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Instant;
+
+use tokio_util::sync::CancellationToken;
+
+use super::crew::Orders;
+use super::dispatcher::Dispatcher;
+use super::events;
+use super::plan::Plan;
+use super::report::Status;
+use crate::broker::BoxSubscription;
+use crate::delivery::Delivery;
+use crate::error::{Error, ErrorKind, Result};
+use crate::policy::OnGap;
+use crate::settle::Settle;
+use crate::subscribe::{Signal, Subscription};
+
+/// The most deliveries that one call of `receive` brings.
+const BATCH: NonZeroUsize = NonZeroUsize::new(256).expect("256 is not zero");
+
+/// When the service stops: the order to, and by when everything must be over.
+#[derive(Clone, Debug)]
+pub(crate) struct StopOrder {
+    pub(crate) token: CancellationToken,
+    pub(crate) deadline: Arc<std::sync::OnceLock<Instant>>,
+}
+
+/// How a route ended.
+#[derive(Debug)]
+pub(crate) struct RouteEnd {
+    pub(crate) drained: bool,
+    pub(crate) result: Result<()>,
+}
+
+/// Runs a route until it is stopped or its subscription ends.
+pub(crate) async fn run(
+    plan: Arc<Plan>,
+    orders: Orders,
+    mut subscription: BoxSubscription,
+    status: Arc<Status>,
+    stop: StopOrder,
+) -> RouteEnd {
+    let mut dispatcher = Dispatcher::new(&plan, &orders, &status, subscription.control());
+    let mut tracker: Option<Arc<dyn Settle>> = None;
+    let result = serve(
+        &plan,
+        &orders,
+        &mut dispatcher,
+        &mut subscription,
+        &status,
+        &stop,
+        &mut tracker,
+    )
+    .await;
+    dispatcher.stop();
+    let deadline = stop
+        .deadline
+        .get()
+        .copied()
+        .unwrap_or_else(|| orders.env.now() + plan.timeout);
+    let drained = finish(&orders, &mut dispatcher, deadline).await;
+    let given_back = dispatcher.give_all_back();
+    if let Some(tracker) = tracker {
+        // stale ones come again by themselves
+        let _ = tracker.flush().await;
+    }
+    let closed = subscription.close().await;
+    events::drained(&plan.names, given_back, drained);
+    RouteEnd {
+        drained,
+        result: result.and(closed),
+    }
+}
+
+async fn serve(
+    plan: &Plan,
+    orders: &Orders,
+    dispatcher: &mut Dispatcher<'_>,
+    subscription: &mut BoxSubscription,
+    status: &Status,
+    stop: &StopOrder,
+    tracker: &mut Option<Arc<dyn Settle>>,
+) -> Result<()> {
+    let mut inbox: Vec<Delivery> = Vec::with_capacity(BATCH.get());
+    loop {
+        let due = dispatcher.next_due();
+        let signal = tokio::select! {
+            biased;
+            () = stop.token.cancelled() => break,
+            () = poll_fn(|cx| dispatcher.poll_ended(cx)) => None,
+            () = wait_until(orders, due), if due.is_some() => None,
+            signal = subscription.receive(BATCH, &mut inbox), if dispatcher.is_open() => Some(signal),
+        };
+        dispatcher.tick();
+        dispatcher.wake_due();
+        if let Some(first) = inbox.first() {
+            *tracker = first.claim.tracker().cloned();
+            poll_fn(|cx| std::task::Poll::Ready(dispatcher.arrived(&mut inbox, cx))).await;
+        } else {
+            poll_fn(|cx| std::task::Poll::Ready(dispatcher.pump(cx))).await;
+        }
+        dispatcher.settle();
+        match signal {
+            None | Some(Ok(Signal::Deliveries | Signal::Assigned(_))) => {}
+            Some(Ok(Signal::Reconnected)) => events::reconnected(&plan.names),
+            Some(Ok(Signal::Lost(claims))) => dispatcher.lost(&claims),
+            Some(Ok(Signal::Revoking(claims))) => dispatcher.revoke(claims),
+            Some(Ok(Signal::Gap(gap))) => {
+                events::gap(&plan.names, gap.from, gap.to);
+                status.missed.fetch_add(gap.to.saturating_sub(gap.from), Relaxed);
+                if plan.on_gap == OnGap::Stop {
+                    let message =
+                        "retention removed messages before they were read, and the route is to stop then";
+                    return Err(Error::new(ErrorKind::Broker, "receive", message)
+                        .with("channel", &plan.names.channel)
+                        .with("missing", format!("{}..{}", gap.from, gap.to)));
+                }
+            }
+            Some(Ok(Signal::Closed)) => {
+                let message = "the broker ended the subscription; connect and start again";
+                return Err(
+                    Error::new(ErrorKind::Closed, "receive", message).with("channel", &plan.names.channel)
+                );
+            }
+            Some(Err(error)) => return Err(error),
+        }
+        let released = dispatcher.released();
+        if !released.is_empty() {
+            if let Some(tracker) = &tracker {
+                let _ = tracker.flush().await;
+            }
+            subscription.release(&released).await?;
+        }
+        dispatcher.watch_lanes();
+        // attempts that end at their first poll share this task's budget: leave room between two rounds
+        tokio::task::yield_now().await;
+    }
+    Ok(())
+}
+
+/// Lets what runs finish, until the deadline; then cancels it. Answers whether it was in time.
+async fn finish(orders: &Orders, dispatcher: &mut Dispatcher<'_>, deadline: Instant) -> bool {
+    let mut in_time = true;
+    while dispatcher.is_running() {
+        tokio::select! {
+            biased;
+            () = poll_fn(|cx| dispatcher.poll_ended(cx)) => dispatcher.settle(),
+            () = wait_until(orders, Some(deadline)), if in_time => {
+                in_time = false;
+                dispatcher.cancel_all();
+            }
+        }
+    }
+    dispatcher.settle();
+    in_time
+}
+
+async fn wait_until(orders: &Orders, at: Option<Instant>) {
+    if let Some(at) = at {
+        orders
+            .env
+            .sleep(at.saturating_duration_since(orders.env.now()))
+            .await;
+    }
+}
