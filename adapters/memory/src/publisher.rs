@@ -1,0 +1,183 @@
+//! Publishing into the embedded broker: appended is confirmed.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use postrider_core::{
+    Adapter, Address, Confirm, DrainReport, Env, Envelope, Error, ErrorKind, Outgoing, PublishError,
+    Publisher, Receipt, check_size,
+};
+
+use crate::broker::MemoryBroker;
+use crate::channel::{Appended, Channel};
+
+impl Publisher for MemoryBroker {
+    fn env(&self) -> &Env {
+        self.environment()
+    }
+
+    async fn send(&self, message: Outgoing<'_>) -> Confirm {
+        let fault = self.faults().map(crate::FaultPlan::roll).unwrap_or_default();
+        if let Some(delay) = fault.delay {
+            self.environment().sleep(delay).await;
+        }
+        if fault.disconnected {
+            self.disconnect();
+        }
+        if fault.fails || self.take_failure() {
+            let error = Error::new(
+                ErrorKind::Broker,
+                "publish",
+                "the fault plan refuses this message",
+            )
+            .temporary(true);
+            return self.count(Confirm::failed(error), Outcome::Failed);
+        }
+        let channel = match self.checked(message.address, &message.envelope) {
+            Ok(channel) => channel,
+            Err(error) => return self.count(Confirm::failed(error), Outcome::Failed),
+        };
+        let deadline = message.options.deadline.unwrap_or(self.send_deadline());
+        if fault.duplicated
+            && let Err(refused) = self.append(&channel, message.envelope.clone(), deadline).await
+        {
+            return refused;
+        }
+        match self.append(&channel, message.envelope, deadline).await {
+            Ok(_) if fault.lost => {
+                let error = Error::new(ErrorKind::Timeout, "publish", "the fault plan loses this confirm");
+                self.count(
+                    Confirm::ready(Err(PublishError::Unknown(error))),
+                    Outcome::Unknown,
+                )
+            }
+            Ok(position) => self.confirmed(position),
+            Err(refused) => refused,
+        }
+    }
+
+    fn try_send<'a>(&self, mut message: Outgoing<'a>) -> Result<Confirm, Outgoing<'a>> {
+        if self.faults().is_some() || self.has_failures() {
+            return Err(message);
+        }
+        let channel = match self.checked(message.address, &message.envelope) {
+            Ok(channel) => channel,
+            Err(error) => return Ok(self.count(Confirm::failed(error), Outcome::Failed)),
+        };
+        match channel.append(message.envelope, None) {
+            Appended::At(position) => Ok(self.confirmed(position)),
+            Appended::Closed => Ok(self.count(Confirm::failed(closed("publish")), Outcome::Failed)),
+            Appended::NoRoom(envelope) => {
+                message.envelope = envelope;
+                Err(message)
+            }
+        }
+    }
+
+    /// Every send has its outcome when it resolves, so there is nothing to wait for.
+    async fn flush(&self) -> Result<(), PublishError> {
+        Ok(())
+    }
+
+    async fn close(&self, _: Instant) -> DrainReport {
+        self.end();
+        self.drain_report()
+    }
+}
+
+/// What a send came to, for the report.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Outcome {
+    Confirmed,
+    Failed,
+    Unknown,
+}
+
+impl MemoryBroker {
+    fn checked(&self, address: Address<'_>, envelope: &Envelope) -> Result<Arc<Channel>, Error> {
+        self.check_open("publish")?;
+        check_size(envelope, self.capabilities().usable_payload())?;
+        if envelope.byte_len() > self.config().max_bytes {
+            let message = "the message is larger than the whole channel may be (`max_bytes`)";
+            return Err(
+                Error::new(ErrorKind::TooLarge, "publish", message).with("bytes", envelope.byte_len())
+            );
+        }
+        self.channel(address.channel()).ok_or_else(|| {
+            let message = "there is no such channel; start the router that reads it first, or declare it: `broker.declare(…)`";
+            Error::new(ErrorKind::NotFound, "publish", message).with("channel", address.channel())
+        })
+    }
+
+    /// Appends, waiting for room as long as the deadline allows.
+    async fn append(
+        &self,
+        channel: &Arc<Channel>,
+        envelope: Envelope,
+        deadline: std::time::Duration,
+    ) -> Result<u64, Confirm> {
+        let mut envelope = match channel.append(envelope, None) {
+            Appended::At(position) => return Ok(position),
+            Appended::Closed => return Err(self.count(Confirm::failed(closed("publish")), Outcome::Failed)),
+            Appended::NoRoom(envelope) => envelope,
+        };
+        let place = Place::new(channel);
+        let expired = self.environment().sleep(deadline);
+        tokio::pin!(expired);
+        loop {
+            tokio::select! {
+                () = place.notify.notified() => {}
+                () = &mut expired => {
+                    let message = "the channel stayed full until the deadline: its groups are slower than its publishers";
+                    let error = Error::new(ErrorKind::Timeout, "publish", message).with("channel", &channel.name);
+                    return Err(self.count(Confirm::failed(error), Outcome::Failed));
+                }
+            }
+            envelope = match channel.append(envelope, Some(place.ticket)) {
+                Appended::At(position) => return Ok(position),
+                Appended::Closed => {
+                    return Err(self.count(Confirm::failed(closed("publish")), Outcome::Failed));
+                }
+                Appended::NoRoom(envelope) => envelope,
+            };
+        }
+    }
+
+    fn confirmed(&self, position: u64) -> Confirm {
+        self.count(Confirm::ready(Ok(Receipt::new(0, position))), Outcome::Confirmed)
+    }
+}
+
+pub(crate) fn closed(operation: &'static str) -> Error {
+    Error::new(
+        ErrorKind::Closed,
+        operation,
+        "the broker is closed; connect again",
+    )
+}
+
+/// A place in the queue for room; given up when dropped, so that a cancelled send holds nobody up.
+struct Place<'a> {
+    channel: &'a Channel,
+    ticket: u64,
+    notify: Arc<tokio::sync::Notify>,
+}
+
+impl<'a> Place<'a> {
+    fn new(channel: &'a Channel) -> Self {
+        let (ticket, notify) = channel.enter_room();
+        // room may have come between the refusal and the place in the queue
+        notify.notify_one();
+        Self {
+            channel,
+            ticket,
+            notify,
+        }
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.channel.leave_room(self.ticket);
+    }
+}
