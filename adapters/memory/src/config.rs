@@ -6,7 +6,7 @@ use serde::Deserialize;
 use crate::broker::MemoryBroker;
 
 /// The bounds of the embedded broker. As a URL: `memory:?max_messages=1000&max_bytes=1048576`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct MemoryConfig {
@@ -16,6 +16,8 @@ pub struct MemoryConfig {
     pub max_bytes: usize,
     /// The largest body that may be published, in bytes; 768 KiB unless set.
     pub max_payload: usize,
+    /// Keeps programs on one broker apart. Every connect makes a broker of its own here, so it changes nothing.
+    pub tenant: Option<String>,
 }
 
 impl Default for MemoryConfig {
@@ -24,6 +26,7 @@ impl Default for MemoryConfig {
             max_messages: 10_000,
             max_bytes: 64 * 1024 * 1024,
             max_payload: 768 * 1024,
+            tenant: None,
         }
     }
 }

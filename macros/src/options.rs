@@ -1,0 +1,297 @@
+//! The options of `#[handler(…)]`, as calls of the public builder.
+
+use proc_macro2::{Span, TokenStream};
+use quote::{ToTokens, quote};
+use syn::parse::Parser;
+use syn::punctuated::Punctuated;
+use syn::{Expr, LitStr, Meta, MetaNameValue, Token};
+
+use crate::errors::{Errors, suggestion};
+use crate::values::{as_word, count, duration_tokens, named, positive, text, word};
+use crate::{names, retry};
+
+const KNOWN: [&str; 22] = [
+    "channel",
+    "group",
+    "ephemeral",
+    "name",
+    "publishes",
+    "order",
+    "partitions",
+    "concurrency",
+    "workers",
+    "max_in_flight",
+    "max_in_flight_bytes",
+    "start",
+    "timeout",
+    "retry",
+    "dead_letter",
+    "on_expired",
+    "on_gap",
+    "batch",
+    "claim_timeout",
+    "native",
+    "crate",
+    "idempotency",
+];
+
+/// What was said of a route.
+pub(crate) struct Options {
+    /// `RouteOptions::new(…)…`, as tokens.
+    pub(crate) builder: TokenStream,
+    /// Where the types are: `::postrider::__private` unless said.
+    pub(crate) krate: TokenStream,
+    /// Where each option that the signature must agree with was said.
+    pub(crate) publishes: Option<Meta>,
+    pub(crate) batch: Option<Meta>,
+}
+
+/// Reads the options; `function` is the handler's name unless another is said.
+pub(crate) fn parse(tokens: TokenStream, function: &str, errors: &mut Errors) -> Options {
+    let items = match Punctuated::<Meta, Token![,]>::parse_terminated.parse2(tokens) {
+        Ok(items) => items,
+        Err(error) => {
+            errors.push(syn::Error::new(
+                error.span(),
+                format!("expected options as `name = value`, separated by commas ({error})"),
+            ));
+            Punctuated::new()
+        }
+    };
+    let krate = krate(&items, errors);
+    let mut reader = Reader {
+        krate: krate.clone(),
+        calls: TokenStream::new(),
+        seen: Vec::new(),
+        errors,
+    };
+    items.iter().for_each(|item| reader.read(item));
+    let Reader { calls, seen, .. } = reader;
+    let find = |name: &str| seen.iter().find(|(n, _)| n == name).map(|(_, meta)| meta.clone());
+    let value = |name: &str| match find(name) {
+        Some(Meta::NameValue(pair)) => match pair.value {
+            Expr::Lit(syn::ExprLit {
+                lit: syn::Lit::Str(text),
+                ..
+            }) => Some(text),
+            _ => None,
+        },
+        _ => None,
+    };
+    let call_site = |what: &str| syn::Error::new(Span::call_site(), what);
+    if find("channel").is_none() {
+        errors.push(call_site(
+            "a handler needs a channel to read: `channel = \"orders\"`",
+        ));
+    }
+    if find("group").is_none() && find("ephemeral").is_none() {
+        errors.push(call_site("a handler needs a group to read for: `group = \"billing\"` (or `ephemeral` for a copy of its own)"));
+    }
+    let mut clash = |a: &str, b: &str, why: &str| {
+        if let (Some(_), Some(second)) = (find(a), find(b)) {
+            errors.at(second, format!("`{a}` and `{b}` contradict each other: {why}"));
+        }
+    };
+    clash(
+        "group",
+        "ephemeral",
+        "an ephemeral handler has a copy of the channel of its own, and no group",
+    );
+    clash(
+        "ephemeral",
+        "partitions",
+        "partitions are shared by the members of a group",
+    );
+    let unordered = matches!(find("order"), Some(Meta::NameValue(pair)) if as_word(&pair.value).as_deref() == Some("none"));
+    if let (true, Some(place)) = (unordered, find("partitions")) {
+        errors.at(place, "`order = none` and `partitions` contradict each other: without order the members share one queue");
+    }
+    if let (Some(channel), Some(publishes)) = (value("channel"), value("publishes"))
+        && channel.value() == publishes.value()
+    {
+        errors.at(
+            publishes,
+            "the handler would publish to the channel that it reads: that never ends",
+        );
+    }
+    let empty = || LitStr::new("", Span::call_site());
+    let channel = value("channel").unwrap_or_else(empty);
+    let start = match value("group") {
+        Some(group) => quote!(#krate::RouteOptions::new(#channel, #group)),
+        None => quote!(#krate::RouteOptions::ephemeral(#channel)),
+    };
+    let name = value("name").unwrap_or_else(|| LitStr::new(function, Span::call_site()));
+    Options {
+        builder: quote!(#start.name(#name) #calls),
+        krate,
+        publishes: find("publishes"),
+        batch: find("batch"),
+    }
+}
+
+fn krate(items: &Punctuated<Meta, Token![,]>, errors: &mut Errors) -> TokenStream {
+    let said = items.iter().find(|item| item.path().is_ident("crate"));
+    match said {
+        None => quote!(::postrider::__private),
+        Some(Meta::NameValue(pair)) => {
+            match text(&pair.value, errors).map(|text| text.parse::<syn::Path>()) {
+                Some(Ok(path)) => path.into_token_stream(),
+                Some(Err(error)) => {
+                    errors.push(error);
+                    quote!(::postrider::__private)
+                }
+                None => quote!(::postrider::__private),
+            }
+        }
+        Some(other) => {
+            errors.at(other, "write `crate = \"path\"`");
+            quote!(::postrider::__private)
+        }
+    }
+}
+
+struct Reader<'a> {
+    krate: TokenStream,
+    calls: TokenStream,
+    seen: Vec<(String, Meta)>,
+    errors: &'a mut Errors,
+}
+
+impl Reader<'_> {
+    fn read(&mut self, item: &Meta) {
+        let name = item
+            .path()
+            .get_ident()
+            .map(ToString::to_string)
+            .unwrap_or_default();
+        if !KNOWN.contains(&&*name) {
+            let known: Vec<_> = KNOWN
+                .iter()
+                .copied()
+                .filter(|k| !matches!(*k, "crate" | "idempotency"))
+                .collect();
+            let written = item.path().to_token_stream().to_string();
+            return self.errors.at(
+                item.path(),
+                format!("unknown option `{written}`; {}", suggestion(&written, &known)),
+            );
+        }
+        if name != "native" && self.seen.iter().any(|(other, _)| *other == name) {
+            return self.errors.at(item, format!("`{name}` stands twice"));
+        }
+        self.seen.push((name.clone(), item.clone()));
+        match item {
+            Meta::NameValue(pair) => self.pair(&name, pair),
+            Meta::Path(_) if name == "ephemeral" => {}
+            Meta::List(list) if name == "retry" => {
+                let retry = retry::parse(list, &self.krate, self.errors);
+                self.calls.extend(quote!(.retry(#retry)));
+            }
+            Meta::List(list) if name == "native" => self.native(list),
+            other if name == "retry" => self
+                .errors
+                .at(other, "write `retry(attempts = 5, …)` or `retry = never`"),
+            other if name == "native" => self.errors.at(other, "write `native(\"name\" = \"value\")`"),
+            other => self.errors.at(other, format!("write `{name} = …`")),
+        }
+    }
+
+    fn pair(&mut self, name: &str, MetaNameValue { value, .. }: &MetaNameValue) {
+        let krate = self.krate.clone();
+        let call = match name {
+            // these make the first call, or are read elsewhere
+            "channel" => return drop(named(value, names::channel, self.errors)),
+            "group" => return drop(named(value, names::group, self.errors)),
+            "name" => return drop(text(value, self.errors)),
+            "crate" => return,
+            "publishes" => {
+                named(value, names::channel, self.errors).map(|channel| quote!(.publishes(#channel)))
+            }
+            "order" => self
+                .variant(value, &["key", "partition", "none"])
+                .map(|v| quote!(.order(#krate::Order::#v))),
+            "on_expired" => self
+                .variant(value, &["dead_letter", "drop"])
+                .map(|v| quote!(.on_expired(#krate::OnExpired::#v))),
+            "on_gap" => self
+                .variant(value, &["continue", "stop"])
+                .map(|v| quote!(.on_gap(#krate::OnGap::#v))),
+            "start" => self
+                .variant(value, &["earliest", "latest"])
+                .map(|v| quote!(.start(#krate::Start::#v))),
+            "partitions" => self.partitions(value),
+            "concurrency" => count(value, self.errors).map(|n| quote!(.concurrency(#n as usize))),
+            "workers" => count(value, self.errors).map(|n| quote!(.workers(#n as usize))),
+            "max_in_flight" => count(value, self.errors).map(|n| quote!(.max_in_flight(#n as usize))),
+            "max_in_flight_bytes" => {
+                count(value, self.errors).map(|n| quote!(.max_in_flight_bytes(#n as usize)))
+            }
+            "batch" => count(value, self.errors).map(|n| quote!(.batch(#n as usize))),
+            "timeout" => positive(value, self.errors)
+                .map(duration_tokens)
+                .map(|d| quote!(.timeout(#d))),
+            "claim_timeout" => positive(value, self.errors)
+                .map(duration_tokens)
+                .map(|d| quote!(.claim_timeout(#d))),
+            "dead_letter" if as_word(value).is_some() => {
+                word(value, &["none"], self.errors).map(|_| quote!(.no_dead_letter()))
+            }
+            "dead_letter" => {
+                named(value, names::channel, self.errors).map(|channel| quote!(.dead_letter(#channel)))
+            }
+            "retry" => word(value, &["never"], self.errors).map(|_| quote!(.retry(#krate::Retry::never()))),
+            "ephemeral" => {
+                self.errors.at(value, "`ephemeral` stands alone, without a value");
+                None
+            }
+            "native" => {
+                self.errors.at(value, "write `native(\"name\" = \"value\")`");
+                None
+            }
+            _ => {
+                self.errors
+                    .at(value, "idempotency is not built yet; leave it out");
+                None
+            }
+        };
+        self.calls.extend(call);
+    }
+
+    /// The variant of a word: `dead_letter` is `DeadLetter`.
+    fn variant(&mut self, value: &Expr, known: &[&str]) -> Option<syn::Ident> {
+        let word = word(value, known, self.errors)?;
+        let camel: String = word
+            .split('_')
+            .map(|part| part[..1].to_uppercase() + &part[1..])
+            .collect();
+        Some(syn::Ident::new(&camel, Span::call_site()))
+    }
+
+    fn partitions(&mut self, value: &Expr) -> Option<TokenStream> {
+        let partitions = count(value, self.errors)?;
+        if !partitions.is_power_of_two() || partitions > 64 {
+            self.errors.at(value, "must be 1, 2, 4, 8, 16, 32 or 64");
+            return None;
+        }
+        let partitions = partitions as u32;
+        Some(quote!(.partitions(#partitions)))
+    }
+
+    fn native(&mut self, list: &syn::MetaList) {
+        type Pairs = Punctuated<Pair, Token![,]>;
+        struct Pair(LitStr, LitStr);
+        impl syn::parse::Parse for Pair {
+            fn parse(input: syn::parse::ParseStream<'_>) -> syn::Result<Self> {
+                let name = input.parse()?;
+                input.parse::<Token![=]>()?;
+                Ok(Self(name, input.parse()?))
+            }
+        }
+        match list.parse_args_with(Pairs::parse_terminated) {
+            Ok(pairs) => pairs
+                .into_iter()
+                .for_each(|Pair(name, value)| self.calls.extend(quote!(.native(#name, #value)))),
+            Err(_) => self.errors.at(list, "write `native(\"name\" = \"value\")`"),
+        }
+    }
+}
