@@ -9,15 +9,15 @@ use serde::{Deserialize, Serialize};
 /// A customer has ordered.
 #[derive(Clone, Debug, Message, Serialize, Deserialize)]
 #[message(name = "order.placed", version = 1, key = "order_id")]
-pub struct OrderPlaced {
-    pub order_id: String,
-    pub number: u64,
-    pub total_cents: u64,
+pub(crate) struct OrderPlaced {
+    pub(crate) order_id: String,
+    pub(crate) number: u64,
+    pub(crate) total_cents: u64,
 }
 
 impl OrderPlaced {
     /// Order number so-and-so; every sum is a little different.
-    pub fn number(number: u64) -> Self {
+    pub(crate) fn number(number: u64) -> Self {
         Self {
             order_id: format!("o-{number}"),
             number,
@@ -29,23 +29,23 @@ impl OrderPlaced {
 /// Billing has written an invoice.
 #[derive(Clone, Debug, Message, Serialize, Deserialize)]
 #[message(name = "order.invoiced", version = 1, key = "order_id")]
-pub struct Invoiced {
-    pub order_id: String,
-    pub total_cents: u64,
+pub(crate) struct Invoiced {
+    pub(crate) order_id: String,
+    pub(crate) total_cents: u64,
 }
 
 /// What the ledger adds up.
 #[derive(Clone, Debug, Default)]
-pub struct Ledger(Arc<AtomicU64>);
+pub(crate) struct Ledger(Arc<AtomicU64>);
 
 /// The shop's state.
 #[derive(Clone, Debug, Default, FromRef)]
-pub struct Shop {
+pub(crate) struct Shop {
     ledger: Ledger,
 }
 
 /// All routes of the shop.
-pub fn router(shop: Shop) -> Router<Shop> {
+pub(crate) fn router(shop: Shop) -> Router<Shop> {
     Router::with_state(shop).route(bill).route(ship).route(enter)
 }
 

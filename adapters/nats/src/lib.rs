@@ -1,13 +1,26 @@
-//! NATS JetStream for postrider.
-use postrider_core::{BoxFuture, Broker, BrokerUrl, Connector, Env, Error, Result};
-/// Placeholder.
-#[derive(Debug)]
-pub struct NatsConnector;
-impl Connector for NatsConnector {
-    fn schemes(&self) -> &'static [&'static str] {
-        &["nats", "tls"]
-    }
-    fn connect<'a>(&'a self, _: &'a BrokerUrl, _: Env) -> BoxFuture<'a, Result<Broker>> {
-        Box::pin(async { Err(Error::config("connect", "x")) })
-    }
-}
+//! NATS JetStream for postrider: `nats://host:4222`.
+//!
+//! A channel is a stream, a group is one durable pull consumer for each of its partitions, a key's slot is a token of the
+//! subject. Order per key in the whole group comes from pinned consumers (NATS 2.11 and newer). What is declared, and what
+//! differs from other brokers, stands in the book's page on NATS.
+
+mod acks;
+mod broker;
+mod config;
+mod confirms;
+mod connection;
+mod convert;
+mod error;
+mod naming;
+mod partition;
+mod publisher;
+mod pull;
+mod settle;
+mod shared;
+mod subscriber;
+mod topology;
+
+pub use broker::NatsBroker;
+pub use config::{DeclareMode, NatsConfig, NatsConnector, OnUnknown};
+pub use naming::Naming;
+pub use subscriber::NatsSubscription;

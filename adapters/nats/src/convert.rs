@@ -1,0 +1,300 @@
+//! Envelopes as NATS messages and back: the wire format's column for NATS.
+
+use async_nats::HeaderMap;
+use async_nats::header::{HeaderName, HeaderValue as NatsValue};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use postrider_core::{Envelope, HeaderValue, MessageId, WireReader, derived_id};
+
+const PREFIX: &str = "ce-";
+const CONTENT_TYPE: &str = "content-type";
+const NULL: &str = "postrider-null";
+/// A header that NATS can't carry as it is goes as `postrider-h-N`: kind, name and value in base64.
+const ENCODED: &str = "postrider-h-";
+const MESSAGE_ID: &str = "Nats-Msg-Id";
+
+/// The headers of a message; `hop` says which copy it is.
+pub(crate) fn headers(envelope: &Envelope, hop: Option<&str>) -> HeaderMap {
+    let mut map = HeaderMap::new();
+    let mut put = |name: &str, value: &str| append(&mut map, name, value);
+    let mut name = String::with_capacity(32);
+    envelope.write_attributes(|attribute, text| {
+        name.clear();
+        name.push_str(PREFIX);
+        name.push_str(attribute);
+        put(&name, &escape(text));
+    });
+    if let Some(text) = envelope.content_type() {
+        put(CONTENT_TYPE, text);
+    }
+    if envelope.is_null() {
+        put(NULL, "1");
+    }
+    put(
+        MESSAGE_ID,
+        &message_id(envelope, hop.unwrap_or_default()).to_string(),
+    );
+    for (index, (name, value)) in envelope.headers().iter().enumerate() {
+        match value {
+            HeaderValue::Text(text) if is_plain(text) && is_token(name) => {
+                if name
+                    .get(..5)
+                    .is_some_and(|start| start.eq_ignore_ascii_case("nats-"))
+                {
+                    // it would act on the server; it came from a foreign message and is only carried along
+                    put(&format!("postrider-orig-{name}"), text);
+                } else {
+                    put(name, text);
+                }
+            }
+            _ => put(&format!("{ENCODED}{index}"), &encode(name, value)),
+        }
+    }
+    map
+}
+
+/// The id by which the server tells copies apart.
+pub(crate) fn message_id(envelope: &Envelope, hop: &str) -> MessageId {
+    let id = envelope.id().to_string();
+    derived_id(&[envelope.source().as_bytes(), id.as_bytes(), hop.as_bytes()])
+}
+
+/// The envelope of a message that stood at `position` of `stream` since `time_ms`.
+pub(crate) fn envelope(
+    headers: Option<&HeaderMap>,
+    body: Bytes,
+    stream: &str,
+    position: u64,
+    time_ms: u64,
+) -> Envelope {
+    let null = headers.is_some_and(|map| map.get(NULL).is_some_and(|value| value.as_str() == "1"))
+        && body.is_empty();
+    let mut reader = WireReader::new((!null).then_some(body));
+    let mut encoded: Vec<(usize, &str)> = Vec::new();
+    let ours = headers.is_some_and(|map| map.get("ce-specversion").is_some());
+    for (name, values) in headers.into_iter().flat_map(HeaderMap::iter) {
+        let name: &str = name.as_ref();
+        for value in values {
+            let text = value.as_str();
+            if let Some(attribute) = name.strip_prefix(PREFIX) {
+                if !reader.attribute(attribute, &unescape(text)) {
+                    reader.header(name, text);
+                }
+            } else if name.eq_ignore_ascii_case(CONTENT_TYPE) {
+                reader.content_type(text);
+            } else if let Some(index) = name.strip_prefix(ENCODED).and_then(|n| n.parse().ok()) {
+                encoded.push((index, text));
+            } else if name == NULL || (ours && name == MESSAGE_ID) || name == "Nats-Pin-Id" {
+                // said by the envelope itself, or by the server for this delivery alone
+            } else {
+                reader.header(name, text);
+            }
+        }
+    }
+    encoded.sort_by_key(|(index, _)| *index);
+    for (_, text) in encoded {
+        if !decode(text, &mut reader) {
+            reader.header("postrider-unreadable-header", text);
+        }
+    }
+    reader.id_or(|| MessageId::Text(format!("{stream}/{position}").into()));
+    reader.time_or(time_ms);
+    reader.finish()
+}
+
+fn append(map: &mut HeaderMap, name: &str, value: &str) {
+    // both were made fit above; what the client still refuses is left out rather than failing the message
+    if let (Ok(name), Ok(value)) = (name.parse::<HeaderName>(), value.parse::<NatsValue>()) {
+        map.append(name, value);
+    }
+}
+
+/// Printable ASCII without the colon, as the server's parser takes it.
+fn is_token(name: &str) -> bool {
+    name.bytes().all(|b| b.is_ascii_graphic() && b != b':')
+}
+
+/// One line, without space around it that a parser would trim.
+fn is_plain(text: &str) -> bool {
+    !text.chars().any(char::is_control) && text.trim() == text
+}
+
+fn encode(name: &str, value: HeaderValue<'_>) -> String {
+    let mut number = String::new();
+    let (kind, bytes) = match value {
+        HeaderValue::Text(text) => ('s', text.as_bytes()),
+        HeaderValue::Bytes(bytes) => ('b', bytes),
+        HeaderValue::Int(n) => ('i', text_of(&mut number, n)),
+        HeaderValue::Bool(b) => ('l', text_of(&mut number, b)),
+        HeaderValue::Time(ms) => ('t', text_of(&mut number, ms)),
+        HeaderValue::Native(_, bytes) => ('b', bytes),
+        _ => ('n', &[][..]),
+    };
+    format!("{kind} {} {}", STANDARD.encode(name), STANDARD.encode(bytes))
+}
+
+fn text_of(buffer: &mut String, value: impl std::fmt::Display) -> &[u8] {
+    *buffer = value.to_string();
+    buffer.as_bytes()
+}
+
+fn decode(text: &str, reader: &mut WireReader) -> bool {
+    let mut parts = text.splitn(3, ' ');
+    let (Some(kind), Some(name), Some(value)) = (parts.next(), parts.next(), parts.next()) else {
+        return false;
+    };
+    let (Ok(name), Ok(value)) = (STANDARD.decode(name), STANDARD.decode(value)) else {
+        return false;
+    };
+    let Ok(name) = String::from_utf8(name) else {
+        return false;
+    };
+    let as_text = std::str::from_utf8(&value);
+    let value = match (kind, as_text) {
+        ("s", Ok(text)) => HeaderValue::Text(text),
+        ("b", _) => HeaderValue::Bytes(&value),
+        ("i", Ok(text)) => match text.parse() {
+            Ok(n) => HeaderValue::Int(n),
+            Err(_) => return false,
+        },
+        ("t", Ok(text)) => match text.parse() {
+            Ok(ms) => HeaderValue::Time(ms),
+            Err(_) => return false,
+        },
+        ("l", Ok(text)) => HeaderValue::Bool(text == "true"),
+        ("n", _) => HeaderValue::Null,
+        _ => return false,
+    };
+    reader.header(&name, value);
+    true
+}
+
+/// As the `CloudEvents` HTTP binding escapes: space, `"`, `%` and everything that isn't printable ASCII.
+fn escape(text: &str) -> std::borrow::Cow<'_, str> {
+    use std::fmt::Write as _;
+    let plain = |b: u8| b.is_ascii_graphic() && !matches!(b, b'"' | b'%');
+    if text.bytes().all(plain) {
+        return text.into();
+    }
+    let mut out = String::with_capacity(text.len() + 16);
+    for byte in text.bytes() {
+        if plain(byte) {
+            out.push(char::from(byte));
+        } else {
+            let _ = write!(out, "%{byte:02X}");
+        }
+    }
+    out.into()
+}
+
+/// Undoes [`escape`]; what isn't a valid escape is left as it came.
+fn unescape(text: &str) -> std::borrow::Cow<'_, str> {
+    if !text.contains('%') {
+        return text.into();
+    }
+    let bytes = text.as_bytes();
+    let (mut out, mut at) = (Vec::with_capacity(bytes.len()), 0);
+    while at < bytes.len() {
+        let hex = bytes
+            .get(at + 1..at + 3)
+            .and_then(|h| std::str::from_utf8(h).ok())
+            .and_then(|h| u8::from_str_radix(h, 16).ok());
+        match (bytes[at], hex) {
+            (b'%', Some(byte)) => {
+                out.push(byte);
+                at += 3;
+            }
+            (byte, _) => {
+                out.push(byte);
+                at += 1;
+            }
+        }
+    }
+    String::from_utf8(out).map_or_else(|_| text.into(), Into::into)
+}
+
+#[cfg(test)]
+mod tests {
+    use postrider_core::{Attribute, Env};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn through(envelope: &Envelope) -> Envelope {
+        super::envelope(
+            Some(&headers(envelope, None)),
+            envelope.payload().clone(),
+            "s",
+            1,
+            0,
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read(key in prop::option::of(prop::collection::vec(any::<u8>(), 0..20)), subject in "\\PC{0,12}", name in "[ -~]{1,20}", text in "(?s).{0,30}", bytes in prop::collection::vec(any::<u8>(), 0..20), n in any::<i64>(), flag in any::<bool>()) {
+            let mut builder = Envelope::builder(Bytes::from_static(b"x")).type_name("t").version(2).attribute(Attribute::Subject, &*subject);
+            if let Some(key) = &key {
+                builder = builder.key(key);
+            }
+            let mut expected = Vec::new();
+            for value in [HeaderValue::Text(&text), HeaderValue::Bytes(&bytes), HeaderValue::Int(n), HeaderValue::Bool(flag), HeaderValue::Time(n), HeaderValue::Null] {
+                if builder.headers_mut().insert(&name, value).is_ok() {
+                    expected.push(value);
+                }
+            }
+            let envelope = builder.build(&Env::seeded(1)).unwrap();
+            let read = through(&envelope);
+            prop_assert_eq!(read.id(), envelope.id());
+            prop_assert_eq!((read.type_name(), read.version(), read.time_ms()), ("t", 2, envelope.time_ms()));
+            prop_assert_eq!(read.key(), key.as_deref());
+            prop_assert_eq!(read.subject(), Some(&*subject));
+            let values: Vec<_> = read.headers().get_all(&name).collect();
+            prop_assert_eq!(values, expected);
+        }
+    }
+
+    #[test]
+    fn a_foreign_message_gets_its_id_from_where_it_stood_and_keeps_its_headers() {
+        let mut map = HeaderMap::new();
+        map.append("X-Trace", "1");
+        map.append("X-Trace", "2");
+        map.append("Nats-Msg-Id", "theirs");
+        let envelope = super::envelope(Some(&map), Bytes::from_static(b"x"), "orders", 7, 99);
+        assert_eq!(
+            (envelope.id().to_string().as_str(), envelope.time_ms()),
+            ("orders/7", 99)
+        );
+        assert_eq!(
+            envelope
+                .headers()
+                .get_all("X-Trace")
+                .filter_map(HeaderValue::as_text)
+                .collect::<Vec<_>>(),
+            ["1", "2"]
+        );
+        assert_eq!(
+            envelope.headers().get("Nats-Msg-Id"),
+            Some(HeaderValue::Text("theirs"))
+        );
+        // carried along, it must not act
+        let again = headers(&envelope, Some("dlq/g/0/x"));
+        assert_ne!(again.get("Nats-Msg-Id").map(NatsValue::as_str), Some("theirs"));
+        assert_eq!(
+            again.get("postrider-orig-Nats-Msg-Id").map(NatsValue::as_str),
+            Some("theirs")
+        );
+    }
+
+    #[test]
+    fn every_hop_has_an_id_of_its_own_and_null_is_not_empty() {
+        let null = postrider_core::EnvelopeBuilder::null()
+            .build(&Env::seeded(1))
+            .unwrap();
+        assert!(through(&null).is_null());
+        let empty = Envelope::builder(Bytes::new()).build(&Env::seeded(1)).unwrap();
+        assert!(!through(&empty).is_null());
+        assert_ne!(message_id(&empty, ""), message_id(&empty, "dlq/g/0/x"));
+    }
+}

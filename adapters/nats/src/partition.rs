@@ -1,0 +1,286 @@
+//! The task that pulls one partition's messages: requests, pins, silence, and what to do when the consumer is gone.
+
+use std::hash::BuildHasher;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_nats::{Message, Subscriber};
+use bytes::Bytes;
+use futures_util::StreamExt;
+use postrider_core::{Env, Error, ErrorKind, Order, Signal};
+
+use crate::connection::{Connection, Link};
+use crate::convert;
+use crate::pull::{self, Answer, PRIORITY_GROUP, Request, nanos};
+use crate::shared::Shared;
+use crate::topology::ConsumerPlan;
+
+/// How long a request may wait at the server.
+const EXPIRES: Duration = Duration::from_secs(30);
+
+pub(crate) struct Puller {
+    pub(crate) connection: Connection,
+    pub(crate) env: Env,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) shard: u32,
+    pub(crate) plan: ConsumerPlan,
+    pub(crate) order: Order,
+    pub(crate) hash: std::hash::RandomState,
+    /// How many messages this partition may hold here.
+    pub(crate) quota: usize,
+    pub(crate) max_bytes: usize,
+    pub(crate) claim_timeout: Duration,
+}
+
+/// What is known of the conversation with the server.
+struct Talk {
+    link: Link,
+    inbox: String,
+    pin: Option<String>,
+    requested: usize,
+    heard: Instant,
+    asked: Instant,
+    /// Since when nobody answers requests though the connection is there.
+    unanswered: Option<Instant>,
+    not_before: Instant,
+    down_since: Option<Instant>,
+}
+
+impl Puller {
+    /// Runs until it is dropped, or the subscription has ended with a reason.
+    pub(crate) async fn run(self) {
+        let inbox = self.connection.client.new_inbox();
+        let mut messages = match self.connection.client.subscribe(format!("{inbox}.*")).await {
+            Ok(messages) => messages,
+            Err(e) => return self.shared.end(crate::error::request("subscribe", e)),
+        };
+        if !self.plan.pinned {
+            self.shared.assign(self.shard);
+        }
+        let now = self.env.now();
+        let mut talk = Talk {
+            link: self.connection.link(),
+            inbox,
+            pin: None,
+            requested: 0,
+            heard: now,
+            asked: now,
+            unanswered: None,
+            not_before: now,
+            down_since: None,
+        };
+        let Some(room) = self
+            .shared
+            .with_partition(self.shard, |partition| Arc::clone(&partition.room))
+        else {
+            return;
+        };
+        let tick = (self.heartbeat() / 4).max(Duration::from_millis(50));
+        loop {
+            if let Err(error) = self.ask(&mut talk).await {
+                return self.shared.end(error);
+            }
+            tokio::select! {
+                biased;
+                link = self.connection.changed(talk.link) => self.link_changed(&mut talk, link),
+                message = messages.next() => match message {
+                    Some(message) => if let Err(error) = self.take(&mut talk, message, &mut messages) {
+                        return self.shared.end(error);
+                    },
+                    None => return self.shared.end(Error::new(ErrorKind::Closed, "receive", "the connection is closed")),
+                },
+                () = room.notified() => {}
+                () = self.env.sleep(tick) => {}
+            }
+        }
+    }
+
+    fn heartbeat(&self) -> Duration {
+        (self.claim_timeout / 6).min(Duration::from_secs(5))
+    }
+
+    fn link_changed(&self, talk: &mut Talk, link: Link) {
+        let now = self.env.now();
+        if link.up {
+            // requests died with the old connection; the pin may have lived on
+            (talk.requested, talk.heard, talk.not_before, talk.down_since) = (0, now, now, None);
+            if self.shard == 0 {
+                self.shared.event(Signal::Reconnected);
+            }
+        } else {
+            talk.down_since = Some(now);
+        }
+        talk.link = link;
+    }
+
+    /// Asks for as much as there is room for, and keeps the pin.
+    async fn ask(&self, talk: &mut Talk) -> Result<(), Error> {
+        let now = self.env.now();
+        if let Some(since) = talk.down_since {
+            if self.plan.pinned && now.saturating_duration_since(since) > self.claim_timeout {
+                // somebody else may hold it by now
+                self.shared.lose(self.shard);
+            }
+            return Ok(());
+        }
+        if now < talk.not_before {
+            return Ok(());
+        }
+        if talk
+            .unanswered
+            .is_some_and(|since| now.saturating_duration_since(since) > Duration::from_secs(1))
+        {
+            self.plan.restore().await?;
+            talk.unanswered = Some(now);
+        }
+        let silent = now.saturating_duration_since(talk.heard);
+        if talk.requested > 0 && silent > self.heartbeat() * 3 {
+            tracing::warn!(target: "postrider::claim", stream = self.plan.stream, consumer = self.plan.name, "the server is silent");
+            if self.plan.pinned {
+                self.shared.lose(self.shard);
+            }
+            (talk.requested, talk.heard) = (0, now);
+        }
+        let load = self
+            .shared
+            .with_partition(self.shard, |partition| partition.load())
+            .unwrap_or(0);
+        let free = self.quota.saturating_sub(load + talk.requested);
+        if free > 0 && talk.requested <= self.quota / 2 {
+            let request = Request {
+                batch: free,
+                max_bytes: self.max_bytes,
+                expires: nanos(EXPIRES),
+                idle_heartbeat: nanos(self.heartbeat()),
+                group: self.plan.pinned.then_some(PRIORITY_GROUP),
+                id: talk.pin.as_deref(),
+            };
+            if talk.requested == 0 {
+                talk.heard = now;
+            }
+            self.publish(&request, &format!("{}.m", talk.inbox)).await;
+            talk.requested += free;
+            talk.asked = now;
+        } else if talk.pin.is_some() && now.saturating_duration_since(talk.asked) > self.claim_timeout / 3 {
+            // the server keeps a pin as long as its holder asks: this asks for a message that no message is small enough for
+            let request = Request {
+                batch: 1,
+                max_bytes: 1,
+                expires: nanos(Duration::from_millis(500)),
+                idle_heartbeat: 0,
+                group: Some(PRIORITY_GROUP),
+                id: talk.pin.as_deref(),
+            };
+            self.publish(&request, &format!("{}.r", talk.inbox)).await;
+            talk.asked = now;
+        }
+        Ok(())
+    }
+
+    async fn publish(&self, request: &Request<'_>, reply: &str) {
+        let subject = pull::next_subject(&self.plan.stream, &self.plan.name);
+        // a struct of numbers and short text always becomes JSON; an error of the client is a closed connection
+        if let Ok(body) = serde_json::to_vec(request) {
+            let _ = self
+                .connection
+                .client
+                .publish_with_reply(subject, reply.to_owned(), Bytes::from(body))
+                .await;
+        }
+    }
+
+    /// What came, and all that came with it.
+    fn take(&self, talk: &mut Talk, message: Message, more: &mut Subscriber) -> Result<(), Error> {
+        use futures_util::FutureExt as _;
+        talk.heard = self.env.now();
+        let mut next = Some(message);
+        while let Some(message) = next {
+            self.take_one(talk, message)?;
+            next = more.next().now_or_never().flatten();
+        }
+        Ok(())
+    }
+
+    fn take_one(&self, talk: &mut Talk, message: Message) -> Result<(), Error> {
+        let renewal = message.subject.ends_with(".r");
+        let answer = pull::read(&message);
+        if !matches!(answer, Answer::NoResponders) {
+            talk.unanswered = None;
+        }
+        match answer {
+            Answer::Delivery(place) => {
+                talk.requested = talk.requested.saturating_sub(usize::from(!renewal));
+                self.keep_pin(talk, pull::pin_of(&message));
+                let envelope = convert::envelope(
+                    message.headers.as_ref(),
+                    message.payload,
+                    &self.plan.stream,
+                    place.sequence,
+                    place.time_ms,
+                );
+                let key = match self.order {
+                    Order::Key => envelope.key().map(|key| self.hash.hash_one(key)),
+                    Order::Partition => Some(u64::from(self.shard)),
+                    Order::None => None,
+                };
+                if let Some(reply) = message.reply {
+                    self.shared
+                        .push(self.shard, reply, envelope, key, place.sequence, place.deliveries);
+                }
+            }
+            Answer::Heartbeat => {}
+            Answer::Ended { .. } if renewal => {}
+            Answer::Ended { left } => talk.requested = talk.requested.saturating_sub(left),
+            Answer::WrongPin => {
+                self.shared.lose(self.shard);
+                (talk.pin, talk.requested) = (None, 0);
+            }
+            Answer::NoResponders => {
+                let now = self.env.now();
+                talk.requested = 0;
+                talk.unanswered.get_or_insert(now);
+                talk.not_before = now + Duration::from_millis(100);
+            }
+            Answer::Gone(_) => {
+                talk.requested = 0;
+                // looked at before the next request
+                talk.unanswered = Some(
+                    self.env
+                        .now()
+                        .checked_sub(Duration::from_secs(2))
+                        .unwrap_or(self.env.now()),
+                );
+            }
+            Answer::Refused(why) => {
+                let error = Error::new(
+                    ErrorKind::Broker,
+                    "receive",
+                    "the server refuses the request for messages",
+                );
+                return Err(error
+                    .with("stream", &self.plan.stream)
+                    .with("consumer", &self.plan.name)
+                    .with("answer", why));
+            }
+        }
+        Ok(())
+    }
+
+    /// A delivery under another pin is another hold.
+    fn keep_pin(&self, talk: &mut Talk, pin: Option<&str>) {
+        if !self.plan.pinned {
+            return;
+        }
+        let assigned = self
+            .shared
+            .with_partition(self.shard, |partition| partition.assigned)
+            .unwrap_or(false);
+        if talk.pin.as_deref() != pin {
+            self.shared.lose(self.shard);
+            talk.pin = pin.map(Into::into);
+            self.shared.assign(self.shard);
+        } else if !assigned {
+            self.shared.assign(self.shard);
+        }
+    }
+}

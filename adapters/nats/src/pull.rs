@@ -1,0 +1,176 @@
+//! What is said to a pull consumer and what it answers: requests, deliveries, statuses. The server's words, and no state.
+
+use std::time::Duration;
+
+use async_nats::Message;
+use serde::Serialize;
+
+/// The one priority group of our consumers.
+pub(crate) const PRIORITY_GROUP: &str = "postrider";
+/// The header by which the server names the pin under which it delivers.
+const PIN_ID: &str = "Nats-Pin-Id";
+const PENDING_MESSAGES: &str = "Nats-Pending-Messages";
+
+/// A request for messages.
+#[derive(Debug, Serialize)]
+pub(crate) struct Request<'a> {
+    pub(crate) batch: usize,
+    #[serde(skip_serializing_if = "is_zero")]
+    pub(crate) max_bytes: usize,
+    /// Nanoseconds.
+    pub(crate) expires: u64,
+    /// Nanoseconds.
+    #[serde(skip_serializing_if = "is_zero_u64")]
+    pub(crate) idle_heartbeat: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) group: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) id: Option<&'a str>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
+fn is_zero(n: &usize) -> bool {
+    *n == 0
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
+fn is_zero_u64(n: &u64) -> bool {
+    *n == 0
+}
+
+/// The subject that requests go to.
+pub(crate) fn next_subject(stream: &str, consumer: &str) -> String {
+    format!("$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}")
+}
+
+/// The subject that gives up a pin.
+pub(crate) fn unpin_subject(stream: &str, consumer: &str) -> String {
+    format!("$JS.API.CONSUMER.UNPIN.{stream}.{consumer}")
+}
+
+pub(crate) fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// What came on a consumer's inbox.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Answer {
+    /// A message, with what its reply subject says.
+    Delivery(Place),
+    /// The server is alive and has nothing.
+    Heartbeat,
+    /// A request ended with this many messages not delivered.
+    Ended { left: usize },
+    /// The pin isn't ours any more.
+    WrongPin,
+    /// The consumer or stream is gone.
+    Gone(String),
+    /// Nobody takes requests: JetStream or the consumer isn't there at the moment.
+    NoResponders,
+    /// A request that the server doesn't take.
+    Refused(String),
+}
+
+/// Where a delivery stood, out of its reply subject `$JS.ACK.…`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    pub(crate) deliveries: u32,
+    pub(crate) sequence: u64,
+    pub(crate) time_ms: u64,
+}
+
+pub(crate) fn read(message: &Message) -> Answer {
+    let Some(status) = message.status else {
+        return match message.reply.as_deref().and_then(place) {
+            Some(place) => Answer::Delivery(place),
+            None => Answer::Refused(format!(
+                "a message without an acknowledgement subject on {}",
+                message.subject
+            )),
+        };
+    };
+    let header = |name: &str| {
+        message
+            .headers
+            .as_ref()?
+            .get(name)
+            .map(|value| value.as_str().to_owned())
+    };
+    let left = header(PENDING_MESSAGES).and_then(|n| n.parse().ok());
+    let description = message.description.clone().unwrap_or_default();
+    match (status.as_u16(), left) {
+        (100, _) => Answer::Heartbeat,
+        (423, _) => Answer::WrongPin,
+        (503, _) => Answer::NoResponders,
+        // a request that ended early says how much of it was left
+        (404 | 408 | 409, Some(left)) => Answer::Ended { left },
+        (404 | 408, None) => Answer::Ended { left: usize::MAX },
+        (409, None) if description.to_ascii_lowercase().contains("deleted") => Answer::Gone(description),
+        (409, None) => Answer::Ended { left: usize::MAX },
+        (code, _) => Answer::Refused(format!("{code} {description}")),
+    }
+}
+
+/// The pin under which a message was delivered.
+pub(crate) fn pin_of(message: &Message) -> Option<&str> {
+    message
+        .headers
+        .as_ref()?
+        .get(PIN_ID)
+        .map(async_nats::HeaderValue::as_str)
+}
+
+/// `$JS.ACK.stream.consumer.deliveries.sequence.…`, or with a domain and account in front and a token behind.
+fn place(reply: &str) -> Option<Place> {
+    let tokens: Vec<_> = reply.split('.').collect();
+    let at = match tokens.len() {
+        9 => 4,
+        11.. => 6,
+        _ => return None,
+    };
+    let nanos: u64 = tokens.get(at + 3)?.parse().ok()?;
+    Some(Place {
+        deliveries: tokens.get(at)?.parse().ok()?,
+        sequence: tokens.get(at + 1)?.parse().ok()?,
+        time_ms: nanos / 1_000_000,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_forms_of_the_reply_subject_are_read() {
+        let expected = Some(Place {
+            deliveries: 2,
+            sequence: 17,
+            time_ms: 1_700_000_000_000,
+        });
+        assert_eq!(
+            place("$JS.ACK.orders.billing.2.17.5.1700000000000000000.3"),
+            expected
+        );
+        assert_eq!(
+            place("$JS.ACK._.hash.orders.billing.2.17.5.1700000000000000000.3.token"),
+            expected
+        );
+        assert_eq!(place("$JS.ACK.orders"), None);
+    }
+
+    #[test]
+    fn a_request_says_only_what_it_means() {
+        let request = Request {
+            batch: 5,
+            max_bytes: 0,
+            expires: 1,
+            idle_heartbeat: 0,
+            group: None,
+            id: None,
+        };
+        assert_eq!(
+            serde_json::to_string(&request).unwrap(),
+            r#"{"batch":5,"expires":1}"#
+        );
+    }
+}

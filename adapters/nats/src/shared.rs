@@ -1,0 +1,438 @@
+//! What a subscription holds, shared by the tasks that fill it and those who empty it: buffers, claims, what is out.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_nats::Subject;
+use postrider_core::{
+    Claim, ClaimId, Delivery, Envelope, Error, InFlight, Order, Origin, Settlement, Signal, Token, Window,
+};
+use tokio::sync::{Notify, mpsc};
+
+/// What is to be told to the server about a delivery.
+#[derive(Clone, Debug)]
+pub(crate) struct Tell {
+    pub(crate) reply: Subject,
+    pub(crate) what: What,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum What {
+    Ack,
+    Nak(Option<Duration>),
+    Progress,
+    /// Gives up a pin; the subject is the API's.
+    Unpin,
+}
+
+/// A message that came and is not settled.
+#[derive(Debug)]
+struct Held {
+    reply: Subject,
+    bytes: usize,
+    /// Its key, hashed.
+    key: Option<u64>,
+    /// Handed to the runner; else it is in the buffer.
+    out: bool,
+    /// Kept while it may be handed out again.
+    envelope: Envelope,
+    position: u64,
+    deliveries: u32,
+}
+
+/// One partition as this member sees it.
+#[derive(Debug)]
+pub(crate) struct Partition {
+    pub(crate) epoch: u32,
+    /// Whether this member holds it.
+    pub(crate) assigned: bool,
+    held: BTreeMap<u64, Held>,
+    buffer: VecDeque<u64>,
+    next: u64,
+    /// Keys of which something waits for its time.
+    delayed: HashMap<u64, usize>,
+    /// Its puller looks again when something is settled.
+    pub(crate) room: Arc<Notify>,
+}
+
+impl Partition {
+    fn new() -> Self {
+        Self {
+            epoch: 0,
+            assigned: false,
+            held: BTreeMap::new(),
+            buffer: VecDeque::new(),
+            next: 0,
+            delayed: HashMap::new(),
+            room: Arc::new(Notify::new()),
+        }
+    }
+
+    /// How many messages it holds, in the buffer and out.
+    pub(crate) fn load(&self) -> usize {
+        self.held.len()
+    }
+}
+
+#[derive(Debug)]
+struct State {
+    partitions: Vec<Partition>,
+    window: Window,
+    in_flight: InFlight,
+    events: VecDeque<Signal>,
+    paused: bool,
+    ended: Option<Error>,
+    closed: bool,
+    /// Which partition is looked at first, so that each gets its turn.
+    turn: usize,
+}
+
+/// What a subscription holds.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    state: Mutex<State>,
+    order: Order,
+    /// Something to receive.
+    pub(crate) arrived: Notify,
+    tell: mpsc::UnboundedSender<Tell>,
+}
+
+impl Shared {
+    pub(crate) fn new(
+        partitions: u32,
+        window: Window,
+        order: Order,
+        tell: mpsc::UnboundedSender<Tell>,
+    ) -> Self {
+        let partitions = (0..partitions).map(|_| Partition::new()).collect();
+        let state = State {
+            partitions,
+            window,
+            in_flight: InFlight::default(),
+            events: VecDeque::new(),
+            paused: false,
+            ended: None,
+            closed: false,
+            turn: 0,
+        };
+        Self {
+            state: Mutex::new(state),
+            order,
+            arrived: Notify::new(),
+            tell,
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Bounded by the window: there is never more to tell than is held.
+    pub(crate) fn tell(&self, reply: Subject, what: What) {
+        // the receiver is gone only when the subscription is
+        let _ = self.tell.send(Tell { reply, what });
+    }
+
+    pub(crate) fn with_partition<T>(&self, shard: u32, with: impl FnOnce(&mut Partition) -> T) -> Option<T> {
+        self.state().partitions.get_mut(shard as usize).map(with)
+    }
+
+    /// The member holds the partition from now on.
+    pub(crate) fn assign(&self, shard: u32) {
+        let mut state = self.state();
+        let Some(partition) = state.partitions.get_mut(shard as usize) else {
+            return;
+        };
+        partition.epoch += 1;
+        partition.assigned = true;
+        let claim = ClaimId {
+            shard,
+            epoch: partition.epoch,
+        };
+        state.events.push_back(Signal::Assigned(vec![claim]));
+        drop(state);
+        self.arrived.notify_one();
+    }
+
+    /// The member doesn't hold the partition any more. What it held is given back, so that it comes again soon.
+    pub(crate) fn lose(&self, shard: u32) {
+        let mut state = self.state();
+        let state = &mut *state;
+        let Some(partition) = state.partitions.get_mut(shard as usize) else {
+            return;
+        };
+        if !partition.assigned {
+            return;
+        }
+        partition.assigned = false;
+        let claim = ClaimId {
+            shard,
+            epoch: partition.epoch,
+        };
+        partition.epoch += 1;
+        partition.buffer.clear();
+        partition.delayed.clear();
+        for held in std::mem::take(&mut partition.held).into_values() {
+            if held.out {
+                state.in_flight.settled(held.bytes);
+            }
+            let _ = self.tell.send(Tell {
+                reply: held.reply,
+                what: What::Nak(None),
+            });
+        }
+        state.events.push_back(Signal::Lost(vec![claim]));
+        self.arrived.notify_one();
+    }
+
+    pub(crate) fn event(&self, signal: Signal) {
+        self.state().events.push_back(signal);
+        self.arrived.notify_one();
+    }
+
+    /// The subscription ends with a reason that reconnecting doesn't mend.
+    pub(crate) fn end(&self, error: Error) {
+        self.state().ended = Some(error);
+        self.arrived.notify_one();
+    }
+
+    pub(crate) fn close(&self) {
+        self.state().closed = true;
+        self.arrived.notify_one();
+    }
+
+    /// A message came.
+    pub(crate) fn push(
+        &self,
+        shard: u32,
+        reply: Subject,
+        envelope: Envelope,
+        key: Option<u64>,
+        position: u64,
+        deliveries: u32,
+    ) {
+        let mut state = self.state();
+        let Some(partition) = state.partitions.get_mut(shard as usize) else {
+            return;
+        };
+        partition.next += 1;
+        let seq = partition.next;
+        let bytes = envelope.byte_len();
+        partition.held.insert(
+            seq,
+            Held {
+                reply,
+                bytes,
+                key,
+                out: false,
+                envelope,
+                position,
+                deliveries,
+            },
+        );
+        partition.buffer.push_back(seq);
+        drop(state);
+        self.arrived.notify_one();
+    }
+
+    /// The next event, or what the window has room for.
+    pub(crate) fn receive(
+        &self,
+        max: usize,
+        into: &mut Vec<Delivery>,
+        claim: impl Fn(Token) -> Claim,
+    ) -> Result<Option<Signal>, Error> {
+        let mut state = self.state();
+        let state = &mut *state;
+        if let Some(signal) = state.events.pop_front() {
+            return Ok(Some(signal));
+        }
+        if let Some(error) = state.ended.take() {
+            state.closed = true;
+            return Err(error);
+        }
+        if state.closed {
+            return Ok(Some(Signal::Closed));
+        }
+        if state.paused {
+            return Ok(None);
+        }
+        let (count, before) = (state.partitions.len(), into.len());
+        for step in 0..count {
+            let shard = (state.turn + step) % count;
+            let partition = &mut state.partitions[shard];
+            let mut at = 0;
+            while into.len() - before < max && at < partition.buffer.len() {
+                let seq = partition.buffer[at];
+                let Some(held) = partition.held.get_mut(&seq) else {
+                    partition.buffer.remove(at);
+                    continue;
+                };
+                if held.key.is_some_and(|key| partition.delayed.contains_key(&key)) {
+                    at += 1;
+                    continue;
+                }
+                if !state.in_flight.has_room(&state.window, held.bytes) {
+                    at = usize::MAX;
+                    break;
+                }
+                partition.buffer.remove(at);
+                held.out = true;
+                state.in_flight.take(held.bytes);
+                let token = Token {
+                    claim: ClaimId {
+                        shard: shard as u32,
+                        epoch: partition.epoch,
+                    },
+                    seq,
+                };
+                into.push(Delivery {
+                    envelope: held.envelope.clone(),
+                    origin: Origin {
+                        shard: shard as u32,
+                        position: held.position,
+                    },
+                    deliveries: Some(held.deliveries),
+                    claim: claim(token),
+                });
+            }
+            if at == usize::MAX || into.len() - before == max {
+                break;
+            }
+        }
+        state.turn = (state.turn + 1) % count.max(1);
+        Ok((into.len() > before).then_some(Signal::Deliveries))
+    }
+
+    /// Answers those that were stale; `delayed` are for the caller, who knows the time.
+    pub(crate) fn settle(
+        &self,
+        batch: &[(Token, Settlement)],
+        delayed: &mut Vec<(Token, Duration)>,
+    ) -> Vec<Token> {
+        let mut stale = Vec::new();
+        let mut state = self.state();
+        let state = &mut *state;
+        for (token, settlement) in batch {
+            let partition = state.partitions.get_mut(token.claim.shard as usize);
+            let Some(partition) = partition
+                .filter(|p| p.epoch == token.claim.epoch && p.held.get(&token.seq).is_some_and(|h| h.out))
+            else {
+                stale.push(*token);
+                continue;
+            };
+            if *settlement == Settlement::Extend {
+                if let Some(held) = partition.held.get(&token.seq) {
+                    self.tell(held.reply.clone(), What::Progress);
+                }
+                continue;
+            }
+            match settlement {
+                // under order the message waits here, at the head of what came after it
+                Settlement::GiveBack(after) if self.keeps(partition, token.seq, *after) && !state.closed => {
+                    let Some(held) = partition.held.get_mut(&token.seq) else {
+                        continue;
+                    };
+                    held.out = false;
+                    held.deliveries = held.deliveries.saturating_add(1);
+                    state.in_flight.settled(held.bytes);
+                    let key = held.key;
+                    let at = partition.buffer.partition_point(|seq| *seq < token.seq);
+                    partition.buffer.insert(at, token.seq);
+                    if let Some(after) = after {
+                        if let Some(key) = key {
+                            *partition.delayed.entry(key).or_default() += 1;
+                        }
+                        delayed.push((*token, *after));
+                    }
+                }
+                other => {
+                    let Some(held) = partition.held.remove(&token.seq) else {
+                        continue;
+                    };
+                    state.in_flight.settled(held.bytes);
+                    self.tell(
+                        held.reply,
+                        if let Settlement::GiveBack(after) = other {
+                            What::Nak(*after)
+                        } else {
+                            What::Ack
+                        },
+                    );
+                }
+            }
+            partition.room.notify_one();
+        }
+        self.arrived.notify_one();
+        stale
+    }
+
+    /// Whether a message that is given back waits here rather than at the server: so it is where order is kept.
+    fn keeps(&self, partition: &Partition, seq: u64, after: Option<Duration>) -> bool {
+        let has_key = partition.held.get(&seq).is_some_and(|held| held.key.is_some());
+        self.order != Order::None && (has_key || after.is_none())
+    }
+
+    /// A delayed message's time has come.
+    pub(crate) fn wake(&self, token: Token) {
+        let mut state = self.state();
+        let Some(partition) = state.partitions.get_mut(token.claim.shard as usize) else {
+            return;
+        };
+        let key = partition.held.get(&token.seq).and_then(|held| held.key);
+        if partition.epoch == token.claim.epoch
+            && let Some(key) = key
+            && let Some(count) = partition.delayed.get_mut(&key)
+        {
+            *count -= 1;
+            if *count == 0 {
+                partition.delayed.remove(&key);
+            }
+        }
+        drop(state);
+        self.arrived.notify_one();
+    }
+
+    /// Everything that is held, for the sign of life.
+    pub(crate) fn held(&self) -> Vec<Subject> {
+        self.state()
+            .partitions
+            .iter()
+            .flat_map(|p| p.held.values().map(|held| held.reply.clone()))
+            .collect()
+    }
+
+    /// Takes out everything that is held, in its order, to be given back.
+    pub(crate) fn take_all(&self) -> Vec<Subject> {
+        let mut state = self.state();
+        state.closed = true;
+        state.in_flight = InFlight::default();
+        let mut all = Vec::new();
+        for partition in &mut state.partitions {
+            partition.epoch += 1;
+            partition.buffer.clear();
+            all.extend(
+                std::mem::take(&mut partition.held)
+                    .into_values()
+                    .map(|held| held.reply),
+            );
+        }
+        all
+    }
+
+    pub(crate) fn pause(&self, paused: bool) {
+        self.state().paused = paused;
+        self.arrived.notify_one();
+    }
+
+    pub(crate) fn claims(&self) -> Vec<ClaimId> {
+        let state = self.state();
+        let held = state.partitions.iter().enumerate().filter(|(_, p)| p.assigned);
+        held.map(|(shard, p)| ClaimId {
+            shard: shard as u32,
+            epoch: p.epoch,
+        })
+        .collect()
+    }
+}

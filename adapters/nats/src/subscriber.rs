@@ -1,0 +1,246 @@
+//! Subscriptions: receiving, leaving, and the control handle beside them.
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::Subject;
+use postrider_core::{
+    BoxFuture, Capability, Claim, ClaimId, Control, Delivery, Error, ErrorKind, Group, Health, HealthState,
+    Origin, Result, Settle, Signal, Start, SubscribeOptions, Subscriber, Subscription,
+};
+use tokio::task::JoinSet;
+
+use crate::acks::{self, Acks, Lines};
+use crate::broker::NatsBroker;
+use crate::connection::Connection;
+use crate::partition::Puller;
+use crate::pull::unpin_subject;
+use crate::settle::Tracker;
+use crate::shared::{Shared, What};
+use crate::topology::ConsumerPlan;
+
+/// One member of a group. Dropped, it leaves and gives back what is unsettled; [`close`](Subscription::close) also waits until
+/// the server knows.
+#[derive(Debug)]
+pub struct NatsSubscription {
+    tracker: Arc<Tracker>,
+    plans: Arc<Vec<ConsumerPlan>>,
+    connection: Connection,
+    ephemeral: bool,
+    left: bool,
+    pullers: JoinSet<()>,
+}
+
+impl Subscriber for NatsBroker {
+    type Subscription = NatsSubscription;
+
+    async fn subscribe(&self, options: &SubscribeOptions) -> Result<NatsSubscription> {
+        use postrider_core::Adapter as _;
+        if let Some((name, _)) = options.native.first() {
+            let message = "the NATS adapter takes no properties of a subscription; leave it out";
+            return Err(Error::config("subscribe", message).with("property", name));
+        }
+        if options
+            .claim_timeout
+            .is_some_and(|timeout| timeout < Duration::from_secs(1))
+        {
+            return Err(Error::config("subscribe", "`claim_timeout` must be at least 1s"));
+        }
+        if options.group == Group::Ephemeral {
+            self.capabilities().require(Capability::Ephemeral, "subscribe")?;
+        }
+        let unique = self.environment().random();
+        let plans = self.topology().plans(options, &format!("{unique:016x}"))?;
+        self.topology().channel(&options.channel).await?;
+        self.topology().group(options, &plans).await?;
+        let claim_timeout = options.claim_timeout.unwrap_or(self.config().claim_timeout);
+        let lines = Lines::new();
+        let shared = Arc::new(Shared::new(
+            plans.len() as u32,
+            options.window,
+            options.order,
+            lines.tell,
+        ));
+        let acks = Acks {
+            connection: self.connection().clone(),
+            env: self.environment().clone(),
+            tell: lines.told,
+            flush: lines.flushed,
+            shared: acks::weak(&shared),
+            progress: claim_timeout / 3,
+        };
+        self.tasks().spawn(acks.run());
+        let share = plans.len();
+        let quota = options
+            .window
+            .messages
+            .div_ceil(share)
+            .max(options.window.messages.min(64));
+        let smallest = self.connection().client.max_payload() + 64 * 1024;
+        let mut pullers = JoinSet::new();
+        for (shard, plan) in plans.iter().enumerate() {
+            let puller = Puller {
+                connection: self.connection().clone(),
+                env: self.environment().clone(),
+                shared: Arc::clone(&shared),
+                shard: shard as u32,
+                plan: plan.clone(),
+                order: options.order,
+                hash: self.hash().clone(),
+                quota,
+                max_bytes: (options.window.bytes / share).max(smallest),
+                claim_timeout,
+            };
+            pullers.spawn(puller.run());
+        }
+        let tracker = Arc::new(Tracker {
+            shared,
+            flush: lines.flush,
+            env: self.environment().clone(),
+            tasks: self.tasks().clone(),
+        });
+        Ok(NatsSubscription {
+            tracker,
+            plans: Arc::new(plans),
+            connection: self.connection().clone(),
+            ephemeral: options.group == Group::Ephemeral,
+            left: false,
+            pullers,
+        })
+    }
+}
+
+impl Subscription for NatsSubscription {
+    async fn receive(&mut self, max: NonZeroUsize, into: &mut Vec<Delivery>) -> Result<Signal> {
+        loop {
+            let tracker = &self.tracker;
+            let claim = |token| Claim::new(Arc::clone(tracker) as Arc<dyn Settle>, token);
+            if let Some(signal) = tracker.shared.receive(max.get(), into, claim)? {
+                return Ok(signal);
+            }
+            // the only await, and nothing has been taken yet: cancel-safe. A wake-up in between is kept by the notify.
+            self.tracker.shared.arrived.notified().await;
+        }
+    }
+
+    /// Nothing is revoked by the server here: a claim is held or lost.
+    async fn release(&mut self, _: &[ClaimId]) -> Result<()> {
+        Ok(())
+    }
+
+    async fn close(&mut self) -> Result<()> {
+        self.leave();
+        self.pullers.shutdown().await;
+        let told = acks::flush(&self.tracker.flush).await;
+        if self.ephemeral {
+            for plan in self.plans.iter() {
+                plan.remove().await;
+            }
+        }
+        if told {
+            return Ok(());
+        }
+        let message = "the server could not be told of the last settlements; it redelivers those messages";
+        Err(Error::new(ErrorKind::Connection, "close", message))
+    }
+
+    fn control(&self) -> Arc<dyn Control> {
+        Arc::new(NatsControl {
+            tracker: Arc::clone(&self.tracker),
+            plans: Arc::clone(&self.plans),
+            connection: self.connection.clone(),
+        })
+    }
+}
+
+impl NatsSubscription {
+    /// Stops pulling, gives back what is unsettled in its order, and gives up the pins, so that others go on at once.
+    fn leave(&mut self) {
+        if std::mem::replace(&mut self.left, true) {
+            return;
+        }
+        self.pullers.abort_all();
+        let shared = &self.tracker.shared;
+        let pinned: Vec<_> = shared.claims().into_iter().map(|claim| claim.shard).collect();
+        for reply in shared.take_all() {
+            shared.tell(reply, What::Nak(None));
+        }
+        for shard in pinned {
+            if let Some(plan) = self.plans.get(shard as usize).filter(|plan| plan.pinned) {
+                shared.tell(
+                    Subject::from(unpin_subject(&plan.stream, &plan.name)),
+                    What::Unpin,
+                );
+            }
+        }
+        shared.close();
+    }
+}
+
+impl Drop for NatsSubscription {
+    fn drop(&mut self) {
+        self.leave();
+    }
+}
+
+struct NatsControl {
+    tracker: Arc<Tracker>,
+    plans: Arc<Vec<ConsumerPlan>>,
+    connection: Connection,
+}
+
+impl Control for NatsControl {
+    fn pause(&self) {
+        self.tracker.shared.pause(true);
+    }
+
+    fn resume(&self) {
+        self.tracker.shared.pause(false);
+    }
+
+    fn seek(&self, _: Start) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async {
+            let message =
+                "a JetStream consumer can't be moved (capability `seek`); start a new group at another place";
+            Err(Error::new(ErrorKind::Unsupported, "seek", message))
+        })
+    }
+
+    fn lag(&self) -> BoxFuture<'_, Result<u64>> {
+        Box::pin(async {
+            // what was settled here but not told yet would count as lag
+            acks::flush(&self.tracker.flush).await;
+            let mut lag = 0;
+            for plan in self.plans.iter() {
+                lag += plan.lag().await?;
+            }
+            Ok(lag)
+        })
+    }
+
+    fn claims(&self) -> Vec<ClaimId> {
+        self.tracker.shared.claims()
+    }
+
+    fn describe(&self, origin: Origin) -> String {
+        let stream = self.plans.first().map_or("", |plan| plan.stream.as_str());
+        format!("nats:{stream}/{}", origin.position)
+    }
+
+    fn health(&self) -> Health {
+        let connection = self.connection.health();
+        if connection.state > HealthState::Up {
+            return connection;
+        }
+        if self.tracker.shared.claims().is_empty() {
+            let reason =
+                "no partition is held at present: there is nothing to read, or other members hold them all";
+            return Health {
+                state: HealthState::Standby,
+                reason: Some(reason.into()),
+            };
+        }
+        connection
+    }
+}
