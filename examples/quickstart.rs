@@ -23,14 +23,8 @@ async fn bill(order: OrderPlaced) {
 async fn main() -> postrider::Result<()> {
     let broker = postrider::connect("memory:").await?;
     let service = Router::new().route(bill).start(&broker).await?;
-    let order = OrderPlaced {
-        order_id: "o-1".into(),
-        total_cents: 1999,
-    };
+    let order = OrderPlaced { order_id: "o-1".into(), total_cents: 1999 };
     println!("published: {:?}", broker.publish("orders", &order).await?);
     service.idle().await;
-    service
-        .stop(Duration::from_secs(30))
-        .await
-        .map(|report| println!("settled:\n{report}"))
+    service.stop(Duration::from_secs(30)).await.map(|report| println!("settled:\n{report}"))
 }

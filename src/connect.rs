@@ -32,17 +32,16 @@ pub async fn connect(url: &str) -> Result<Broker> {
 /// # Errors
 /// If it isn't set, an error that lists the schemes compiled in; else as [`connect`].
 pub async fn connect_from_env() -> Result<Broker> {
-    match url_from_env()? {
-        Some(url) => connect(&url).await,
-        None => {
-            let registry = registry();
-            let schemes: Vec<_> = registry.schemes().map(|scheme| format!("`{scheme}:`")).collect();
-            let message = format!(
-                "the environment variable {VARIABLE} is not set; set it to a URL (compiled in: {})",
-                schemes.join(", ")
-            );
-            Err(Error::config("connect", message))
-        }
+    if let Some(url) = url_from_env()? {
+        connect(&url).await
+    } else {
+        let registry = registry();
+        let schemes: Vec<_> = registry.schemes().map(|scheme| format!("`{scheme}:`")).collect();
+        let message = format!(
+            "the environment variable {VARIABLE} is not set; set it to a URL (compiled in: {})",
+            schemes.join(", ")
+        );
+        Err(Error::config("connect", message))
     }
 }
 
@@ -58,9 +57,8 @@ fn url_from_env() -> Result<Option<String>> {
     match std::env::var(VARIABLE) {
         Ok(url) => Ok(Some(url)),
         Err(std::env::VarError::NotPresent) => Ok(None),
-        Err(std::env::VarError::NotUnicode(_)) => Err(Error::config(
-            "connect",
-            format!("the environment variable {VARIABLE} is not UTF-8"),
-        )),
+        Err(std::env::VarError::NotUnicode(_)) => {
+            Err(Error::config("connect", format!("the environment variable {VARIABLE} is not UTF-8")))
+        }
     }
 }

@@ -110,10 +110,7 @@ impl Channel {
 
 fn check_channel(name: &str) -> std::result::Result<(), String> {
     if name.len() > MAX_NAME {
-        return Err(format!(
-            "it has {} bytes, at most {MAX_NAME} are allowed",
-            name.len()
-        ));
+        return Err(format!("it has {} bytes, at most {MAX_NAME} are allowed", name.len()));
     }
     name.split('.').try_for_each(check_segment)
 }
@@ -123,15 +120,9 @@ fn check_segment(segment: &str) -> std::result::Result<(), String> {
         return Err("a segment is empty".into());
     }
     if segment.len() > MAX_NAME {
-        return Err(format!(
-            "it has {} bytes, at most {MAX_NAME} are allowed",
-            segment.len()
-        ));
+        return Err(format!("it has {} bytes, at most {MAX_NAME} are allowed", segment.len()));
     }
-    if let Some(c) = segment
-        .chars()
-        .find(|c| !c.is_ascii_alphanumeric() && !matches!(c, '_' | '-'))
-    {
+    if let Some(c) = segment.chars().find(|c| !c.is_ascii_alphanumeric() && !matches!(c, '_' | '-')) {
         return Err(format!(
             "{c:?} is not allowed, only letters, digits, `_`, `-` (and dots between a channel's segments)"
         ));
@@ -193,29 +184,12 @@ mod tests {
 
     #[test]
     fn names_are_checked_from_both_sides() {
-        for good in [
-            "a",
-            "orders",
-            "orders.billing.dlq",
-            "A_b-c.9",
-            &"x".repeat(MAX_NAME),
-        ] {
+        for good in ["a", "orders", "orders.billing.dlq", "A_b-c.9", &"x".repeat(MAX_NAME)] {
             assert!(Channel::new(good).is_ok(), "{good}");
         }
-        for bad in [
-            "",
-            ".",
-            "a..b",
-            "a--b",
-            "-a",
-            "a-",
-            "a b",
-            "ä",
-            "a/b",
-            "~01",
-            "a.*",
-            &"x".repeat(MAX_NAME + 1),
-        ] {
+        for bad in
+            ["", ".", "a..b", "a--b", "-a", "a-", "a b", "ä", "a/b", "~01", "a.*", &"x".repeat(MAX_NAME + 1)]
+        {
             assert!(Channel::new(bad).is_err(), "{bad}");
         }
         assert!(GroupName::new("a.b").is_err());

@@ -75,8 +75,7 @@ impl Broker {
     /// # Errors
     /// A bad name, or topology at the broker that differs.
     pub async fn declare(&self, channel: &str) -> Result<()> {
-        self.declare_all(&[Declare::Channel(Channel::new(channel)?)])
-            .await
+        self.declare_all(&[Declare::Channel(Channel::new(channel)?)]).await
     }
 
     /// Declares all of these.
@@ -154,10 +153,7 @@ trait DynAdapter: Send + Sync {
     fn dyn_capabilities(&self) -> &Capabilities;
     fn dyn_health(&self) -> Health;
     fn dyn_env(&self) -> &Env;
-    #[expect(
-        clippy::result_large_err,
-        reason = "the message is given back, not an error made"
-    )]
+    #[expect(clippy::result_large_err, reason = "the message is given back, not an error made")]
     fn dyn_try_send<'a>(&self, message: Outgoing<'a>) -> Result<Confirm, Outgoing<'a>>;
     fn dyn_send<'a>(&'a self, message: Outgoing<'a>) -> BoxFuture<'a, Confirm>;
     fn dyn_flush(&self) -> BoxFuture<'_, Result<(), PublishError>>;

@@ -78,11 +78,7 @@ pub struct Capabilities {
 impl Capabilities {
     /// Nothing but publishing and reading, with bodies of at most `usable_payload` bytes.
     pub const fn new(usable_payload: usize) -> Self {
-        Self {
-            set: 0,
-            usable_payload,
-            dedupe_window: None,
-        }
+        Self { set: 0, usable_payload, dedupe_window: None }
     }
 
     /// Declares a capability.

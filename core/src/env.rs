@@ -52,12 +52,7 @@ impl Env {
     pub fn new(source: impl Source) -> Self {
         let base = source.random();
         let origin = Arc::from("/postrider");
-        Self(Arc::new(Shared {
-            source: Box::new(source),
-            origin,
-            base,
-            counter: AtomicU64::new(0),
-        }))
+        Self(Arc::new(Shared { source: Box::new(source), origin, base, counter: AtomicU64::new(0) }))
     }
 
     /// A message id in the layout of a `UUIDv7` ([RFC 9562]): `wall_ms`, then a random base plus a counter. It costs a
@@ -115,9 +110,7 @@ impl Deref for Env {
 
 impl fmt::Debug for Env {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Env")
-            .field("origin", &self.0.origin)
-            .finish_non_exhaustive()
+        f.debug_struct("Env").field("origin", &self.0.origin).finish_non_exhaustive()
     }
 }
 
@@ -131,9 +124,7 @@ impl Source for SystemSource {
     }
 
     fn wall_ms(&self) -> u64 {
-        SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |d| d.as_millis() as u64)
+        SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
     }
 
     fn random(&self) -> u64 {
@@ -161,10 +152,7 @@ impl SeededSource {
 
     /// A source whose whole future follows from `seed`.
     pub fn new(seed: u64) -> Self {
-        Self {
-            state: AtomicU64::new(seed),
-            start: tokio::time::Instant::now().into_std(),
-        }
+        Self { state: AtomicU64::new(seed), start: tokio::time::Instant::now().into_std() }
     }
 }
 
@@ -200,9 +188,7 @@ mod tests {
         let ids: std::collections::HashSet<_> = (0..10_000).map(|_| env.new_id(0x0123_4567_89ab)).collect();
         assert_eq!(ids.len(), 10_000);
         for id in ids {
-            let MessageId::Uuid(bytes) = id else {
-                panic!("not a UUID")
-            };
+            let MessageId::Uuid(bytes) = id else { panic!("not a UUID") };
             assert_eq!(bytes[..6], [0x01, 0x23, 0x45, 0x67, 0x89, 0xab]);
             assert_eq!((bytes[6] >> 4, bytes[8] >> 6), (7, 2));
         }

@@ -130,10 +130,7 @@ impl<T> Envelope<T> {
 
     /// After this time the message is of no use; milliseconds since the Unix epoch.
     pub fn expires_ms(&self) -> Option<u64> {
-        self.headers
-            .attribute(Attribute::ExpiryTime)?
-            .as_int()
-            .map(|ms| ms.max(0) as u64)
+        self.headers.attribute(Attribute::ExpiryTime)?.as_int().map(|ms| ms.max(0) as u64)
     }
 
     /// The user's headers, and every attribute by [`Headers::attribute`].
@@ -163,24 +160,8 @@ impl<T> Envelope<T> {
 
     /// The same envelope around another payload.
     pub fn map<U>(self, with: impl FnOnce(T) -> U) -> Envelope<U> {
-        let Self {
-            id,
-            time_ms,
-            version,
-            null,
-            breach,
-            headers,
-            payload,
-        } = self;
-        Envelope {
-            id,
-            time_ms,
-            version,
-            null,
-            breach,
-            headers,
-            payload: with(payload),
-        }
+        let Self { id, time_ms, version, null, breach, headers, payload } = self;
+        Envelope { id, time_ms, version, null, breach, headers, payload: with(payload) }
     }
 
     /// The same envelope with other headers: how dead letters and redriven copies are made.
@@ -293,19 +274,14 @@ impl<T> EnvelopeBuilder<T> {
 
     /// After this time (milliseconds since the Unix epoch) the message is of no use.
     pub fn expires_ms(self, at: u64) -> Self {
-        self.attribute(
-            Attribute::ExpiryTime,
-            HeaderValue::Time(i64::try_from(at).unwrap_or(i64::MAX)),
-        )
+        self.attribute(Attribute::ExpiryTime, HeaderValue::Time(i64::try_from(at).unwrap_or(i64::MAX)))
     }
 
     /// Any attribute. A text attribute may not contain control characters.
     pub fn attribute<'a>(mut self, attribute: Attribute, value: impl Into<HeaderValue<'a>>) -> Self {
         let value = value.into();
         if attribute != Attribute::Key
-            && value
-                .as_text()
-                .is_some_and(|text| text.chars().any(char::is_control))
+            && value.as_text().is_some_and(|text| text.chars().any(char::is_control))
         {
             let why = "an attribute can't contain control characters";
             self.error
@@ -336,24 +312,8 @@ impl<T> EnvelopeBuilder<T> {
 
     /// Around another payload.
     pub fn map<U>(self, with: impl FnOnce(T) -> U) -> EnvelopeBuilder<U> {
-        let Self {
-            id,
-            time_ms,
-            version,
-            null,
-            headers,
-            payload,
-            error,
-        } = self;
-        EnvelopeBuilder {
-            id,
-            time_ms,
-            version,
-            null,
-            headers,
-            payload: with(payload),
-            error,
-        }
+        let Self { id, time_ms, version, null, headers, payload, error } = self;
+        EnvelopeBuilder { id, time_ms, version, null, headers, payload: with(payload), error }
     }
 
     /// The finished envelope.
@@ -361,11 +321,7 @@ impl<T> EnvelopeBuilder<T> {
     /// # Errors
     /// The first header or attribute that was refused.
     pub fn build(self, env: &Env) -> Result<Envelope<T>> {
-        let now = if self.time_ms.is_none() || self.id.is_none() {
-            env.wall_ms()
-        } else {
-            0
-        };
+        let now = if self.time_ms.is_none() || self.id.is_none() { env.wall_ms() } else { 0 };
         self.build_at(env, now)
     }
 
@@ -393,10 +349,7 @@ impl<T> EnvelopeBuilder<T> {
 impl EnvelopeBuilder {
     /// An envelope without a body: a tombstone, which says that its key is gone. Not the same as an empty body.
     pub fn null() -> Self {
-        Self {
-            null: true,
-            ..Self::new(Bytes::new())
-        }
+        Self { null: true, ..Self::new(Bytes::new()) }
     }
 }
 

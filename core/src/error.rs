@@ -86,14 +86,7 @@ impl Error {
     pub fn new(kind: ErrorKind, operation: &'static str, message: impl Into<String>) -> Self {
         let temporary = matches!(kind, ErrorKind::Connection | ErrorKind::Timeout);
         let (message, context) = (message.into(), Vec::new());
-        Self(Box::new(Inner {
-            kind,
-            operation,
-            message,
-            context,
-            temporary,
-            source: None,
-        }))
+        Self(Box::new(Inner { kind, operation, message, context, temporary, source: None }))
     }
 
     /// A mistake in a setting, URL, name or header.
@@ -147,11 +140,7 @@ impl fmt::Display for Error {
             let open = if i == 0 { " (" } else { ", " };
             write!(f, "{open}{name}: {value}")?;
         }
-        if self.0.context.is_empty() {
-            Ok(())
-        } else {
-            f.write_str(")")
-        }
+        if self.0.context.is_empty() { Ok(()) } else { f.write_str(")") }
     }
 }
 

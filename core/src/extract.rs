@@ -48,14 +48,7 @@ impl Incoming {
         deliveries: Option<u32>,
         claim: ClaimId,
     ) -> Self {
-        Self {
-            first,
-            rest,
-            attempt,
-            deliveries,
-            claim,
-            rejected: Vec::new(),
-        }
+        Self { first, rest, attempt, deliveries, claim, rejected: Vec::new() }
     }
 
     /// All messages: one, or those of the batch.
@@ -90,12 +83,7 @@ pub struct RouteContext<S> {
 
 impl<S> RouteContext<S> {
     pub(crate) fn new(state: S, broker: Broker, route: Arc<RouteNames>, stop: CancellationToken) -> Self {
-        Self {
-            state,
-            broker,
-            route,
-            stop,
-        }
+        Self { state, broker, route, stop }
     }
 
     /// The router's state.

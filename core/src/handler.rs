@@ -142,10 +142,7 @@ pin_project_lite::pin_project! {
 
 /// Puts a route beside a future; `#[handler]` calls it.
 pub fn handled<R: RouteInfo, Fut: Future + Send>(future: Fut) -> Handled<R, Fut> {
-    Handled {
-        future,
-        route: PhantomData,
-    }
+    Handled { future, route: PhantomData }
 }
 
 impl<R, Fut: Future> Future for Handled<R, Fut> {
@@ -184,11 +181,7 @@ pub trait IntoRoute<S, M> {
     /// Options, what the signature says, and how the handler is made once the broker is known.
     fn into_route(
         self,
-    ) -> (
-        RouteOptions,
-        Declaration,
-        impl FnOnce(RouteContext<S>) -> Self::Handler + Send + 'static,
-    );
+    ) -> (RouteOptions, Declaration, impl FnOnce(RouteContext<S>) -> Self::Handler + Send + 'static);
 }
 
 impl<S: Send + Sync + 'static, M: 'static, F: Function<S, M>> IntoRoute<S, (ViaFunction, M)> for F
@@ -199,11 +192,7 @@ where
 
     fn into_route(
         self,
-    ) -> (
-        RouteOptions,
-        Declaration,
-        impl FnOnce(RouteContext<S>) -> Self::Handler + Send + 'static,
-    ) {
+    ) -> (RouteOptions, Declaration, impl FnOnce(RouteContext<S>) -> Self::Handler + Send + 'static) {
         <F::Future as Handling>::options().handle(self).into_route()
     }
 }
@@ -213,32 +202,18 @@ impl<S: Send + Sync + 'static, M: 'static, F: Function<S, M>> IntoRoute<S, (ViaB
 
     fn into_route(
         self,
-    ) -> (
-        RouteOptions,
-        Declaration,
-        impl FnOnce(RouteContext<S>) -> Self::Handler + Send + 'static,
-    ) {
+    ) -> (RouteOptions, Declaration, impl FnOnce(RouteContext<S>) -> Self::Handler + Send + 'static) {
         let mut declaration = Declaration::default();
         F::declare(&mut declaration);
         let Self { options, function } = self;
-        (options, declaration, move |cx| FunctionHandler {
-            function,
-            cx,
-            arguments: PhantomData,
-        })
+        (options, declaration, move |cx| FunctionHandler { function, cx, arguments: PhantomData })
     }
 }
 
 impl<S: 'static, H: Handler> IntoRoute<S, ViaHandler> for Route<H> {
     type Handler = H;
 
-    fn into_route(
-        self,
-    ) -> (
-        RouteOptions,
-        Declaration,
-        impl FnOnce(RouteContext<S>) -> H + Send + 'static,
-    ) {
+    fn into_route(self) -> (RouteOptions, Declaration, impl FnOnce(RouteContext<S>) -> H + Send + 'static) {
         // a handler of the user's own may return outputs; whether it does is known only when it does
         (self.options, Declaration::default(), move |_| self.function)
     }

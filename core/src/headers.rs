@@ -201,14 +201,8 @@ attributes! {
 }
 
 /// Prefixes of names that only the library sets; a user header that begins with one is refused.
-pub const RESERVED_PREFIXES: [&str; 6] = [
-    "ce_",
-    "ce-",
-    "cloudevents:",
-    "cloudevents_",
-    "postrider-",
-    "nats-",
-];
+pub const RESERVED_PREFIXES: [&str; 6] =
+    ["ce_", "ce-", "cloudevents:", "cloudevents_", "postrider-", "nats-"];
 
 /// User headers and attributes, ordered and repeatable. A clone is one reference count; empty is nothing.
 ///
@@ -219,14 +213,9 @@ pub struct Headers(Option<Arc<[u8]>>);
 impl Headers {
     /// The user headers, in order.
     pub fn iter(&self) -> impl Iterator<Item = (&str, HeaderValue<'_>)> {
-        entries(self.arena())
-            .filter(|(name, ..)| !is_attribute(name))
-            .map(|(name, kind, value)| {
-                (
-                    std::str::from_utf8(name).unwrap_or_default(),
-                    HeaderValue::read(kind, value),
-                )
-            })
+        entries(self.arena()).filter(|(name, ..)| !is_attribute(name)).map(|(name, kind, value)| {
+            (std::str::from_utf8(name).unwrap_or_default(), HeaderValue::read(kind, value))
+        })
     }
 
     /// The first user header of that name.
@@ -236,16 +225,12 @@ impl Headers {
 
     /// All user headers of that name.
     pub fn get_all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = HeaderValue<'a>> {
-        self.iter()
-            .filter(move |(n, _)| *n == name)
-            .map(|(_, value)| value)
+        self.iter().filter(move |(n, _)| *n == name).map(|(_, value)| value)
     }
 
     /// How many user headers there are.
     pub fn len(&self) -> usize {
-        entries(self.arena())
-            .filter(|(name, ..)| !is_attribute(name))
-            .count()
+        entries(self.arena()).filter(|(name, ..)| !is_attribute(name)).count()
     }
 
     /// Whether there are no user headers.
@@ -321,15 +306,9 @@ impl HeadersMut {
 
     /// What `headers` holds, to be added to.
     pub fn from_headers(headers: &Headers) -> Self {
-        let mut this = Self {
-            arena: SmallVec::from_slice(headers.arena()),
-            ..Self::default()
-        };
+        let mut this = Self { arena: SmallVec::from_slice(headers.arena()), ..Self::default() };
         (this.count, this.bytes) = headers.iter().fold((0, 0), |(n, bytes), (name, value)| {
-            (
-                n + 1,
-                bytes + name.len() + value.as_bytes().map_or(8, <[u8]>::len),
-            )
+            (n + 1, bytes + name.len() + value.as_bytes().map_or(8, <[u8]>::len))
         });
         this
     }
@@ -393,10 +372,7 @@ impl HeadersMut {
             ("bytes in a value", MAX_HEADER_VALUE, length),
             ("bytes in all", MAX_HEADER_BYTES, self.bytes + name.len() + length),
         ];
-        bounds
-            .into_iter()
-            .find(|(_, limit, found)| found > limit)
-            .map_or(Ok(()), Err)
+        bounds.into_iter().find(|(_, limit, found)| found > limit).map_or(Ok(()), Err)
     }
 
     fn put(&mut self, name: &str, value: HeaderValue<'_>) {
@@ -443,11 +419,9 @@ fn check_name(name: &str) -> Result<()> {
     if name.bytes().any(|b| b < 0x20 || b == 0x7f) {
         return refuse("a header's name can't contain control characters");
     }
-    let reserved = |prefix: &&str| {
-        name.get(..prefix.len())
-            .is_some_and(|start| start.eq_ignore_ascii_case(prefix))
-    };
-    if name.eq_ignore_ascii_case("content-type") || RESERVED_PREFIXES.iter().any(|p| reserved(&p)) {
+    let reserved =
+        |prefix: &&str| name.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix));
+    if name.eq_ignore_ascii_case("content-type") || RESERVED_PREFIXES.iter().any(reserved) {
         return refuse(
             "this name is reserved; attributes are set by the envelope's own methods, others need another name",
         );
@@ -479,10 +453,7 @@ mod tests {
         let frozen = headers.freeze();
         assert_eq!(frozen.get_all("x").collect::<Vec<_>>(), values);
         assert_eq!(frozen.get("y"), Some(HeaderValue::Native(b'A', &[9, 9])));
-        assert_eq!(
-            frozen.attribute(Attribute::Key),
-            Some(HeaderValue::Bytes(&[1, 2]))
-        );
+        assert_eq!(frozen.attribute(Attribute::Key), Some(HeaderValue::Bytes(&[1, 2])));
         assert_eq!(frozen.len(), 8);
         assert_eq!(HeadersMut::from_headers(&frozen).freeze(), frozen);
     }
@@ -521,11 +492,7 @@ mod tests {
             "Nats-Msg-Id",
             "Content-Type",
         ] {
-            assert_eq!(
-                HeadersMut::new().insert(bad, "").unwrap_err().kind(),
-                ErrorKind::Config,
-                "{bad:?}"
-            );
+            assert_eq!(HeadersMut::new().insert(bad, "").unwrap_err().kind(), ErrorKind::Config, "{bad:?}");
         }
     }
 

@@ -41,10 +41,7 @@ pub trait Message: Serialize + DeserializeOwned + Send + 'static {
     /// [`DecodeError`], which says why the message goes to the dead letters.
     fn decode(version: u32, body: &[u8]) -> Result<Self, DecodeError> {
         if version != Self::VERSION && version != 0 {
-            return Err(DecodeError::UnknownVersion {
-                found: version,
-                expected: Self::VERSION,
-            });
+            return Err(DecodeError::UnknownVersion { found: version, expected: Self::VERSION });
         }
         Self::Codec::decode(body).map_err(DecodeError::Undecodable)
     }
@@ -80,10 +77,7 @@ impl std::fmt::Display for DecodeError {
                 write!(f, "the message is a `{found}`, the handler takes `{expected}`")
             }
             Self::UnknownVersion { found, expected } => {
-                write!(
-                    f,
-                    "the message has version {found}, this program reads version {expected}"
-                )
+                write!(f, "the message has version {found}, this program reads version {expected}")
             }
         }
     }
@@ -98,10 +92,7 @@ impl std::error::Error for DecodeError {}
 pub fn decode<T: Message>(envelope: &Envelope) -> Result<T, DecodeError> {
     let found = envelope.type_name();
     if found != T::NAME && !found.is_empty() {
-        return Err(DecodeError::UnknownType {
-            found: found.into(),
-            expected: T::NAME,
-        });
+        return Err(DecodeError::UnknownType { found: found.into(), expected: T::NAME });
     }
     T::decode(envelope.version(), envelope.payload())
 }
@@ -206,12 +197,7 @@ pub struct EnvelopeContext<'a> {
 impl<'a> EnvelopeContext<'a> {
     /// A first publish: a fresh id, no cause.
     pub fn first(env: &'a Env, wall_ms: u64) -> Self {
-        Self {
-            env,
-            wall_ms,
-            id: None,
-            cause: None,
-        }
+        Self { env, wall_ms, id: None, cause: None }
     }
 }
 

@@ -120,14 +120,7 @@ pub struct OutputContext<'a> {
 
 impl<'a> OutputContext<'a> {
     pub(crate) fn new(env: &'a Env, cause: &'a Envelope, group: &'a str, handler: &'a str) -> Self {
-        Self {
-            env,
-            wall_ms: 0,
-            cause,
-            items: Vec::new(),
-            group,
-            handler,
-        }
+        Self { env, wall_ms: 0, cause, items: Vec::new(), group, handler }
     }
 
     pub(crate) fn with_items(mut self, items: Vec<&'a Envelope>) -> Self {
@@ -157,11 +150,7 @@ impl<'a> OutputContext<'a> {
     ) -> crate::Result<Envelope> {
         output.into_envelope(&EnvelopeContext {
             env: self.env,
-            wall_ms: if self.wall_ms == 0 {
-                self.env.wall_ms()
-            } else {
-                self.wall_ms
-            },
+            wall_ms: if self.wall_ms == 0 { self.env.wall_ms() } else { self.wall_ms },
             id: Some(output_id(self.cause, self.group, self.handler, stream, index)),
             cause: Some(self.cause),
         })
@@ -267,10 +256,7 @@ impl<T: IntoOutputs, E: Into<BoxError>> IntoOutcome for Vec<Result<T, E>> {
     const PUBLISHES: bool = T::PUBLISHES;
 
     fn into_outcome(self, cx: &OutputContext<'_>) -> Outcome {
-        let each = self
-            .into_iter()
-            .enumerate()
-            .map(|(i, result)| result.into_outcome(&cx.of_item(i)));
+        let each = self.into_iter().enumerate().map(|(i, result)| result.into_outcome(&cx.of_item(i)));
         Outcome::Each(each.collect())
     }
 }

@@ -53,11 +53,7 @@ pub struct Outgoing<'a> {
 impl<'a> Outgoing<'a> {
     /// A message with the default options.
     pub fn new(address: impl Into<Address<'a>>, envelope: Envelope) -> Self {
-        Self {
-            address: address.into(),
-            envelope,
-            options: PublishOptions::default(),
-        }
+        Self { address: address.into(), envelope, options: PublishOptions::default() }
     }
 
     /// With these options.
@@ -82,11 +78,7 @@ pub struct Receipt {
 impl Receipt {
     /// A receipt with the broker's coordinates.
     pub fn new(shard: u32, position: u64) -> Self {
-        Self {
-            shard,
-            position,
-            duplicate: false,
-        }
+        Self { shard, position, duplicate: false }
     }
 
     /// The same, for a message that the broker had already.
@@ -254,10 +246,7 @@ pub trait Publisher: Send + Sync + 'static {
     ///
     /// # Errors
     /// The message, when it would have to wait.
-    #[expect(
-        clippy::result_large_err,
-        reason = "the message is given back, not an error made"
-    )]
+    #[expect(clippy::result_large_err, reason = "the message is given back, not an error made")]
     fn try_send<'a>(&self, message: Outgoing<'a>) -> Result<Confirm, Outgoing<'a>>;
 
     /// Resolves when all sends so far have their outcome.
@@ -305,17 +294,15 @@ pub trait PublisherExt: Publisher {
         let address = to.into();
         async move {
             let envelope = made.map_err(PublishError::Failed)?;
-            self.send(Outgoing {
-                address,
-                envelope,
-                options,
-            })
-            .await
-            .await
+            self.send(Outgoing { address, envelope, options }).await.await
         }
     }
 
     /// Hands a message over and answers with its [`Confirm`], to be awaited later: pipelining.
+    #[allow(
+        clippy::async_yields_async,
+        reason = "the second await is the caller's, when it wants the outcome"
+    )]
     fn enqueue<'a>(
         &self,
         to: impl Into<Address<'a>> + Send,
@@ -339,10 +326,7 @@ pub trait PublisherExt: Publisher {
     ) -> impl Future<Output = Vec<Confirmed>> + Send {
         let (address, wall_ms) = (to.into(), self.env().wall_ms());
         let cx = EnvelopeContext::first(self.env(), wall_ms);
-        let made: Vec<_> = messages
-            .into_iter()
-            .map(|message| message.into_envelope(&cx))
-            .collect();
+        let made: Vec<_> = messages.into_iter().map(|message| message.into_envelope(&cx)).collect();
         async move {
             let mut confirms = Vec::with_capacity(made.len());
             for envelope in made {
@@ -388,11 +372,7 @@ mod tests {
 
     #[test]
     fn a_body_is_bounded_from_both_sides() {
-        let e = |n: usize| {
-            Envelope::builder(vec![0; n].into())
-                .build(&Env::seeded(1))
-                .unwrap()
-        };
+        let e = |n: usize| Envelope::builder(vec![0; n].into()).build(&Env::seeded(1)).unwrap();
         assert!(check_size(&e(10), 10).is_ok());
         assert_eq!(check_size(&e(11), 10).unwrap_err().kind(), ErrorKind::TooLarge);
     }

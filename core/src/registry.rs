@@ -35,10 +35,7 @@ pub struct Registry {
 impl Registry {
     /// No connector yet. `known` lists schemes and the Cargo feature that brings each, for the error that names it.
     pub fn new(known: &'static [(&'static str, &'static str)]) -> Self {
-        Self {
-            connectors: Vec::new(),
-            known,
-        }
+        Self { connectors: Vec::new(), known }
     }
 
     /// Adds a connector.
@@ -59,10 +56,7 @@ impl Registry {
     /// [`Connector::connect`].
     pub async fn connect(&self, url: &str, env: Env) -> Result<Broker> {
         let url = BrokerUrl::parse(url)?;
-        let connector = self
-            .connectors
-            .iter()
-            .find(|c| c.schemes().contains(&url.scheme()));
+        let connector = self.connectors.iter().find(|c| c.schemes().contains(&url.scheme()));
         match connector {
             Some(connector) => connector.connect(&url, env).await,
             None => Err(self.unknown(url.scheme())),
@@ -72,11 +66,7 @@ impl Registry {
     fn unknown(&self, scheme: &str) -> Error {
         let mut compiled: Vec<_> = self.schemes().map(|s| format!("`{s}:`")).collect();
         compiled.sort_unstable();
-        let compiled = if compiled.is_empty() {
-            "none".into()
-        } else {
-            compiled.join(", ")
-        };
+        let compiled = if compiled.is_empty() { "none".into() } else { compiled.join(", ") };
         let next = match self.known.iter().find(|(known, _)| *known == scheme) {
             Some((_, feature)) => {
                 format!("it needs the Cargo feature `{feature}`: add it to the dependency on postrider")

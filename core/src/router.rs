@@ -68,22 +68,14 @@ impl Default for Router {
 impl<S: Clone + Send + Sync + 'static> Router<S> {
     /// No routes yet; every handler may take `State` of what `S` provides.
     pub fn with_state(state: S) -> Self {
-        Self {
-            state,
-            layers: (),
-            routes: Vec::new(),
-        }
+        Self { state, layers: (), routes: Vec::new() }
     }
 }
 
 impl<S: Clone + Send + Sync + 'static, L: Stack> Router<S, L> {
     /// Puts a layer around every route that is added after it; the last one added is the innermost.
     pub fn layer<N: Layer>(self, layer: N) -> Router<S, (L, N)> {
-        Router {
-            state: self.state,
-            layers: (self.layers, layer),
-            routes: self.routes,
-        }
+        Router { state: self.state, layers: (self.layers, layer), routes: self.routes }
     }
 
     /// Adds a route: a `#[handler]` function, or [`RouteOptions::handle`].
@@ -93,11 +85,7 @@ impl<S: Clone + Send + Sync + 'static, L: Stack> Router<S, L> {
         let handler: MakeHandler = Box::new(move |broker, names, stop| {
             Arc::new(layers.wrap(build(RouteContext::new(state, broker, names, stop))))
         });
-        self.routes.push(Built {
-            options,
-            declaration,
-            handler,
-        });
+        self.routes.push(Built { options, declaration, handler });
         self
     }
 
@@ -126,14 +114,9 @@ impl<S, L> Router<S, L> {
     /// before any I/O; else what declaring and subscribing answer. Then nothing runs.
     pub async fn start(self, broker: &Broker) -> Result<Running> {
         let plans = self.plans()?;
-        plans
-            .iter()
-            .try_for_each(|plan| check::capabilities(plan, broker.capabilities()))?;
+        plans.iter().try_for_each(|plan| check::capabilities(plan, broker.capabilities()))?;
         broker.declare_all(&topology(&plans)).await?;
-        let stop = StopOrder {
-            token: CancellationToken::new(),
-            deadline: Arc::new(OnceLock::new()),
-        };
+        let stop = StopOrder { token: CancellationToken::new(), deadline: Arc::new(OnceLock::new()) };
         let mut subscriptions = Vec::with_capacity(plans.len());
         for plan in &plans {
             subscriptions.push(broker.subscribe(&plan.subscribe).await?);
@@ -154,11 +137,7 @@ impl<S, L> Router<S, L> {
             let status = Arc::new(Status::default());
             let control = subscription.control();
             runner::started(&plan.names, broker.name());
-            routes.push(RunningRoute {
-                plan: Arc::clone(&plan),
-                status: Arc::clone(&status),
-                control,
-            });
+            routes.push(RunningRoute { plan: Arc::clone(&plan), status: Arc::clone(&status), control });
             let stop = stop.clone();
             tasks.spawn(async move { (index, runner::run(plan, orders, subscription, status, stop).await) });
         }
@@ -182,10 +161,7 @@ impl<S, L> Router<S, L> {
     }
 
     fn plans(&self) -> Result<Vec<Plan>> {
-        let plans = self
-            .routes
-            .iter()
-            .map(|built| check::plan(&built.options, &built.declaration));
+        let plans = self.routes.iter().map(|built| check::plan(&built.options, &built.declaration));
         let plans = plans.collect::<Result<Vec<_>>>()?;
         check::together(&plans)?;
         Ok(plans)
@@ -202,29 +178,16 @@ fn topology(plans: &[Plan]) -> Vec<Declare> {
     };
     for plan in plans {
         add(Declare::Channel(plan.subscribe.channel.clone()));
-        plan.publishes
-            .iter()
-            .cloned()
-            .map(Declare::Channel)
-            .for_each(&mut add);
-        plan.dead_letter
-            .iter()
-            .cloned()
-            .map(Declare::DeadLetters)
-            .for_each(&mut add);
+        plan.publishes.iter().cloned().map(Declare::Channel).for_each(&mut add);
+        plan.dead_letter.iter().cloned().map(Declare::DeadLetters).for_each(&mut add);
     }
     // groups last: their channels exist by then
-    plans
-        .iter()
-        .map(|plan| Declare::Group(plan.subscribe.clone()))
-        .for_each(&mut add);
+    plans.iter().map(|plan| Declare::Group(plan.subscribe.clone())).for_each(&mut add);
     topology
 }
 
 impl<S, L> std::fmt::Debug for Router<S, L> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_list()
-            .entries(self.routes.iter().map(|built| &built.options))
-            .finish()
+        f.debug_list().entries(self.routes.iter().map(|built| &built.options)).finish()
     }
 }

@@ -86,10 +86,7 @@ pub struct Claim {
 impl Claim {
     /// For adapters: the claim on what `token` names.
     pub fn new(settle: Arc<dyn Settle>, token: Token) -> Self {
-        Self {
-            settle: Some(settle),
-            token,
-        }
+        Self { settle: Some(settle), token }
     }
 
     /// Names the delivery.
@@ -102,9 +99,7 @@ impl Claim {
     /// # Errors
     /// [`SettleError`] if the claim had ended.
     pub fn settle(mut self, how: Settlement) -> Result<(), SettleError> {
-        self.settle
-            .take()
-            .map_or(Ok(()), |tracker| tracker.settle(&[(self.token, how)]))
+        self.settle.take().map_or(Ok(()), |tracker| tracker.settle(&[(self.token, how)]))
     }
 
     /// Tells the broker that the message is still being worked on.
@@ -112,9 +107,7 @@ impl Claim {
     /// # Errors
     /// [`SettleError`] if the claim had ended.
     pub fn extend(&self) -> Result<(), SettleError> {
-        self.settle.as_ref().map_or(Ok(()), |tracker| {
-            tracker.settle(&[(self.token, Settlement::Extend)])
-        })
+        self.settle.as_ref().map_or(Ok(()), |tracker| tracker.settle(&[(self.token, Settlement::Extend)]))
     }
 
     /// Settles a whole batch with one call per tracker, in order. Afterwards `batch` is empty.
@@ -145,11 +138,7 @@ impl Claim {
             tokens.push((claim.token, how));
         }
         hand_over(&tracker, &mut tokens);
-        if stale.is_empty() {
-            Ok(())
-        } else {
-            Err(SettleError { stale })
-        }
+        if stale.is_empty() { Ok(()) } else { Err(SettleError { stale }) }
     }
 
     /// The tracker behind it, to be flushed.
@@ -185,10 +174,7 @@ pub struct Window {
 impl Default for Window {
     /// 1,024 messages and 16 MiB.
     fn default() -> Self {
-        Self {
-            messages: 1024,
-            bytes: 16 * 1024 * 1024,
-        }
+        Self { messages: 1024, bytes: 16 * 1024 * 1024 }
     }
 }
 
@@ -232,20 +218,9 @@ mod tests {
 
     impl Settle for Log {
         fn settle(&self, batch: &[(Token, Settlement)]) -> Result<(), SettleError> {
-            self.0
-                .lock()
-                .unwrap()
-                .push(batch.iter().map(|(t, s)| (t.seq, *s)).collect());
-            let stale: Vec<_> = batch
-                .iter()
-                .map(|(t, _)| *t)
-                .filter(|t| t.claim.epoch == 0)
-                .collect();
-            if stale.is_empty() {
-                Ok(())
-            } else {
-                Err(SettleError { stale })
-            }
+            self.0.lock().unwrap().push(batch.iter().map(|(t, s)| (t.seq, *s)).collect());
+            let stale: Vec<_> = batch.iter().map(|(t, _)| *t).filter(|t| t.claim.epoch == 0).collect();
+            if stale.is_empty() { Ok(()) } else { Err(SettleError { stale }) }
         }
 
         fn flush(&self) -> BoxFuture<'_, Result<(), SettleError>> {
@@ -254,13 +229,7 @@ mod tests {
     }
 
     fn claim(log: &Arc<Log>, epoch: u32, seq: u64) -> Claim {
-        Claim::new(
-            log.clone(),
-            Token {
-                claim: ClaimId { shard: 0, epoch },
-                seq,
-            },
-        )
+        Claim::new(log.clone(), Token { claim: ClaimId { shard: 0, epoch }, seq })
     }
 
     #[test]
@@ -277,23 +246,16 @@ mod tests {
     #[test]
     fn a_batch_is_one_call_a_tracker_and_names_the_stale() {
         let (a, b) = (Arc::new(Log::default()), Arc::new(Log::default()));
-        let mut batch = [(&a, 1, 1), (&a, 0, 2), (&b, 1, 3)]
-            .map(|(l, e, s)| (claim(l, e, s), Settlement::Ack))
-            .into();
+        let mut batch =
+            [(&a, 1, 1), (&a, 0, 2), (&b, 1, 3)].map(|(l, e, s)| (claim(l, e, s), Settlement::Ack)).into();
         let error = Claim::settle_all(&mut batch).unwrap_err();
         assert_eq!(error.stale.iter().map(|t| t.seq).collect::<Vec<_>>(), [2]);
-        assert_eq!(
-            (a.0.lock().unwrap().len(), b.0.lock().unwrap().len(), batch.len()),
-            (1, 1, 0)
-        );
+        assert_eq!((a.0.lock().unwrap().len(), b.0.lock().unwrap().len(), batch.len()), (1, 1, 0));
     }
 
     #[test]
     fn a_window_is_bounded_from_both_sides_and_lets_one_pass() {
-        let window = Window {
-            messages: 2,
-            bytes: 10,
-        };
+        let window = Window { messages: 2, bytes: 10 };
         let mut out = InFlight::default();
         assert!(out.has_room(&window, 99), "one message always fits");
         out.take(6);

@@ -245,18 +245,12 @@ impl Health {
 
     /// It works, but something needs attention.
     pub fn degraded(reason: impl Into<String>) -> Self {
-        Self {
-            state: HealthState::Degraded,
-            reason: Some(reason.into()),
-        }
+        Self { state: HealthState::Degraded, reason: Some(reason.into()) }
     }
 
     /// It doesn't work.
     pub fn down(reason: impl Into<String>) -> Self {
-        Self {
-            state: HealthState::Down,
-            reason: Some(reason.into()),
-        }
+        Self { state: HealthState::Down, reason: Some(reason.into()) }
     }
 }
 

@@ -60,12 +60,9 @@ async fn publish(broker: &Broker, orders: u64) -> postrider::Result<()> {
     }
     let unreadable = orders / 90;
     for number in 0..unreadable {
-        let body = Envelope::builder(Bytes::from_static(b"{\"order_id\":"))
-            .type_name("order.placed")
-            .version(1);
-        broker
-            .publish("orders", body.key(format!("broken-{number}")))
-            .await?;
+        let body =
+            Envelope::builder(Bytes::from_static(b"{\"order_id\":")).type_name("order.placed").version(1);
+        broker.publish("orders", body.key(format!("broken-{number}"))).await?;
     }
     println!(
         "published {orders} orders and {unreadable} that can't be read, all confirmed by {}\n",
@@ -80,30 +77,20 @@ fn summary(report: &Report) {
     routes.sort_by(|a, b| a.group.cmp(&b.group));
     println!("group handled retried dead-lettered");
     for route in routes {
-        println!(
-            "{} {} {} {}",
-            route.group, route.handled, route.retried, route.dead_lettered
-        );
+        println!("{} {} {} {}", route.group, route.handled, route.retried, route.dead_lettered);
     }
 }
 
 fn arguments() -> Result<Arguments, String> {
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |d| d.as_millis());
-    let mut arguments = Arguments {
-        orders: 200,
-        tenant: format!("shop-{since:x}"),
-        serve: false,
-    };
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis());
+    let mut arguments = Arguments { orders: 200, tenant: format!("shop-{since:x}"), serve: false };
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
         let mut value = || words.next().ok_or(format!("{word} needs a value"));
         match word.as_str() {
             "--orders" => {
-                arguments.orders = value()?
-                    .parse()
-                    .map_err(|_| "--orders takes a whole number".to_string())?
+                arguments.orders =
+                    value()?.parse().map_err(|_| "--orders takes a whole number".to_string())?;
             }
             "--tenant" => arguments.tenant = value()?,
             "--serve" => arguments.serve = true,

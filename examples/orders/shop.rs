@@ -18,11 +18,7 @@ pub(crate) struct OrderPlaced {
 impl OrderPlaced {
     /// Order number so-and-so; every sum is a little different.
     pub(crate) fn number(number: u64) -> Self {
-        Self {
-            order_id: format!("o-{number}"),
-            number,
-            total_cents: 1000 + number,
-        }
+        Self { order_id: format!("o-{number}"), number, total_cents: 1000 + number }
     }
 }
 
@@ -59,19 +55,14 @@ pub(crate) fn router(shop: Shop) -> Router<Shop> {
     retry(attempts = 3, backoff = exponential("10ms".."50ms"))
 )]
 async fn bill(order: OrderPlaced, attempt: Attempt) -> Result<Invoiced, HandlerError> {
-    if order.number.is_multiple_of(70) {
-        panic!("no rate for order {}", order.number);
-    }
+    assert!(!order.number.is_multiple_of(70), "no rate for order {}", order.number);
     if order.number.is_multiple_of(50) {
         return Err(HandlerError::msg("card declined")).permanent();
     }
     if order.number.is_multiple_of(20) && attempt.0 < 3 {
         return Err(HandlerError::msg("card service busy"));
     }
-    Ok(Invoiced {
-        order_id: order.order_id,
-        total_cents: order.total_cents,
-    })
+    Ok(Invoiced { order_id: order.order_id, total_cents: order.total_cents })
 }
 
 /// Packs the parcel.

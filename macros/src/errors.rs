@@ -22,10 +22,7 @@ impl Errors {
 
     /// `compile_error!` for each.
     pub(crate) fn into_tokens(self) -> TokenStream {
-        self.0
-            .into_iter()
-            .map(|error| error.into_compile_error())
-            .collect()
+        self.0.into_iter().map(syn::Error::into_compile_error).collect()
     }
 }
 
@@ -38,13 +35,6 @@ pub(crate) fn suggestion(word: &str, known: &[&str]) -> String {
         .max_by(|a, b| a.0.total_cmp(&b.0));
     match near {
         Some((_, near)) => format!("did you mean `{near}`?"),
-        None => format!(
-            "known: {}",
-            known
-                .iter()
-                .map(|k| format!("`{k}`"))
-                .collect::<Vec<_>>()
-                .join(", ")
-        ),
+        None => format!("known: {}", known.iter().map(|k| format!("`{k}`")).collect::<Vec<_>>().join(", ")),
     }
 }

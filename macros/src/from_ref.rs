@@ -13,10 +13,7 @@ pub(crate) fn expand(item: TokenStream) -> TokenStream {
     };
     let mut errors = Errors::default();
     for parameter in &input.generics.params {
-        errors.at(
-            parameter,
-            "a generic state can't derive `FromRef`; implement it by hand",
-        );
+        errors.at(parameter, "a generic state can't derive `FromRef`; implement it by hand");
     }
     let fields = match &input.data {
         Data::Struct(data) if !matches!(data.fields, Fields::Unit) => data.fields.iter().collect(),
@@ -34,11 +31,7 @@ pub(crate) fn expand(item: TokenStream) -> TokenStream {
         for attribute in field.attrs.iter().filter(|a| a.path().is_ident("from_ref")) {
             let parsed = attribute.parse_nested_meta(|meta| {
                 skip = meta.path.is_ident("skip");
-                if skip {
-                    Ok(())
-                } else {
-                    Err(meta.error("the only setting is `skip`: `#[from_ref(skip)]`"))
-                }
+                if skip { Ok(()) } else { Err(meta.error("the only setting is `skip`: `#[from_ref(skip)]`")) }
             });
             parsed.unwrap_or_else(|error| errors.push(error));
         }
@@ -52,10 +45,10 @@ pub(crate) fn expand(item: TokenStream) -> TokenStream {
             continue;
         }
         types.push(text);
-        let member = field.ident.as_ref().map_or_else(
-            || syn::Index::from(index).into_token_stream(),
-            ToTokens::to_token_stream,
-        );
+        let member = field
+            .ident
+            .as_ref()
+            .map_or_else(|| syn::Index::from(index).into_token_stream(), ToTokens::to_token_stream);
         implementations.extend(quote! {
             #[automatically_derived]
             impl ::postrider::__private::FromRef<#state> for #ty {
@@ -65,9 +58,5 @@ pub(crate) fn expand(item: TokenStream) -> TokenStream {
             }
         });
     }
-    if errors.is_empty() {
-        implementations
-    } else {
-        errors.into_tokens()
-    }
+    if errors.is_empty() { implementations } else { errors.into_tokens() }
 }

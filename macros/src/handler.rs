@@ -11,27 +11,23 @@ use crate::options::{self, Options};
 /// The most arguments of a handler.
 const MAX_ARGUMENTS: usize = 8;
 
-pub(crate) fn expand(options: TokenStream, item: TokenStream) -> TokenStream {
-    let function: ItemFn = match syn::parse2(item.clone()) {
-        Ok(function) => function,
-        Err(_) => {
-            let mut errors = Errors::default();
-            errors.at(
-                &item,
-                "`#[handler]` goes on an async function (for methods, put `#[handlers]` on the impl block)",
-            );
-            let errors = errors.into_tokens();
-            return quote!(#errors #item);
-        }
+pub(crate) fn expand(options: TokenStream, item: &TokenStream) -> TokenStream {
+    let function: ItemFn = if let Ok(function) = syn::parse2(item.clone()) {
+        function
+    } else {
+        let mut errors = Errors::default();
+        errors.at(
+            item,
+            "`#[handler]` goes on an async function (for methods, put `#[handlers]` on the impl block)",
+        );
+        let errors = errors.into_tokens();
+        return quote!(#errors #item);
     };
     let mut errors = Errors::default();
     let options = options::parse(options, &function.sig.ident.to_string(), &mut errors);
     check(&function.sig, &options, &mut errors);
     if function.sig.receiver().is_some() {
-        errors.at(
-            function.sig.receiver(),
-            "a method becomes a handler by `#[handlers]` on its impl block",
-        );
+        errors.at(function.sig.receiver(), "a method becomes a handler by `#[handlers]` on its impl block");
     }
     if !errors.is_empty() {
         // the function is kept, so that nothing else is reported as missing
@@ -42,22 +38,11 @@ pub(crate) fn expand(options: TokenStream, item: TokenStream) -> TokenStream {
 }
 
 fn expand_function(function: ItemFn, options: &Options) -> TokenStream {
-    let ItemFn {
-        attrs,
-        vis,
-        sig,
-        block,
-        ..
-    } = function;
+    let ItemFn { attrs, vis, sig, block, .. } = function;
     let (krate, builder) = (&options.krate, &options.builder);
     let (name, output) = (&sig.ident, output(&sig.output));
     let types: Vec<_> = sig.inputs.iter().filter_map(argument).collect();
-    let idents: Vec<_> = sig
-        .inputs
-        .iter()
-        .enumerate()
-        .map(|(i, input)| outer_name(input, i))
-        .collect();
+    let idents: Vec<_> = sig.inputs.iter().enumerate().map(|(i, input)| outer_name(input, i)).collect();
     let returns = quote_spanned!(output.span()=> const _: fn() = || { fn returns<T: #krate::IntoOutcome>() {} returns::<#output>(); };);
     let inner_inputs = &sig.inputs;
     let outer_doc = attrs.iter();
@@ -85,10 +70,7 @@ pub(crate) fn check(sig: &Signature, options: &Options, errors: &mut Errors) {
         errors.at(sig.fn_token, "a handler is an `async fn`");
     }
     if !sig.generics.params.is_empty() {
-        errors.at(
-            &sig.generics,
-            "a handler can't be generic: its message and state are fixed by its types",
-        );
+        errors.at(&sig.generics, "a handler can't be generic: its message and state are fixed by its types");
     }
     if let Some(variadic) = &sig.variadic {
         errors.at(variadic, "a handler can't be variadic");
@@ -102,16 +84,10 @@ pub(crate) fn check(sig: &Signature, options: &Options, errors: &mut Errors) {
     }
     for ty in &arguments {
         if let Type::Reference(reference) = ty {
-            errors.at(
-                reference,
-                "a handler takes its arguments by value; leave out the `&`",
-            );
+            errors.at(reference, "a handler takes its arguments by value; leave out the `&`");
         }
         if let Type::ImplTrait(bounds) = ty {
-            errors.at(
-                bounds,
-                "a handler's arguments have named types; `impl Trait` can't be extracted",
-            );
+            errors.at(bounds, "a handler's arguments have named types; `impl Trait` can't be extracted");
         }
     }
     if let Some(publishes) = &options.publishes
@@ -123,10 +99,7 @@ pub(crate) fn check(sig: &Signature, options: &Options, errors: &mut Errors) {
     if let Some(batch) = &options.batch
         && !arguments.iter().any(|ty| is_named(ty, "Batch"))
     {
-        errors.at(
-            batch,
-            "`batch` is for handlers that take a `Batch<T>`; this one takes single messages",
-        );
+        errors.at(batch, "`batch` is for handlers that take a `Batch<T>`; this one takes single messages");
     }
 }
 

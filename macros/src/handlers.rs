@@ -8,30 +8,20 @@ use crate::errors::Errors;
 use crate::handler::{argument, check};
 use crate::options;
 
-pub(crate) fn expand(arguments: TokenStream, item: TokenStream) -> TokenStream {
+pub(crate) fn expand(arguments: &TokenStream, item: &TokenStream) -> TokenStream {
     let mut errors = Errors::default();
     if !arguments.is_empty() {
-        errors.at(
-            &arguments,
-            "`#[handlers]` takes no options; they stand on each method's `#[handler(…)]`",
-        );
+        errors.at(arguments, "`#[handlers]` takes no options; they stand on each method's `#[handler(…)]`");
     }
-    let mut block: ItemImpl = match syn::parse2(item.clone()) {
-        Ok(block) => block,
-        Err(_) => {
-            errors.at(
-                &item,
-                "`#[handlers]` goes on an impl block (for a function, use `#[handler]`)",
-            );
-            let errors = errors.into_tokens();
-            return quote!(#errors #item);
-        }
+    let mut block: ItemImpl = if let Ok(block) = syn::parse2(item.clone()) {
+        block
+    } else {
+        errors.at(item, "`#[handlers]` goes on an impl block (for a function, use `#[handler]`)");
+        let errors = errors.into_tokens();
+        return quote!(#errors #item);
     };
     if let Some((path, _)) = &block.trait_ {
-        errors.at(
-            path,
-            "`#[handlers]` goes on a type's own impl block, not on a trait's",
-        );
+        errors.at(path, "`#[handlers]` goes on a type's own impl block, not on a trait's");
     }
     let (mut routes, mut krate) = (Vec::new(), quote!(::postrider::__private));
     for item in &mut block.items {
@@ -61,9 +51,8 @@ pub(crate) fn expand(arguments: TokenStream, item: TokenStream) -> TokenStream {
             );
         }
         let types: Vec<_> = method.sig.inputs.iter().filter_map(argument).cloned().collect();
-        let names: Vec<_> = (0..types.len())
-            .map(|i| format_ident!("argument_{i}", span = Span::call_site()))
-            .collect();
+        let names: Vec<_> =
+            (0..types.len()).map(|i| format_ident!("argument_{i}", span = Span::call_site())).collect();
         let (name, builder) = (&method.sig.ident, &options.builder);
         krate = options.krate.clone();
         routes.push(quote! {
@@ -77,10 +66,7 @@ pub(crate) fn expand(arguments: TokenStream, item: TokenStream) -> TokenStream {
         });
     }
     if routes.is_empty() && errors.is_empty() {
-        errors.at(
-            &block.self_ty,
-            "no method of this block has `#[handler(…)]`, so there are no routes",
-        );
+        errors.at(&block.self_ty, "no method of this block has `#[handler(…)]`, so there are no routes");
     }
     if !errors.is_empty() {
         let errors = errors.into_tokens();
@@ -100,9 +86,5 @@ pub(crate) fn expand(arguments: TokenStream, item: TokenStream) -> TokenStream {
 }
 
 fn is_handler(attribute: &Attribute) -> bool {
-    attribute
-        .path()
-        .segments
-        .last()
-        .is_some_and(|last| last.ident == "handler")
+    attribute.path().segments.last().is_some_and(|last| last.ident == "handler")
 }

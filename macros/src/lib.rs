@@ -49,7 +49,7 @@ use proc_macro::TokenStream;
 /// ```
 #[proc_macro_attribute]
 pub fn handler(options: TokenStream, item: TokenStream) -> TokenStream {
-    handler::expand(options.into(), item.into()).into()
+    handler::expand(options.into(), &item.into()).into()
 }
 
 /// Makes the `#[handler]` methods of an impl block routes whose state is `self`, and adds `fn routes(self: Arc<Self>) -> Router`.
@@ -75,7 +75,7 @@ pub fn handler(options: TokenStream, item: TokenStream) -> TokenStream {
 /// ```
 #[proc_macro_attribute]
 pub fn handlers(options: TokenStream, item: TokenStream) -> TokenStream {
-    handlers::expand(options.into(), item.into()).into()
+    handlers::expand(&options.into(), &item.into()).into()
 }
 
 /// Makes a type a message: `#[message(name = "order.placed", version = 1, key = "order_id", idempotency = "payment_id")]`.

@@ -19,25 +19,13 @@ pub(crate) fn expand(item: TokenStream) -> TokenStream {
     let mut errors = Errors::default();
     let said = Said::read(&input, &mut errors);
     if let Data::Union(union) = &input.data {
-        errors.at(
-            union.union_token,
-            "a union can't be a message; use a struct or an enum",
-        );
+        errors.at(union.union_token, "a union can't be a message; use a struct or an enum");
     }
     for parameter in &input.generics.params {
-        errors.at(
-            parameter,
-            "a message can't be generic: its name stands for one contract",
-        );
+        errors.at(parameter, "a message can't be generic: its name stands for one contract");
     }
-    let key = said
-        .key
-        .as_ref()
-        .map(|path| field(&input, path, "key", &mut errors));
-    let identity = said
-        .idempotency
-        .as_ref()
-        .map(|path| field(&input, path, "idempotency", &mut errors));
+    let key = said.key.as_ref().map(|path| field(&input, path, "key", &mut errors));
+    let identity = said.idempotency.as_ref().map(|path| field(&input, path, "idempotency", &mut errors));
     if !errors.is_empty() {
         return errors.into_tokens();
     }
@@ -83,14 +71,7 @@ struct Said {
 impl Said {
     fn read(input: &DeriveInput, errors: &mut Errors) -> Self {
         let krate = quote!(::postrider::__private);
-        let mut said = Self {
-            name: None,
-            version: 1,
-            key: None,
-            idempotency: None,
-            codec: None,
-            krate,
-        };
+        let mut said = Self { name: None, version: 1, key: None, idempotency: None, codec: None, krate };
         let mut seen: Vec<String> = Vec::new();
         for attribute in input.attrs.iter().filter(|a| a.path().is_ident("message")) {
             let items = match attribute.parse_args_with(Punctuated::<Meta, Token![,]>::parse_terminated) {
@@ -115,10 +96,7 @@ impl Said {
                     other if KNOWN.contains(&&*name) => errors.at(other, format!("write `{name} = …`")),
                     other => errors.at(
                         other,
-                        format!(
-                            "unknown setting `{name}` of a message; {}",
-                            suggestion(&name, &KNOWN)
-                        ),
+                        format!("unknown setting `{name}` of a message; {}", suggestion(&name, &KNOWN)),
                     ),
                 }
             }
@@ -143,21 +121,14 @@ impl Said {
             "idempotency" => self.idempotency = text(value, errors),
             "codec" => self.codec = Some(value.to_token_stream()),
             "crate" => match value {
-                Expr::Lit(ExprLit {
-                    lit: Lit::Str(path), ..
-                }) => match path.parse::<syn::Path>() {
+                Expr::Lit(ExprLit { lit: Lit::Str(path), .. }) => match path.parse::<syn::Path>() {
                     Ok(path) => self.krate = path.into_token_stream(),
                     Err(error) => errors.push(error),
                 },
                 other => errors.at(other, "expected a path in quotes"),
             },
-            _ => errors.at(
-                item,
-                format!(
-                    "unknown setting `{name}` of a message; {}",
-                    suggestion(name, &KNOWN)
-                ),
-            ),
+            _ => errors
+                .at(item, format!("unknown setting `{name}` of a message; {}", suggestion(name, &KNOWN))),
         }
     }
 }
@@ -176,39 +147,30 @@ fn field(input: &DeriveInput, path: &LitStr, setting: &str, errors: &mut Errors)
     let text = path.value();
     let first = text.split('.').next().unwrap_or_default();
     let fields: Vec<String> = match &data.fields {
-        Fields::Named(named) => named
-            .named
-            .iter()
-            .filter_map(|f| f.ident.as_ref().map(ToString::to_string))
-            .collect(),
+        Fields::Named(named) => {
+            named.named.iter().filter_map(|f| f.ident.as_ref().map(ToString::to_string)).collect()
+        }
         Fields::Unnamed(unnamed) => (0..unnamed.unnamed.len()).map(|i| i.to_string()).collect(),
         Fields::Unit => Vec::new(),
     };
     if !fields.iter().any(|field| field == first) {
         let known: Vec<_> = fields.iter().map(String::as_str).collect();
-        let help = if known.is_empty() {
-            "it has no fields".into()
-        } else {
-            suggestion(first, &known)
-        };
+        let help = if known.is_empty() { "it has no fields".into() } else { suggestion(first, &known) };
         errors.at(path, format!("`{}` has no field `{first}`; {help}", input.ident));
         return TokenStream::new();
     }
     let parts: Result<Vec<syn::Member>, _> = text.split('.').map(syn::parse_str).collect();
-    match parts {
-        Ok(parts) => {
-            let parts = parts.into_iter().map(|mut part| {
-                match &mut part {
-                    syn::Member::Named(ident) => ident.set_span(path.span()),
-                    syn::Member::Unnamed(index) => index.span = path.span(),
-                }
-                part
-            });
-            quote!(#(#parts).*)
-        }
-        Err(_) => {
-            errors.at(path, "expected a field, or fields joined by dots");
-            TokenStream::new()
-        }
+    if let Ok(parts) = parts {
+        let parts = parts.into_iter().map(|mut part| {
+            match &mut part {
+                syn::Member::Named(ident) => ident.set_span(path.span()),
+                syn::Member::Unnamed(index) => index.span = path.span(),
+            }
+            part
+        });
+        quote!(#(#parts).*)
+    } else {
+        errors.at(path, "expected a field, or fields joined by dots");
+        TokenStream::new()
     }
 }

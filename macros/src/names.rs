@@ -31,10 +31,7 @@ pub(crate) fn message(name: &str) -> Result<(), String> {
 
 fn length(name: &str) -> Result<(), String> {
     if name.len() > MAX {
-        Err(format!(
-            "the name has {} bytes, at most {MAX} are allowed",
-            name.len()
-        ))
+        Err(format!("the name has {} bytes, at most {MAX} are allowed", name.len()))
     } else {
         Ok(())
     }
@@ -44,10 +41,7 @@ fn segment(segment: &str) -> Result<(), String> {
     if segment.is_empty() {
         return Err("the name is empty, or has an empty segment".into());
     }
-    if let Some(c) = segment
-        .chars()
-        .find(|c| !c.is_ascii_alphanumeric() && !matches!(c, '_' | '-'))
-    {
+    if let Some(c) = segment.chars().find(|c| !c.is_ascii_alphanumeric() && !matches!(c, '_' | '-')) {
         return Err(format!(
             "{c:?} is not allowed in a name: use letters, digits, `_`, `-` (and dots in a channel's name)"
         ));

@@ -59,30 +59,20 @@ pub(crate) fn parse(tokens: TokenStream, function: &str, errors: &mut Errors) ->
         }
     };
     let krate = krate(&items, errors);
-    let mut reader = Reader {
-        krate: krate.clone(),
-        calls: TokenStream::new(),
-        seen: Vec::new(),
-        errors,
-    };
+    let mut reader = Reader { krate: krate.clone(), calls: TokenStream::new(), seen: Vec::new(), errors };
     items.iter().for_each(|item| reader.read(item));
     let Reader { calls, seen, .. } = reader;
     let find = |name: &str| seen.iter().find(|(n, _)| n == name).map(|(_, meta)| meta.clone());
     let value = |name: &str| match find(name) {
         Some(Meta::NameValue(pair)) => match pair.value {
-            Expr::Lit(syn::ExprLit {
-                lit: syn::Lit::Str(text),
-                ..
-            }) => Some(text),
+            Expr::Lit(syn::ExprLit { lit: syn::Lit::Str(text), .. }) => Some(text),
             _ => None,
         },
         _ => None,
     };
     let call_site = |what: &str| syn::Error::new(Span::call_site(), what);
     if find("channel").is_none() {
-        errors.push(call_site(
-            "a handler needs a channel to read: `channel = \"orders\"`",
-        ));
+        errors.push(call_site("a handler needs a channel to read: `channel = \"orders\"`"));
     }
     if find("group").is_none() && find("ephemeral").is_none() {
         errors.push(call_site("a handler needs a group to read for: `group = \"billing\"` (or `ephemeral` for a copy of its own)"));
@@ -92,16 +82,8 @@ pub(crate) fn parse(tokens: TokenStream, function: &str, errors: &mut Errors) ->
             errors.at(second, format!("`{a}` and `{b}` contradict each other: {why}"));
         }
     };
-    clash(
-        "group",
-        "ephemeral",
-        "an ephemeral handler has a copy of the channel of its own, and no group",
-    );
-    clash(
-        "ephemeral",
-        "partitions",
-        "partitions are shared by the members of a group",
-    );
+    clash("group", "ephemeral", "an ephemeral handler has a copy of the channel of its own, and no group");
+    clash("ephemeral", "partitions", "partitions are shared by the members of a group");
     let unordered = matches!(find("order"), Some(Meta::NameValue(pair)) if as_word(&pair.value).as_deref() == Some("none"));
     if let (true, Some(place)) = (unordered, find("partitions")) {
         errors.at(place, "`order = none` and `partitions` contradict each other: without order the members share one queue");
@@ -109,16 +91,14 @@ pub(crate) fn parse(tokens: TokenStream, function: &str, errors: &mut Errors) ->
     if let (Some(channel), Some(publishes)) = (value("channel"), value("publishes"))
         && channel.value() == publishes.value()
     {
-        errors.at(
-            publishes,
-            "the handler would publish to the channel that it reads: that never ends",
-        );
+        errors.at(publishes, "the handler would publish to the channel that it reads: that never ends");
     }
     let empty = || LitStr::new("", Span::call_site());
     let channel = value("channel").unwrap_or_else(empty);
-    let start = match value("group") {
-        Some(group) => quote!(#krate::RouteOptions::new(#channel, #group)),
-        None => quote!(#krate::RouteOptions::ephemeral(#channel)),
+    let start = if let Some(group) = value("group") {
+        quote!(#krate::RouteOptions::new(#channel, #group))
+    } else {
+        quote!(#krate::RouteOptions::ephemeral(#channel))
     };
     let name = value("name").unwrap_or_else(|| LitStr::new(function, Span::call_site()));
     Options {
@@ -159,22 +139,14 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     fn read(&mut self, item: &Meta) {
-        let name = item
-            .path()
-            .get_ident()
-            .map(ToString::to_string)
-            .unwrap_or_default();
+        let name = item.path().get_ident().map(ToString::to_string).unwrap_or_default();
         if !KNOWN.contains(&&*name) {
-            let known: Vec<_> = KNOWN
-                .iter()
-                .copied()
-                .filter(|k| !matches!(*k, "crate" | "idempotency"))
-                .collect();
+            let known: Vec<_> =
+                KNOWN.iter().copied().filter(|k| !matches!(*k, "crate" | "idempotency")).collect();
             let written = item.path().to_token_stream().to_string();
-            return self.errors.at(
-                item.path(),
-                format!("unknown option `{written}`; {}", suggestion(&written, &known)),
-            );
+            return self
+                .errors
+                .at(item.path(), format!("unknown option `{written}`; {}", suggestion(&written, &known)));
         }
         if name != "native" && self.seen.iter().any(|(other, _)| *other == name) {
             return self.errors.at(item, format!("`{name}` stands twice"));
@@ -188,9 +160,9 @@ impl Reader<'_> {
                 self.calls.extend(quote!(.retry(#retry)));
             }
             Meta::List(list) if name == "native" => self.native(list),
-            other if name == "retry" => self
-                .errors
-                .at(other, "write `retry(attempts = 5, …)` or `retry = never`"),
+            other if name == "retry" => {
+                self.errors.at(other, "write `retry(attempts = 5, …)` or `retry = never`");
+            }
             other if name == "native" => self.errors.at(other, "write `native(\"name\" = \"value\")`"),
             other => self.errors.at(other, format!("write `{name} = …`")),
         }
@@ -207,18 +179,18 @@ impl Reader<'_> {
             "publishes" => {
                 named(value, names::channel, self.errors).map(|channel| quote!(.publishes(#channel)))
             }
-            "order" => self
-                .variant(value, &["key", "partition", "none"])
-                .map(|v| quote!(.order(#krate::Order::#v))),
+            "order" => {
+                self.variant(value, &["key", "partition", "none"]).map(|v| quote!(.order(#krate::Order::#v)))
+            }
             "on_expired" => self
                 .variant(value, &["dead_letter", "drop"])
                 .map(|v| quote!(.on_expired(#krate::OnExpired::#v))),
-            "on_gap" => self
-                .variant(value, &["continue", "stop"])
-                .map(|v| quote!(.on_gap(#krate::OnGap::#v))),
-            "start" => self
-                .variant(value, &["earliest", "latest"])
-                .map(|v| quote!(.start(#krate::Start::#v))),
+            "on_gap" => {
+                self.variant(value, &["continue", "stop"]).map(|v| quote!(.on_gap(#krate::OnGap::#v)))
+            }
+            "start" => {
+                self.variant(value, &["earliest", "latest"]).map(|v| quote!(.start(#krate::Start::#v)))
+            }
             "partitions" => self.partitions(value),
             "concurrency" => count(value, self.errors).map(|n| quote!(.concurrency(#n as usize))),
             "workers" => count(value, self.errors).map(|n| quote!(.workers(#n as usize))),
@@ -227,12 +199,10 @@ impl Reader<'_> {
                 count(value, self.errors).map(|n| quote!(.max_in_flight_bytes(#n as usize)))
             }
             "batch" => count(value, self.errors).map(|n| quote!(.batch(#n as usize))),
-            "timeout" => positive(value, self.errors)
-                .map(duration_tokens)
-                .map(|d| quote!(.timeout(#d))),
-            "claim_timeout" => positive(value, self.errors)
-                .map(duration_tokens)
-                .map(|d| quote!(.claim_timeout(#d))),
+            "timeout" => positive(value, self.errors).map(duration_tokens).map(|d| quote!(.timeout(#d))),
+            "claim_timeout" => {
+                positive(value, self.errors).map(duration_tokens).map(|d| quote!(.claim_timeout(#d)))
+            }
             "dead_letter" if as_word(value).is_some() => {
                 word(value, &["none"], self.errors).map(|_| quote!(.no_dead_letter()))
             }
@@ -249,8 +219,7 @@ impl Reader<'_> {
                 None
             }
             _ => {
-                self.errors
-                    .at(value, "idempotency is not built yet; leave it out");
+                self.errors.at(value, "idempotency is not built yet; leave it out");
                 None
             }
         };
@@ -260,10 +229,7 @@ impl Reader<'_> {
     /// The variant of a word: `dead_letter` is `DeadLetter`.
     fn variant(&mut self, value: &Expr, known: &[&str]) -> Option<syn::Ident> {
         let word = word(value, known, self.errors)?;
-        let camel: String = word
-            .split('_')
-            .map(|part| part[..1].to_uppercase() + &part[1..])
-            .collect();
+        let camel: String = word.split('_').map(|part| part[..1].to_uppercase() + &part[1..]).collect();
         Some(syn::Ident::new(&camel, Span::call_site()))
     }
 

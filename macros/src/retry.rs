@@ -24,22 +24,14 @@ pub(crate) fn parse(list: &syn::MetaList, krate: &TokenStream, errors: &mut Erro
     let mut seen: Vec<String> = Vec::new();
     let mut single = false;
     for item in &items {
-        let name = item
-            .path()
-            .get_ident()
-            .map(ToString::to_string)
-            .unwrap_or_default();
+        let name = item.path().get_ident().map(ToString::to_string).unwrap_or_default();
         if seen.contains(&name) {
             errors.at(item, format!("`{name}` stands twice"));
             continue;
         }
         seen.push(name.clone());
         let Meta::NameValue(pair) = item else {
-            let help = if KNOWN.contains(&&*name) {
-                format!("write `{name} = …`")
-            } else {
-                unknown(&name)
-            };
+            let help = if KNOWN.contains(&&*name) { format!("write `{name} = …`") } else { unknown(&name) };
             errors.at(item, help);
             continue;
         };
@@ -84,10 +76,7 @@ pub(crate) fn parse(list: &syn::MetaList, krate: &TokenStream, errors: &mut Erro
 }
 
 fn unknown(name: &str) -> String {
-    format!(
-        "unknown setting `{name}` of `retry`; {}",
-        suggestion(name, &KNOWN)
-    )
+    format!("unknown setting `{name}` of `retry`; {}", suggestion(name, &KNOWN))
 }
 
 fn backoff(value: &Expr, krate: &TokenStream, errors: &mut Errors) -> Option<TokenStream> {
@@ -100,17 +89,11 @@ fn backoff(value: &Expr, krate: &TokenStream, errors: &mut Errors) -> Option<Tok
     match (as_word(func).as_deref(), args.len()) {
         (Some("exponential"), 1) => {
             let Expr::Range(range) = &args[0] else {
-                errors.at(
-                    &args[0],
-                    "expected the first wait and the longest: \"200ms\"..\"30s\"",
-                );
+                errors.at(&args[0], "expected the first wait and the longest: \"200ms\"..\"30s\"");
                 return None;
             };
             let (Some(start), Some(end)) = (&range.start, &range.end) else {
-                errors.at(
-                    range,
-                    "expected the first wait and the longest: \"200ms\"..\"30s\"",
-                );
+                errors.at(range, "expected the first wait and the longest: \"200ms\"..\"30s\"");
                 return None;
             };
             let (first, max) = (duration(start, errors)?, duration(end, errors)?);
@@ -126,10 +109,7 @@ fn backoff(value: &Expr, krate: &TokenStream, errors: &mut Errors) -> Option<Tok
             Some(quote!(#krate::Backoff::Fixed(#wait)))
         }
         (Some("list"), 1..) => {
-            let waits: Vec<_> = args
-                .iter()
-                .map(|arg| duration(arg, errors).map(duration_tokens))
-                .collect();
+            let waits: Vec<_> = args.iter().map(|arg| duration(arg, errors).map(duration_tokens)).collect();
             let waits: Vec<_> = waits.into_iter().collect::<Option<_>>()?;
             Some(quote!(#krate::Backoff::List(::std::vec![#(#waits),*])))
         }

@@ -10,9 +10,7 @@ use crate::errors::{Errors, suggestion};
 
 pub(crate) fn text(value: &Expr, errors: &mut Errors) -> Option<LitStr> {
     match value {
-        Expr::Lit(ExprLit {
-            lit: Lit::Str(text), ..
-        }) => Some(text.clone()),
+        Expr::Lit(ExprLit { lit: Lit::Str(text), .. }) => Some(text.clone()),
         other => {
             errors.at(other, "expected text in quotes");
             None
@@ -38,11 +36,7 @@ pub(crate) fn named(
 
 /// A whole number, at least 1.
 pub(crate) fn count(value: &Expr, errors: &mut Errors) -> Option<u64> {
-    let Expr::Lit(ExprLit {
-        lit: Lit::Int(number),
-        ..
-    }) = value
-    else {
+    let Expr::Lit(ExprLit { lit: Lit::Int(number), .. }) = value else {
         errors.at(value, "expected a whole number, without quotes");
         return None;
     };
@@ -64,10 +58,8 @@ pub(crate) fn duration(value: &Expr, errors: &mut Errors) -> Option<Duration> {
     match humantime::parse_duration(&text.value()) {
         Ok(duration) if u64::try_from(duration.as_millis()).is_ok() => Some(duration),
         _ => {
-            errors.at(
-                text,
-                "not a duration; write a number with its unit: \"250ms\", \"3s\", \"5m\", \"7d\"",
-            );
+            errors
+                .at(text, "not a duration; write a number with its unit: \"250ms\", \"3s\", \"5m\", \"7d\"");
             None
         }
     }
@@ -86,18 +78,12 @@ pub(crate) fn positive(value: &Expr, errors: &mut Errors) -> Option<Duration> {
 /// A bare word out of a few.
 pub(crate) fn word<'a>(value: &Expr, known: &[&'a str], errors: &mut Errors) -> Option<&'a str> {
     let Some(word) = as_word(value) else {
-        errors.at(
-            value,
-            format!("expected a word, without quotes: {}", known.join(", ")),
-        );
+        errors.at(value, format!("expected a word, without quotes: {}", known.join(", ")));
         return None;
     };
     let found = known.iter().find(|k| **k == word).copied();
     if found.is_none() {
-        errors.at(
-            value,
-            format!("unknown value `{word}`; {}", suggestion(&word, known)),
-        );
+        errors.at(value, format!("unknown value `{word}`; {}", suggestion(&word, known)));
     }
     found
 }

@@ -130,19 +130,11 @@ impl MemoryBroker {
     }
 
     pub(crate) fn take_failure(&self) -> bool {
-        self.0
-            .failures
-            .fetch_update(Relaxed, Relaxed, |n| n.checked_sub(1))
-            .is_ok()
+        self.0.failures.fetch_update(Relaxed, Relaxed, |n| n.checked_sub(1)).is_ok()
     }
 
     pub(crate) fn channel(&self, name: &str) -> Option<Arc<Channel>> {
-        self.0
-            .channels
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(name)
-            .cloned()
+        self.0.channels.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
     }
 
     pub(crate) fn channel_or_create(&self, name: &str) -> Arc<Channel> {
@@ -157,11 +149,7 @@ impl MemoryBroker {
     }
 
     pub(crate) fn check_open(&self, operation: &'static str) -> Result<()> {
-        if self.0.closed.load(Relaxed) {
-            Err(closed(operation))
-        } else {
-            Ok(())
-        }
+        if self.0.closed.load(Relaxed) { Err(closed(operation)) } else { Ok(()) }
     }
 
     pub(crate) fn count(&self, confirm: Confirm, outcome: Outcome) -> Confirm {
@@ -204,7 +192,7 @@ impl Adapter for MemoryBroker {
         for declare in topology {
             match declare {
                 Declare::Channel(channel) | Declare::DeadLetters(channel) => {
-                    drop(self.channel_or_create(channel))
+                    drop(self.channel_or_create(channel));
                 }
                 Declare::Group(options) => declare_group(self, options),
                 other => {
@@ -218,11 +206,7 @@ impl Adapter for MemoryBroker {
     }
 
     fn health(&self) -> Health {
-        if self.0.closed.load(Relaxed) {
-            Health::down("the broker is closed")
-        } else {
-            Health::up()
-        }
+        if self.0.closed.load(Relaxed) { Health::down("the broker is closed") } else { Health::up() }
     }
 }
 

@@ -83,12 +83,7 @@ pub(crate) enum Found {
 
 impl Channel {
     pub(crate) fn new(name: &str, config: MemoryConfig) -> Self {
-        Self {
-            name: name.into(),
-            config,
-            hash: std::hash::RandomState::new(),
-            state: Mutex::default(),
-        }
+        Self { name: name.into(), config, hash: std::hash::RandomState::new(), state: Mutex::default() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -166,11 +161,7 @@ impl Channel {
         let Some(consumers) = state.groups.get_mut(&id.group) else {
             return;
         };
-        if let Some(at) = consumers
-            .members
-            .iter()
-            .position(|member| member.number == id.number)
-        {
+        if let Some(at) = consumers.members.iter().position(|member| member.number == id.number) {
             let member = consumers.members.swap_remove(at);
             consumers.group.leave(member.epoch);
             consumers.wake_all();
@@ -194,11 +185,7 @@ impl Channel {
         let Some(consumers) = state.groups.get_mut(&id.group) else {
             return Found::Signal(Signal::Closed);
         };
-        let Consumers {
-            group,
-            order,
-            members,
-        } = consumers;
+        let Consumers { group, order, members } = consumers;
         let Some(member) = members.iter_mut().find(|member| member.number == id.number) else {
             return Found::Signal(Signal::Closed);
         };
@@ -211,10 +198,7 @@ impl Channel {
         }
         let log = &state.log;
         let key_of = |position: u64| match order {
-            Order::Key => log
-                .get(position)
-                .and_then(Envelope::key)
-                .map(|key| self.hash.hash_one(key)),
+            Order::Key => log.get(position).and_then(Envelope::key).map(|key| self.hash.hash_one(key)),
             // one shard: all is one lane, for one member at a time
             Order::Partition => Some(0),
             Order::None => None,
@@ -222,9 +206,7 @@ impl Channel {
         let mut appended = 0;
         while appended < max && !member.paused {
             // asked before the position is taken, by the size of the next that could come
-            let ahead = group
-                .peek(member.epoch)
-                .or_else(|| (group.next() < log.end()).then(|| group.next()));
+            let ahead = group.peek(member.epoch).or_else(|| (group.next() < log.end()).then(|| group.next()));
             let Some(ahead) = ahead else { break };
             let bytes = log.get(ahead).map_or(0, Envelope::byte_len);
             if !member.in_flight.has_room(&member.window, bytes) {
@@ -237,19 +219,10 @@ impl Channel {
                 break;
             };
             member.in_flight.take(envelope.byte_len());
-            let token = Token {
-                claim: ClaimId {
-                    shard: 0,
-                    epoch: member.epoch,
-                },
-                seq: handed.position,
-            };
+            let token = Token { claim: ClaimId { shard: 0, epoch: member.epoch }, seq: handed.position };
             into.push(Delivery {
                 envelope: envelope.clone(),
-                origin: Origin {
-                    shard: 0,
-                    position: handed.position,
-                },
+                origin: Origin { shard: 0, position: handed.position },
                 deliveries: Some(handed.deliveries),
                 claim: claim(token),
             });
@@ -350,20 +323,13 @@ impl Channel {
 
     pub(crate) fn lag(&self, id: &MemberId) -> u64 {
         let state = self.state();
-        state
-            .groups
-            .get(&id.group)
-            .map_or(0, |consumers| consumers.group.lag(state.log.end()))
+        state.groups.get(&id.group).map_or(0, |consumers| consumers.group.lag(state.log.end()))
     }
 
     pub(crate) fn epoch(&self, id: &MemberId) -> Option<Epoch> {
         let state = self.state();
         let consumers = state.groups.get(&id.group)?;
-        consumers
-            .members
-            .iter()
-            .find(|member| member.number == id.number)
-            .map(|member| member.epoch)
+        consumers.members.iter().find(|member| member.number == id.number).map(|member| member.epoch)
     }
 
     /// How many messages are kept now.
@@ -399,11 +365,7 @@ impl State {
 
     /// The oldest position that a group has still to settle.
     fn needed_from(&self) -> u64 {
-        self.groups
-            .values()
-            .map(|consumers| consumers.group.floor())
-            .min()
-            .unwrap_or(u64::MAX)
+        self.groups.values().map(|consumers| consumers.group.floor()).min().unwrap_or(u64::MAX)
     }
 
     /// Lets go of what no group needs, until `bytes` more fit. Without a group, the oldest go.
@@ -423,10 +385,7 @@ impl State {
         if self.room.is_empty() {
             return;
         }
-        let needed = self
-            .log
-            .end()
-            .saturating_sub(self.needed_from().max(self.log.base())) as usize;
+        let needed = self.log.end().saturating_sub(self.needed_from().max(self.log.base())) as usize;
         if needed <= config.max_messages - config.max_messages.div_ceil(4) {
             self.room.call_first();
         }
@@ -436,11 +395,7 @@ impl State {
 impl Consumers {
     /// New messages: one member that waits is enough, it wakes the next if it can't take all.
     fn wake_one(&mut self) {
-        if let Some(member) = self
-            .members
-            .iter_mut()
-            .find(|member| member.waits && !member.paused)
-        {
+        if let Some(member) = self.members.iter_mut().find(|member| member.waits && !member.paused) {
             member.wake();
         }
     }
@@ -455,16 +410,11 @@ impl Consumers {
             self.group.leave(old);
             member.epoch = self.group.join();
             member.in_flight = InFlight::default();
-            member
-                .events
-                .push(Signal::Lost(vec![ClaimId { shard: 0, epoch: old }]));
+            member.events.push(Signal::Lost(vec![ClaimId { shard: 0, epoch: old }]));
             if reconnected {
                 member.events.push(Signal::Reconnected);
             }
-            member.events.push(Signal::Assigned(vec![ClaimId {
-                shard: 0,
-                epoch: member.epoch,
-            }]));
+            member.events.push(Signal::Assigned(vec![ClaimId { shard: 0, epoch: member.epoch }]));
             member.wake();
         }
     }

@@ -22,12 +22,7 @@ pub struct MemoryConfig {
 
 impl Default for MemoryConfig {
     fn default() -> Self {
-        Self {
-            max_messages: 10_000,
-            max_bytes: 64 * 1024 * 1024,
-            max_payload: 768 * 1024,
-            tenant: None,
-        }
+        Self { max_messages: 10_000, max_bytes: 64 * 1024 * 1024, max_payload: 768 * 1024, tenant: None }
     }
 }
 
@@ -62,10 +57,7 @@ impl Connector for MemoryConnector {
             }
             let config: MemoryConfig = url.options()?;
             if config.max_messages == 0 {
-                return Err(Error::config(
-                    "connect",
-                    "the URL's option `max_messages` must be at least 1",
-                ));
+                return Err(Error::config("connect", "the URL's option `max_messages` must be at least 1"));
             }
             Ok(Broker::new(MemoryBroker::with(config, env)))
         })

@@ -115,11 +115,7 @@ impl Group {
     pub(crate) fn leave(&mut self, epoch: Epoch) {
         self.members.retain(|member| *member != epoch);
         let floor = self.floor;
-        let out = self
-            .slots
-            .iter_mut()
-            .enumerate()
-            .filter(|(_, slot)| slot.state == State::Out(epoch));
+        let out = self.slots.iter_mut().enumerate().filter(|(_, slot)| slot.state == State::Out(epoch));
         for (i, slot) in out {
             slot.state = State::Queued;
             self.queued.insert(floor + i as u64);
@@ -160,28 +156,16 @@ impl Group {
             let position = self.next();
             let key = key_of(position);
             // what is queued of the key comes first; all that `epoch` may have of it was found above
-            let free = self
-                .owner(key)
-                .is_none_or(|owner| owner.delayed == 0 && owner.epoch == epoch);
+            let free = self.owner(key).is_none_or(|owner| owner.delayed == 0 && owner.epoch == epoch);
             let state = if free { State::Out(epoch) } else { State::Queued };
-            self.slots.push_back(Slot {
-                state,
-                deliveries: u32::from(free),
-                key,
-            });
+            self.slots.push_back(Slot { state, deliveries: u32::from(free), key });
             if let (Some(key), Some(owners)) = (key, &mut self.owners) {
-                let owner = owners.entry(key).or_insert(Owner {
-                    epoch,
-                    ..Owner::default()
-                });
+                let owner = owners.entry(key).or_insert(Owner { epoch, ..Owner::default() });
                 owner.count += 1;
                 owner.out += usize::from(free);
             }
             if free {
-                return Some(Handed {
-                    position,
-                    deliveries: 1,
-                });
+                return Some(Handed { position, deliveries: 1 });
             }
             // read, but it is another's turn: it waits in its place for the key's owner
             self.queued.insert(position);
@@ -191,17 +175,12 @@ impl Group {
 
     /// The first of those to be delivered again that `epoch` may have, if there is one.
     pub(crate) fn peek(&self, epoch: Epoch) -> Option<u64> {
-        if self.queued.is_empty() {
-            None
-        } else {
-            self.queued_for(epoch)
-        }
+        if self.queued.is_empty() { None } else { self.queued_for(epoch) }
     }
 
     /// Whether `epoch` holds `position` now.
     pub(crate) fn holds(&self, epoch: Epoch, position: u64) -> bool {
-        self.slot(position)
-            .is_some_and(|slot| slot.state == State::Out(epoch))
+        self.slot(position).is_some_and(|slot| slot.state == State::Out(epoch))
     }
 
     /// It is done with.
@@ -212,19 +191,13 @@ impl Group {
         slot.state = State::Settled;
         let key = slot.key;
         self.settled += 1;
-        self.change(key, |owner| {
-            (owner.count, owner.out) = (owner.count - 1, owner.out - 1)
-        });
+        self.change(key, |owner| (owner.count, owner.out) = (owner.count - 1, owner.out - 1));
         if let (Some(key), Some(owners)) = (key, &mut self.owners)
             && owners.get(&key).is_some_and(|owner| owner.count == 0)
         {
             owners.remove(&key);
         }
-        while self
-            .slots
-            .front()
-            .is_some_and(|slot| slot.state == State::Settled)
-        {
+        while self.slots.front().is_some_and(|slot| slot.state == State::Settled) {
             self.slots.pop_front();
             self.floor += 1;
             self.settled -= 1;
@@ -247,9 +220,7 @@ impl Group {
             return;
         };
         let key = slot.key;
-        self.change(key, |owner| {
-            (owner.out, owner.delayed) = (owner.out - 1, owner.delayed + 1)
-        });
+        self.change(key, |owner| (owner.out, owner.delayed) = (owner.out - 1, owner.delayed + 1));
         if let Some(slot) = self.slot_mut(position) {
             slot.state = State::Delayed;
         }
@@ -273,13 +244,11 @@ impl Group {
     }
 
     fn slot(&self, position: u64) -> Option<&Slot> {
-        self.slots
-            .get(usize::try_from(position.checked_sub(self.floor)?).ok()?)
+        self.slots.get(usize::try_from(position.checked_sub(self.floor)?).ok()?)
     }
 
     fn slot_mut(&mut self, position: u64) -> Option<&mut Slot> {
-        self.slots
-            .get_mut(usize::try_from(position.checked_sub(self.floor)?).ok()?)
+        self.slots.get_mut(usize::try_from(position.checked_sub(self.floor)?).ok()?)
     }
 
     /// The first of those to be delivered again that `epoch` may have.
@@ -443,13 +412,7 @@ mod tests {
         let mut group = Group::new(0);
         let member = group.join();
         for n in 1..4 {
-            assert_eq!(
-                group.take(member, 1, |_| None),
-                Some(Handed {
-                    position: 0,
-                    deliveries: n
-                })
-            );
+            assert_eq!(group.take(member, 1, |_| None), Some(Handed { position: 0, deliveries: n }));
             group.give_back(0);
         }
     }

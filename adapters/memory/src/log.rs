@@ -33,8 +33,7 @@ impl Log {
     }
 
     pub(crate) fn get(&self, position: u64) -> Option<&Envelope> {
-        self.entries
-            .get(usize::try_from(position.checked_sub(self.base)?).ok()?)
+        self.entries.get(usize::try_from(position.checked_sub(self.base)?).ok()?)
     }
 
     pub(crate) fn push(&mut self, envelope: Envelope) -> u64 {
@@ -56,11 +55,7 @@ impl Log {
 
     /// The first position at or after a time in milliseconds since the Unix epoch.
     pub(crate) fn at_time(&self, time_ms: u64) -> u64 {
-        let before = self
-            .entries
-            .iter()
-            .take_while(|envelope| envelope.time_ms() < time_ms)
-            .count();
+        let before = self.entries.iter().take_while(|envelope| envelope.time_ms() < time_ms).count();
         self.base + before as u64
     }
 }

@@ -25,12 +25,8 @@ impl Publisher for MemoryBroker {
             self.disconnect();
         }
         if fault.fails || self.take_failure() {
-            let error = Error::new(
-                ErrorKind::Broker,
-                "publish",
-                "the fault plan refuses this message",
-            )
-            .temporary(true);
+            let error = Error::new(ErrorKind::Broker, "publish", "the fault plan refuses this message")
+                .temporary(true);
             return self.count(Confirm::failed(error), Outcome::Failed);
         }
         let channel = match self.checked(message.address, &message.envelope) {
@@ -46,10 +42,7 @@ impl Publisher for MemoryBroker {
         match self.append(&channel, message.envelope, deadline).await {
             Ok(_) if fault.lost => {
                 let error = Error::new(ErrorKind::Timeout, "publish", "the fault plan loses this confirm");
-                self.count(
-                    Confirm::ready(Err(PublishError::Unknown(error))),
-                    Outcome::Unknown,
-                )
+                self.count(Confirm::ready(Err(PublishError::Unknown(error))), Outcome::Unknown)
             }
             Ok(position) => self.confirmed(position),
             Err(refused) => refused,
@@ -149,11 +142,7 @@ impl MemoryBroker {
 }
 
 pub(crate) fn closed(operation: &'static str) -> Error {
-    Error::new(
-        ErrorKind::Closed,
-        operation,
-        "the broker is closed; connect again",
-    )
+    Error::new(ErrorKind::Closed, operation, "the broker is closed; connect again")
 }
 
 /// A place in the queue for room; given up when dropped, so that a cancelled send holds nobody up.
@@ -168,11 +157,7 @@ impl<'a> Place<'a> {
         let (ticket, notify) = channel.enter_room();
         // room may have come between the refusal and the place in the queue
         notify.notify_one();
-        Self {
-            channel,
-            ticket,
-            notify,
-        }
+        Self { channel, ticket, notify }
     }
 }
 

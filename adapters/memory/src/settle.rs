@@ -25,10 +25,7 @@ pub(crate) struct Timers {
 
 impl Timers {
     pub(crate) fn new() -> Self {
-        Self {
-            tasks: TaskTracker::new(),
-            ended: tokio_util::sync::CancellationToken::new(),
-        }
+        Self { tasks: TaskTracker::new(), ended: tokio_util::sync::CancellationToken::new() }
     }
 
     pub(crate) fn end(&self) {
@@ -37,8 +34,7 @@ impl Timers {
 
     fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         let ended = self.ended.clone();
-        self.tasks
-            .spawn(async move { ended.run_until_cancelled(task).await });
+        self.tasks.spawn(async move { ended.run_until_cancelled(task).await });
     }
 }
 
@@ -47,21 +43,14 @@ impl Settle for Tracker {
         let mut delayed = Vec::new();
         let stale = self.channel.settle(&self.member, batch, &mut delayed);
         for (position, after) in delayed {
-            let (channel, group, sleep) = (
-                Arc::clone(&self.channel),
-                self.member.group.clone(),
-                self.env.sleep(after),
-            );
+            let (channel, group, sleep) =
+                (Arc::clone(&self.channel), self.member.group.clone(), self.env.sleep(after));
             self.timers.spawn(async move {
                 sleep.await;
                 channel.wake(&group, position);
             });
         }
-        if stale.is_empty() {
-            Ok(())
-        } else {
-            Err(SettleError { stale })
-        }
+        if stale.is_empty() { Ok(()) } else { Err(SettleError { stale }) }
     }
 
     /// What is recorded is the broker's at once.

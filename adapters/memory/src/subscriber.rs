@@ -33,17 +33,9 @@ impl Subscriber for MemoryBroker {
         let channel = self.channel_or_create(&options.channel);
         let name = options.group.name().map(|name| &**name);
         let (member, notify) = channel.join(name, options.start, options.order, options.window);
-        let tracker = Tracker {
-            channel,
-            member,
-            env: self.environment().clone(),
-            timers: self.timers().clone(),
-        };
-        Ok(MemorySubscription {
-            tracker: Arc::new(tracker),
-            notify,
-            left: false,
-        })
+        let tracker =
+            Tracker { channel, member, env: self.environment().clone(), timers: self.timers().clone() };
+        Ok(MemorySubscription { tracker: Arc::new(tracker), notify, left: false })
     }
 }
 
@@ -72,10 +64,7 @@ impl Subscription for MemorySubscription {
 
     fn control(&self) -> Arc<dyn Control> {
         let Tracker { channel, member, .. } = &*self.tracker;
-        Arc::new(MemoryControl {
-            channel: Arc::clone(channel),
-            member: member.clone(),
-        })
+        Arc::new(MemoryControl { channel: Arc::clone(channel), member: member.clone() })
     }
 }
 
@@ -121,11 +110,7 @@ impl Control for MemoryControl {
     }
 
     fn claims(&self) -> Vec<ClaimId> {
-        self.channel
-            .epoch(&self.member)
-            .map(|epoch| ClaimId { shard: 0, epoch })
-            .into_iter()
-            .collect()
+        self.channel.epoch(&self.member).map(|epoch| ClaimId { shard: 0, epoch }).into_iter().collect()
     }
 
     fn describe(&self, origin: Origin) -> String {

@@ -1,11 +1,11 @@
 //! The task that tells the server what became of deliveries: acknowledgements, signs of life, and what to tell again after a
 //! lost connection.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use async_nats::Subscriber;
+use async_nats::{Subject, Subscriber};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use postrider_core::{Env, Result};
@@ -35,29 +35,20 @@ pub(crate) struct Acks {
 /// What goes over one connection, and what of it the server may not have.
 struct Line {
     connection: Connection,
-    echo: Subscriber,
-    echo_subject: String,
+    replies: Subscriber,
+    inbox: String,
     unconfirmed: VecDeque<Tell>,
-    echoes: u64,
+    rounds: u64,
 }
 
 impl Acks {
     /// Runs until the subscription is gone and everything is told.
     pub(crate) async fn run(mut self) -> Result<()> {
-        let echo_subject = self.connection.client.new_inbox();
-        let echo = self
-            .connection
-            .client
-            .subscribe(echo_subject.clone())
-            .await
-            .map_err(|e| error::request("subscribe", e))?;
-        let mut line = Line {
-            connection: self.connection,
-            echo,
-            echo_subject,
-            unconfirmed: VecDeque::new(),
-            echoes: 0,
-        };
+        let inbox = self.connection.client.new_inbox();
+        let replies = self.connection.client.subscribe(format!("{inbox}.*")).await;
+        let replies = replies.map_err(|e| error::request("subscribe", e))?;
+        let mut line =
+            Line { connection: self.connection, replies, inbox, unconfirmed: VecDeque::new(), rounds: 0 };
         let mut link = line.connection.link();
         let mut told = Vec::with_capacity(256);
         let mut due = self.env.now() + self.progress;
@@ -75,20 +66,20 @@ impl Acks {
                     if count == 0 {
                         break;
                     }
-                    line.tell(told.drain(..)).await;
+                    line.tell(&self.env, told.drain(..)).await;
                 }
                 Some(flush) = self.flush.recv() => {
                     while let Ok(tell) = self.tell.try_recv() {
                         told.push(tell);
                     }
-                    line.tell(told.drain(..)).await;
+                    line.tell(&self.env, told.drain(..)).await;
                     // nobody waits any more: fine
                     let _ = flush.send(line.confirm(&self.env).await);
                 }
                 () = self.env.sleep(wait) => {
                     due = self.env.now() + self.progress;
                     let held = self.shared.upgrade().map(|shared| shared.held()).unwrap_or_default();
-                    line.tell(held.into_iter().map(|reply| Tell { reply, what: What::Progress })).await;
+                    line.tell(&self.env, held.into_iter().map(|reply| Tell { reply, what: What::Progress })).await;
                 }
             }
             if line.unconfirmed.len() >= UNCONFIRMED {
@@ -101,10 +92,14 @@ impl Acks {
 }
 
 impl Line {
-    async fn tell(&mut self, tells: impl Iterator<Item = Tell>) {
+    async fn tell(&mut self, env: &Env, tells: impl Iterator<Item = Tell>) {
         for tell in tells {
             // handed over only while connected: what is told to a lost connection would be told late
             self.connection.up().await;
+            if tell.what == What::Unpin {
+                // the next holder must find everything that was given back
+                self.confirm(env).await;
+            }
             self.publish(&tell).await;
             if tell.what != What::Progress {
                 self.unconfirmed.push_back(tell);
@@ -131,34 +126,43 @@ impl Line {
         }
     }
 
-    /// Sends a message to ourselves: when it is back, the server has had everything before it. Answers whether it came.
+    /// Asks each consumer for a reply behind what it was told: it works its acknowledgements off in order. Answers whether all
+    /// replied.
     async fn confirm(&mut self, env: &Env) -> bool {
-        if self.unconfirmed.is_empty() {
-            return true;
-        }
         let count = self.unconfirmed.len();
-        self.echoes += 1;
-        let number = self.echoes.to_string();
-        if !self.connection.is_up()
-            || self
-                .connection
-                .client
-                .publish(self.echo_subject.clone(), Bytes::from(number.clone()))
-                .await
-                .is_err()
-        {
-            return false;
+        let mut last: HashMap<String, &Subject> = HashMap::new();
+        for tell in self.unconfirmed.iter().filter(|tell| tell.what != What::Unpin) {
+            last.insert(consumer_of(&tell.reply), &tell.reply);
         }
-        let echo = async {
-            while let Some(message) = self.echo.next().await {
-                if message.payload == number.as_bytes() {
-                    return true;
+        if !self.connection.is_up() {
+            return count == 0;
+        }
+        self.rounds += 1;
+        let reply = format!("{}.{}", self.inbox, self.rounds);
+        let mut open = last.len();
+        for subject in last.into_values() {
+            let asked = self.connection.client.publish_with_reply(
+                (*subject).clone(),
+                reply.clone(),
+                Bytes::from_static(b"+WPI"),
+            );
+            if asked.await.is_err() {
+                return false;
+            }
+        }
+        let replies = &mut self.replies;
+        let all = async {
+            while open > 0 {
+                match replies.next().await {
+                    Some(message) if *message.subject == *reply => open -= 1,
+                    Some(_) => {}
+                    None => return false,
                 }
             }
-            false
+            true
         };
         let came = tokio::select! {
-            came = echo => came,
+            came = all => came,
             () = env.sleep(Duration::from_secs(5)) => false,
         };
         if came {
@@ -166,6 +170,13 @@ impl Line {
         }
         came
     }
+}
+
+/// `$JS.ACK.stream.consumer`, or the longer form with domain and account, of an acknowledgement's subject.
+fn consumer_of(reply: &str) -> String {
+    let tokens = reply.split('.').count();
+    let keep = if tokens >= 11 { 6 } else { 4 };
+    reply.split('.').take(keep).collect::<Vec<_>>().join(".")
 }
 
 /// Asks the task to flush; answers whether everything reached the server.
@@ -186,12 +197,7 @@ impl Lines {
     pub(crate) fn new() -> Self {
         let (tell, told) = mpsc::unbounded_channel();
         let (flush, flushed) = mpsc::channel(16);
-        Self {
-            tell,
-            told,
-            flush,
-            flushed,
-        }
+        Self { tell, told, flush, flushed }
     }
 }
 

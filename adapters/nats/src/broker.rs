@@ -66,23 +66,11 @@ impl NatsBroker {
             Capability::Durable,
         ]
         .into_iter()
-        .fold(
-            Capabilities::new(usable).with_dedupe(DUPLICATE_WINDOW),
-            Capabilities::with,
-        );
+        .fold(Capabilities::new(usable).with_dedupe(DUPLICATE_WINDOW), Capabilities::with);
         let outbox = Outbox::open(connection.clone(), naming.clone(), &config, env.clone(), usable).await?;
         let topology = Topology::new(js, connection.client.clone(), naming, &config);
         let (tasks, hash) = (TaskTracker::new(), std::hash::RandomState::new());
-        Ok(Self(Arc::new(Inner {
-            env,
-            config,
-            connection,
-            capabilities,
-            topology,
-            outbox,
-            tasks,
-            hash,
-        })))
+        Ok(Self(Arc::new(Inner { env, config, connection, capabilities, topology, outbox, tasks, hash })))
     }
 
     pub(crate) fn environment(&self) -> &Env {
@@ -139,7 +127,7 @@ impl Adapter for NatsBroker {
         for declare in topology {
             match declare {
                 Declare::Channel(channel) | Declare::DeadLetters(channel) => {
-                    self.topology().channel(channel).await?
+                    self.topology().channel(channel).await?;
                 }
                 Declare::Group(options) => {
                     self.topology().channel(&options.channel).await?;

@@ -74,17 +74,7 @@ impl Slots {
         table.next += 1;
         let token = table.next;
         let answer = Answer::Waiting(None);
-        table.slots.insert(
-            token,
-            Slot {
-                answer,
-                sent,
-                resent: false,
-                deadline,
-                key,
-                _room: Some(room),
-            },
-        );
+        table.slots.insert(token, Slot { answer, sent, resent: false, deadline, key, _room: Some(room) });
         table.open.insert(token, ());
         if let Some(key) = key {
             *table.keys.entry(key).or_default() += 1;
@@ -129,19 +119,16 @@ impl Slots {
             receipt.duplicate = false;
         }
         let key = slot.key.take();
-        let waker = match std::mem::replace(&mut slot.answer, Answer::Forgotten) {
-            Answer::Waiting(waker) => {
-                slot.answer = Answer::Here(outcome);
-                waker
+        let waker = if let Answer::Waiting(waker) = std::mem::replace(&mut slot.answer, Answer::Forgotten) {
+            slot.answer = Answer::Here(outcome);
+            waker
+        } else {
+            table.slots.remove(&token);
+            if let Err(error) = outcome {
+                table.unread_failures += 1;
+                table.last_failure = Some(error.to_string());
             }
-            _ => {
-                table.slots.remove(&token);
-                if let Err(error) = outcome {
-                    table.unread_failures += 1;
-                    table.last_failure = Some(error.to_string());
-                }
-                None
-            }
+            None
         };
         table.release_key(key);
         drop(table);
@@ -191,10 +178,7 @@ impl Slots {
             answered.await;
         }
         let mut table = self.table();
-        let (count, last) = (
-            std::mem::take(&mut table.unread_failures),
-            table.last_failure.take(),
-        );
+        let (count, last) = (std::mem::take(&mut table.unread_failures), table.last_failure.take());
         if count == 0 {
             return Ok(());
         }
@@ -202,11 +186,7 @@ impl Slots {
             "{count} sends whose confirm was dropped have failed; the last: {}",
             last.unwrap_or_default()
         );
-        Err(PublishError::Failed(Error::new(
-            ErrorKind::Broker,
-            "flush",
-            message,
-        )))
+        Err(PublishError::Failed(Error::new(ErrorKind::Broker, "flush", message)))
     }
 
     /// Resolves when something is answered.
@@ -255,11 +235,7 @@ impl Confirms for Slots {
         };
         if let Answer::Waiting(_) = slot.answer {
             slot.answer = Answer::Forgotten;
-        } else if let Some(Slot {
-            answer: Answer::Here(Err(error)),
-            ..
-        }) = table.slots.remove(&token)
-        {
+        } else if let Some(Slot { answer: Answer::Here(Err(error)), .. }) = table.slots.remove(&token) {
             table.unread_failures += 1;
             table.last_failure = Some(error.to_string());
         }
@@ -278,20 +254,11 @@ mod tests {
 
     fn open(slots: &Slots, room: &Arc<Semaphore>) -> u64 {
         let permit = || Arc::clone(room).try_acquire_owned().unwrap();
-        slots.open(
-            None,
-            Instant::now() + Duration::from_secs(1),
-            Some(1),
-            (permit(), permit()),
-        )
+        slots.open(None, Instant::now() + Duration::from_secs(1), Some(1), (permit(), permit()))
     }
 
     fn failed() -> Confirmed {
-        Err(PublishError::Failed(Error::new(
-            ErrorKind::Broker,
-            "publish",
-            "no",
-        )))
+        Err(PublishError::Failed(Error::new(ErrorKind::Broker, "publish", "no")))
     }
 
     #[tokio::test]

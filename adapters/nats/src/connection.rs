@@ -30,30 +30,16 @@ pub(crate) struct Connection {
 impl Connection {
     /// Connects within the deadline, or says why not.
     pub(crate) async fn open(url: &BrokerUrl, config: &NatsConfig, env: &Env) -> Result<Self> {
-        let addresses: Vec<_> = url
-            .hosts()
-            .iter()
-            .map(|host| host.address(DEFAULT_PORT))
-            .collect();
+        let addresses: Vec<_> = url.hosts().iter().map(|host| host.address(DEFAULT_PORT)).collect();
         if addresses.is_empty() {
-            return Err(Error::config(
-                "connect",
-                "the URL names no server; write `nats://host:4222`",
-            ));
+            return Err(Error::config("connect", "the URL names no server; write `nats://host:4222`"));
         }
         let listed = addresses.join(", ");
-        let (up, link) = watch::channel(Link {
-            up: true,
-            generation: 0,
-        });
+        let (up, link) = watch::channel(Link { up: true, generation: 0 });
         let options = options(url, config, env, up).await?;
-        let servers = addresses
-            .iter()
-            .map(|address| address.parse::<async_nats::ServerAddr>());
+        let servers = addresses.iter().map(|address| address.parse::<async_nats::ServerAddr>());
         let servers = servers.collect::<std::result::Result<Vec<_>, _>>().map_err(|e| {
-            Error::config("connect", "the address can't be read")
-                .with("address", &listed)
-                .because(e)
+            Error::config("connect", "the address can't be read").with("address", &listed).because(e)
         })?;
         let connecting = tokio::time::timeout(config.connect_timeout, options.connect(servers));
         let client = match connecting.await {

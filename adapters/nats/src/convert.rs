@@ -10,7 +10,7 @@ use postrider_core::{Envelope, HeaderValue, MessageId, WireReader, derived_id};
 const PREFIX: &str = "ce-";
 const CONTENT_TYPE: &str = "content-type";
 const NULL: &str = "postrider-null";
-/// A header that NATS can't carry as it is goes as `postrider-h-N`: kind, name and value in base64.
+/// A header that NATS can't carry as it is goes as `postrider-h-N`: kind, value and name in base64 (the name last: a value may be empty).
 const ENCODED: &str = "postrider-h-";
 const MESSAGE_ID: &str = "Nats-Msg-Id";
 
@@ -31,17 +31,11 @@ pub(crate) fn headers(envelope: &Envelope, hop: Option<&str>) -> HeaderMap {
     if envelope.is_null() {
         put(NULL, "1");
     }
-    put(
-        MESSAGE_ID,
-        &message_id(envelope, hop.unwrap_or_default()).to_string(),
-    );
+    put(MESSAGE_ID, &message_id(envelope, hop.unwrap_or_default()).to_string());
     for (index, (name, value)) in envelope.headers().iter().enumerate() {
         match value {
             HeaderValue::Text(text) if is_plain(text) && is_token(name) => {
-                if name
-                    .get(..5)
-                    .is_some_and(|start| start.eq_ignore_ascii_case("nats-"))
-                {
+                if name.get(..5).is_some_and(|start| start.eq_ignore_ascii_case("nats-")) {
                     // it would act on the server; it came from a foreign message and is only carried along
                     put(&format!("postrider-orig-{name}"), text);
                 } else {
@@ -131,7 +125,7 @@ fn encode(name: &str, value: HeaderValue<'_>) -> String {
         HeaderValue::Native(_, bytes) => ('b', bytes),
         _ => ('n', &[][..]),
     };
-    format!("{kind} {} {}", STANDARD.encode(name), STANDARD.encode(bytes))
+    format!("{kind} {} {}", STANDARD.encode(bytes), STANDARD.encode(name))
 }
 
 fn text_of(buffer: &mut String, value: impl std::fmt::Display) -> &[u8] {
@@ -141,7 +135,7 @@ fn text_of(buffer: &mut String, value: impl std::fmt::Display) -> &[u8] {
 
 fn decode(text: &str, reader: &mut WireReader) -> bool {
     let mut parts = text.splitn(3, ' ');
-    let (Some(kind), Some(name), Some(value)) = (parts.next(), parts.next(), parts.next()) else {
+    let (Some(kind), Some(value), Some(name)) = (parts.next(), parts.next(), parts.next()) else {
         return false;
     };
     let (Ok(name), Ok(value)) = (STANDARD.decode(name), STANDARD.decode(value)) else {
@@ -222,13 +216,7 @@ mod tests {
     use super::*;
 
     fn through(envelope: &Envelope) -> Envelope {
-        super::envelope(
-            Some(&headers(envelope, None)),
-            envelope.payload().clone(),
-            "s",
-            1,
-            0,
-        )
+        super::envelope(Some(&headers(envelope, None)), envelope.payload().clone(), "s", 1, 0)
     }
 
     proptest! {
@@ -262,36 +250,21 @@ mod tests {
         map.append("X-Trace", "2");
         map.append("Nats-Msg-Id", "theirs");
         let envelope = super::envelope(Some(&map), Bytes::from_static(b"x"), "orders", 7, 99);
+        assert_eq!((envelope.id().to_string().as_str(), envelope.time_ms()), ("orders/7", 99));
         assert_eq!(
-            (envelope.id().to_string().as_str(), envelope.time_ms()),
-            ("orders/7", 99)
-        );
-        assert_eq!(
-            envelope
-                .headers()
-                .get_all("X-Trace")
-                .filter_map(HeaderValue::as_text)
-                .collect::<Vec<_>>(),
+            envelope.headers().get_all("X-Trace").filter_map(HeaderValue::as_text).collect::<Vec<_>>(),
             ["1", "2"]
         );
-        assert_eq!(
-            envelope.headers().get("Nats-Msg-Id"),
-            Some(HeaderValue::Text("theirs"))
-        );
+        assert_eq!(envelope.headers().get("Nats-Msg-Id"), Some(HeaderValue::Text("theirs")));
         // carried along, it must not act
         let again = headers(&envelope, Some("dlq/g/0/x"));
         assert_ne!(again.get("Nats-Msg-Id").map(NatsValue::as_str), Some("theirs"));
-        assert_eq!(
-            again.get("postrider-orig-Nats-Msg-Id").map(NatsValue::as_str),
-            Some("theirs")
-        );
+        assert_eq!(again.get("postrider-orig-Nats-Msg-Id").map(NatsValue::as_str), Some("theirs"));
     }
 
     #[test]
     fn every_hop_has_an_id_of_its_own_and_null_is_not_empty() {
-        let null = postrider_core::EnvelopeBuilder::null()
-            .build(&Env::seeded(1))
-            .unwrap();
+        let null = postrider_core::EnvelopeBuilder::null().build(&Env::seeded(1)).unwrap();
         assert!(through(&null).is_null());
         let empty = Envelope::builder(Bytes::new()).build(&Env::seeded(1)).unwrap();
         assert!(!through(&empty).is_null());

@@ -11,23 +11,16 @@ pub(crate) fn connect(error: ConnectError, addresses: &str) -> Error {
             ErrorKind::Unauthorized,
             "the server refuses the credentials; check user, password, token, nkey or creds",
         ),
-        ConnectErrorKind::TimedOut => (
-            ErrorKind::Timeout,
-            "the server didn't answer within the connect deadline",
-        ),
-        ConnectErrorKind::Tls => (
-            ErrorKind::Connection,
-            "no TLS connection could be made; check `tls_ca` and the host's name",
-        ),
+        ConnectErrorKind::TimedOut => {
+            (ErrorKind::Timeout, "the server didn't answer within the connect deadline")
+        }
+        ConnectErrorKind::Tls => {
+            (ErrorKind::Connection, "no TLS connection could be made; check `tls_ca` and the host's name")
+        }
         ConnectErrorKind::ServerParse => (ErrorKind::Config, "the address can't be read"),
-        _ => (
-            ErrorKind::Connection,
-            "no connection could be made; is a server running there?",
-        ),
+        _ => (ErrorKind::Connection, "no connection could be made; is a server running there?"),
     };
-    Error::new(kind, "connect", message)
-        .with("address", addresses)
-        .because(error)
+    Error::new(kind, "connect", message).with("address", addresses).because(error)
 }
 
 /// An answer of the JetStream API.
@@ -41,9 +34,7 @@ pub(crate) fn api(operation: &'static str, error: &jetstream::Error) -> Error {
         _ => ErrorKind::Broker,
     };
     let temporary = error.code() >= 500;
-    Error::new(kind, operation, "the server refuses")
-        .temporary(temporary)
-        .because(error.clone())
+    Error::new(kind, operation, "the server refuses").temporary(temporary).because(error.clone())
 }
 
 /// Any other failure of a request.
@@ -51,10 +42,5 @@ pub(crate) fn request(
     operation: &'static str,
     error: impl std::error::Error + Send + Sync + 'static,
 ) -> Error {
-    Error::new(
-        ErrorKind::Connection,
-        operation,
-        "the server didn't answer the request",
-    )
-    .because(error)
+    Error::new(ErrorKind::Connection, operation, "the server didn't answer the request").because(error)
 }

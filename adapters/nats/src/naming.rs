@@ -22,9 +22,7 @@ impl Naming {
             GroupName::new(tenant)
                 .map_err(|e| Error::config("connect", "the option `tenant` is wrong").because(e))?;
         }
-        Ok(Self {
-            tenant: tenant.map(Into::into),
-        })
+        Ok(Self { tenant: tenant.map(Into::into) })
     }
 
     /// The stream of a channel: its dots become `~`, which no channel has, so that no two channels share one.
@@ -60,11 +58,7 @@ impl Naming {
     /// All subjects of a channel's stream.
     pub fn subjects(&self, channel: &str) -> Vec<String> {
         let slots = (0..KEY_SLOTS).map(|slot| self.slot(channel, slot));
-        [self.subject(channel)]
-            .into_iter()
-            .chain(slots)
-            .chain([self.redrive(channel, "*")])
-            .collect()
+        [self.subject(channel)].into_iter().chain(slots).chain([self.redrive(channel, "*")]).collect()
     }
 
     /// The durable consumer of one of `partitions` partitions.
@@ -73,11 +67,7 @@ impl Naming {
     /// A name longer than the server takes.
     pub fn consumer(&self, channel: &str, group: &str, partition: u32, partitions: u32) -> Result<String> {
         let name = format!("{}{SEPARATOR}{group}", channel.replace('.', "~"));
-        checked(if partitions > 1 {
-            format!("{name}{SEPARATOR}{partition}")
-        } else {
-            name
-        })
+        checked(if partitions > 1 { format!("{name}{SEPARATOR}{partition}") } else { name })
     }
 
     /// The subjects that a partition reads.
@@ -88,9 +78,8 @@ impl Naming {
         partition: u32,
         partitions: u32,
     ) -> Vec<String> {
-        let slots = (0..KEY_SLOTS)
-            .filter(|slot| slot % partitions == partition)
-            .map(|slot| self.slot(channel, slot));
+        let slots =
+            (0..KEY_SLOTS).filter(|slot| slot % partitions == partition).map(|slot| self.slot(channel, slot));
         let mut filters: Vec<_> = slots.collect();
         if partition == 0 {
             filters.push(self.subject(channel));

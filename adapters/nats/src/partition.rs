@@ -8,6 +8,7 @@ use async_nats::{Message, Subscriber};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use postrider_core::{Env, Error, ErrorKind, Order, Signal};
+use tokio_util::sync::CancellationToken;
 
 use crate::connection::{Connection, Link};
 use crate::convert;
@@ -17,6 +18,8 @@ use crate::topology::ConsumerPlan;
 
 /// How long a request may wait at the server.
 const EXPIRES: Duration = Duration::from_secs(30);
+/// The most messages that one request asks for.
+const REQUEST: usize = 256;
 
 pub(crate) struct Puller {
     pub(crate) connection: Connection,
@@ -26,10 +29,11 @@ pub(crate) struct Puller {
     pub(crate) plan: ConsumerPlan,
     pub(crate) order: Order,
     pub(crate) hash: std::hash::RandomState,
-    /// How many messages this partition may hold here.
-    pub(crate) quota: usize,
+    /// How many messages may be held here, of all partitions together.
+    pub(crate) window: usize,
     pub(crate) max_bytes: usize,
     pub(crate) claim_timeout: Duration,
+    pub(crate) stop: CancellationToken,
 }
 
 /// What is known of the conversation with the server.
@@ -69,9 +73,7 @@ impl Puller {
             not_before: now,
             down_since: None,
         };
-        let Some(room) = self
-            .shared
-            .with_partition(self.shard, |partition| Arc::clone(&partition.room))
+        let Some(room) = self.shared.with_partition(self.shard, |partition| Arc::clone(&partition.room))
         else {
             return;
         };
@@ -82,6 +84,7 @@ impl Puller {
             }
             tokio::select! {
                 biased;
+                () = self.stop.cancelled() => return self.farewell(&mut talk, messages).await,
                 link = self.connection.changed(talk.link) => self.link_changed(&mut talk, link),
                 message = messages.next() => match message {
                     Some(message) => if let Err(error) = self.take(&mut talk, message, &mut messages) {
@@ -92,6 +95,15 @@ impl Puller {
                 () = room.notified() => {}
                 () = self.env.sleep(tick) => {}
             }
+        }
+    }
+
+    /// Says that nothing more is wanted, and keeps what was on its way, to be given back.
+    async fn farewell(&self, talk: &mut Talk, mut messages: Subscriber) {
+        // an error is a closed connection: then nothing more comes anyway
+        let _ = messages.unsubscribe().await;
+        while let Some(message) = messages.next().await {
+            let _ = self.take_one(talk, message);
         }
     }
 
@@ -126,9 +138,7 @@ impl Puller {
         if now < talk.not_before {
             return Ok(());
         }
-        if talk
-            .unanswered
-            .is_some_and(|since| now.saturating_duration_since(since) > Duration::from_secs(1))
+        if talk.unanswered.is_some_and(|since| now.saturating_duration_since(since) > Duration::from_secs(1))
         {
             self.plan.restore().await?;
             talk.unanswered = Some(now);
@@ -141,12 +151,10 @@ impl Puller {
             }
             (talk.requested, talk.heard) = (0, now);
         }
-        let load = self
-            .shared
-            .with_partition(self.shard, |partition| partition.load())
-            .unwrap_or(0);
-        let free = self.quota.saturating_sub(load + talk.requested);
-        if free > 0 && talk.requested <= self.quota / 2 {
+        // an idle partition has a request open, too, so what is asked for may exceed the window by a request for each
+        let wanted = self.window.saturating_sub(self.shared.load()).min(REQUEST);
+        let free = wanted.saturating_sub(talk.requested);
+        if free > 0 && talk.requested <= wanted / 2 {
             let request = Request {
                 batch: free,
                 max_bytes: self.max_bytes,
@@ -181,11 +189,8 @@ impl Puller {
         let subject = pull::next_subject(&self.plan.stream, &self.plan.name);
         // a struct of numbers and short text always becomes JSON; an error of the client is a closed connection
         if let Ok(body) = serde_json::to_vec(request) {
-            let _ = self
-                .connection
-                .client
-                .publish_with_reply(subject, reply.to_owned(), Bytes::from(body))
-                .await;
+            let _ =
+                self.connection.client.publish_with_reply(subject, reply.to_owned(), Bytes::from(body)).await;
         }
     }
 
@@ -224,8 +229,7 @@ impl Puller {
                     Order::None => None,
                 };
                 if let Some(reply) = message.reply {
-                    self.shared
-                        .push(self.shard, reply, envelope, key, place.sequence, place.deliveries);
+                    self.shared.push(self.shard, reply, envelope, key, place.sequence, place.deliveries);
                 }
             }
             Answer::Heartbeat => {}
@@ -244,19 +248,12 @@ impl Puller {
             Answer::Gone(_) => {
                 talk.requested = 0;
                 // looked at before the next request
-                talk.unanswered = Some(
-                    self.env
-                        .now()
-                        .checked_sub(Duration::from_secs(2))
-                        .unwrap_or(self.env.now()),
-                );
+                talk.unanswered =
+                    Some(self.env.now().checked_sub(Duration::from_secs(2)).unwrap_or(self.env.now()));
             }
             Answer::Refused(why) => {
-                let error = Error::new(
-                    ErrorKind::Broker,
-                    "receive",
-                    "the server refuses the request for messages",
-                );
+                let error =
+                    Error::new(ErrorKind::Broker, "receive", "the server refuses the request for messages");
                 return Err(error
                     .with("stream", &self.plan.stream)
                     .with("consumer", &self.plan.name)
@@ -271,10 +268,8 @@ impl Puller {
         if !self.plan.pinned {
             return;
         }
-        let assigned = self
-            .shared
-            .with_partition(self.shard, |partition| partition.assigned)
-            .unwrap_or(false);
+        let assigned =
+            self.shared.with_partition(self.shard, |partition| partition.assigned).unwrap_or(false);
         if talk.pin.as_deref() != pin {
             self.shared.lose(self.shard);
             talk.pin = pin.map(Into::into);

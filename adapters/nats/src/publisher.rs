@@ -74,13 +74,7 @@ impl Outbox {
         let resend = config.on_unknown == OnUnknown::Resend;
         let mut tasks = JoinSet::new();
         tasks.spawn(read_answers(answers, Arc::clone(&slots), reply.len() + 1));
-        tasks.spawn(watch(
-            connection.clone(),
-            Arc::clone(&slots),
-            env.clone(),
-            reply.clone(),
-            resend,
-        ));
+        tasks.spawn(watch(connection.clone(), Arc::clone(&slots), env.clone(), reply.clone(), resend));
         let all_bytes = u32::try_from(config.max_pending_bytes.div_ceil(PIECE)).unwrap_or(u32::MAX >> 4);
         Ok(Self {
             connection,
@@ -103,18 +97,10 @@ impl Outbox {
 
     fn check(&self, message: &Outgoing<'_>) -> Result<()> {
         if self.closed.load(Relaxed) {
-            return Err(Error::new(
-                ErrorKind::Closed,
-                "publish",
-                "the publisher is closed; connect again",
-            ));
+            return Err(Error::new(ErrorKind::Closed, "publish", "the publisher is closed; connect again"));
         }
         // a dead letter may use the room that was left for its headers
-        let usable = if message.options.hop.is_some() {
-            usize::MAX
-        } else {
-            self.usable_payload
-        };
+        let usable = if message.options.hop.is_some() { usize::MAX } else { self.usable_payload };
         check_size(&message.envelope, usable)?;
         postrider_core::Channel::new(message.address.channel())?;
         Ok(())
@@ -161,21 +147,12 @@ impl Outbox {
             }
         }
         let sent = self.sent(message);
-        let token = self
-            .slots
-            .open(self.resend.then(|| sent.clone()), deadline, key, room);
+        let token = self.slots.open(self.resend.then(|| sent.clone()), deadline, key, room);
         let mut cancel = Cancel(&self.slots, Some(token));
         let reply = format!("{}.{token}", self.reply);
-        let Sent {
-            subject,
-            headers,
-            payload,
-        } = sent;
-        let handed = self
-            .connection
-            .client
-            .publish_with_reply_and_headers(subject, reply, headers, payload)
-            .await;
+        let Sent { subject, headers, payload } = sent;
+        let handed =
+            self.connection.client.publish_with_reply_and_headers(subject, reply, headers, payload).await;
         cancel.1 = None;
         if let Err(e) = handed {
             let kind = match e.kind() {
@@ -184,13 +161,9 @@ impl Outbox {
             };
             let error = Error::new(kind, "publish", "the client refuses the message")
                 .with("channel", message.address.channel());
-            self.slots
-                .resolve(token, Err(PublishError::Failed(error.because(e))));
+            self.slots.resolve(token, Err(PublishError::Failed(error.because(e))));
         }
-        Confirm::tracked(
-            Arc::clone(&self.slots) as Arc<dyn postrider_core::Confirms>,
-            token,
-        )
+        Confirm::tracked(Arc::clone(&self.slots) as Arc<dyn postrider_core::Confirms>, token)
     }
 
     async fn send(&self, message: Outgoing<'_>) -> Confirm {
@@ -222,11 +195,7 @@ impl Outbox {
             () = self.env.sleep(allowed) => None,
         };
         let Some(room) = room else {
-            let what = if self.connection.is_up() {
-                "there was no room"
-            } else {
-                "the connection was down"
-            };
+            let what = if self.connection.is_up() { "there was no room" } else { "the connection was down" };
             let message_text = format!("{what} until the deadline of {allowed:?}; it was never handed over");
             let error = Error::new(ErrorKind::Timeout, "publish", message_text)
                 .with("channel", message.address.channel());
@@ -235,10 +204,7 @@ impl Outbox {
         self.hand_over(&message, room, key, deadline).await
     }
 
-    #[expect(
-        clippy::result_large_err,
-        reason = "the message is given back, not an error made"
-    )]
+    #[expect(clippy::result_large_err, reason = "the message is given back, not an error made")]
     fn try_send<'a>(&self, message: Outgoing<'a>) -> std::result::Result<Confirm, Outgoing<'a>> {
         if let Err(error) = self.check(&message) {
             return Ok(Confirm::failed(error));
@@ -256,10 +222,7 @@ impl Outbox {
         };
         let deadline = self.env.now() + message.options.deadline.unwrap_or(self.deadline);
         // pending means that the client's queue is full: the future is dropped, and nothing was sent
-        match self
-            .hand_over(&message, (messages, bytes), key, deadline)
-            .now_or_never()
-        {
+        match self.hand_over(&message, (messages, bytes), key, deadline).now_or_never() {
             Some(confirm) => Ok(confirm),
             None => Err(message),
         }
@@ -320,29 +283,17 @@ async fn read_answers(mut answers: async_nats::Subscriber, slots: Arc<Slots>, pr
 fn outcome(message: &Message) -> Confirmed {
     if message.status == Some(StatusCode::NO_RESPONDERS) {
         let text = "no stream takes this channel; start the router that reads it first, or declare it: `broker.declare(…)`";
-        return Err(PublishError::Failed(Error::new(
-            ErrorKind::NotFound,
-            "publish",
-            text,
-        )));
+        return Err(PublishError::Failed(Error::new(ErrorKind::NotFound, "publish", text)));
     }
     match serde_json::from_slice::<Ack>(&message.payload) {
         Ok(Ack { error: Some(e), .. }) => {
             let error = error::api("publish", &e);
             // a server that is short of something may have stored it; one that refuses has not
-            Err(if error.is_temporary() {
-                PublishError::Unknown(error)
-            } else {
-                PublishError::Failed(error)
-            })
+            Err(if error.is_temporary() { PublishError::Unknown(error) } else { PublishError::Failed(error) })
         }
         Ok(ack) if ack.seq > 0 => {
             let receipt = Receipt::new(0, ack.seq);
-            Ok(if ack.duplicate {
-                receipt.duplicate()
-            } else {
-                receipt
-            })
+            Ok(if ack.duplicate { receipt.duplicate() } else { receipt })
         }
         Ok(_) => Err(PublishError::Unknown(Error::new(
             ErrorKind::Broker,

@@ -89,13 +89,7 @@ pub(crate) fn read(message: &Message) -> Answer {
             )),
         };
     };
-    let header = |name: &str| {
-        message
-            .headers
-            .as_ref()?
-            .get(name)
-            .map(|value| value.as_str().to_owned())
-    };
+    let header = |name: &str| message.headers.as_ref()?.get(name).map(|value| value.as_str().to_owned());
     let left = header(PENDING_MESSAGES).and_then(|n| n.parse().ok());
     let description = message.description.clone().unwrap_or_default();
     match (status.as_u16(), left) {
@@ -113,11 +107,7 @@ pub(crate) fn read(message: &Message) -> Answer {
 
 /// The pin under which a message was delivered.
 pub(crate) fn pin_of(message: &Message) -> Option<&str> {
-    message
-        .headers
-        .as_ref()?
-        .get(PIN_ID)
-        .map(async_nats::HeaderValue::as_str)
+    message.headers.as_ref()?.get(PIN_ID).map(async_nats::HeaderValue::as_str)
 }
 
 /// `$JS.ACK.stream.consumer.deliveries.sequence.…`, or with a domain and account in front and a token behind.
@@ -142,35 +132,16 @@ mod tests {
 
     #[test]
     fn both_forms_of_the_reply_subject_are_read() {
-        let expected = Some(Place {
-            deliveries: 2,
-            sequence: 17,
-            time_ms: 1_700_000_000_000,
-        });
-        assert_eq!(
-            place("$JS.ACK.orders.billing.2.17.5.1700000000000000000.3"),
-            expected
-        );
-        assert_eq!(
-            place("$JS.ACK._.hash.orders.billing.2.17.5.1700000000000000000.3.token"),
-            expected
-        );
+        let expected = Some(Place { deliveries: 2, sequence: 17, time_ms: 1_700_000_000_000 });
+        assert_eq!(place("$JS.ACK.orders.billing.2.17.5.1700000000000000000.3"), expected);
+        assert_eq!(place("$JS.ACK._.hash.orders.billing.2.17.5.1700000000000000000.3.token"), expected);
         assert_eq!(place("$JS.ACK.orders"), None);
     }
 
     #[test]
     fn a_request_says_only_what_it_means() {
-        let request = Request {
-            batch: 5,
-            max_bytes: 0,
-            expires: 1,
-            idle_heartbeat: 0,
-            group: None,
-            id: None,
-        };
-        assert_eq!(
-            serde_json::to_string(&request).unwrap(),
-            r#"{"batch":5,"expires":1}"#
-        );
+        let request =
+            Request { batch: 5, max_bytes: 0, expires: 1, idle_heartbeat: 0, group: None, id: None };
+        assert_eq!(serde_json::to_string(&request).unwrap(), r#"{"batch":5,"expires":1}"#);
     }
 }

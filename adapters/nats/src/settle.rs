@@ -31,11 +31,7 @@ impl Settle for Tracker {
                 }
             });
         }
-        if stale.is_empty() {
-            Ok(())
-        } else {
-            Err(SettleError { stale })
-        }
+        if stale.is_empty() { Ok(()) } else { Err(SettleError { stale }) }
     }
 
     fn flush(&self) -> BoxFuture<'_, Result<(), SettleError>> {

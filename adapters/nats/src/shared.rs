@@ -68,11 +68,6 @@ impl Partition {
             room: Arc::new(Notify::new()),
         }
     }
-
-    /// How many messages it holds, in the buffer and out.
-    pub(crate) fn load(&self) -> usize {
-        self.held.len()
-    }
 }
 
 #[derive(Debug)]
@@ -116,12 +111,7 @@ impl Shared {
             closed: false,
             turn: 0,
         };
-        Self {
-            state: Mutex::new(state),
-            order,
-            arrived: Notify::new(),
-            tell,
-        }
+        Self { state: Mutex::new(state), order, arrived: Notify::new(), tell }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -146,10 +136,7 @@ impl Shared {
         };
         partition.epoch += 1;
         partition.assigned = true;
-        let claim = ClaimId {
-            shard,
-            epoch: partition.epoch,
-        };
+        let claim = ClaimId { shard, epoch: partition.epoch };
         state.events.push_back(Signal::Assigned(vec![claim]));
         drop(state);
         self.arrived.notify_one();
@@ -166,10 +153,7 @@ impl Shared {
             return;
         }
         partition.assigned = false;
-        let claim = ClaimId {
-            shard,
-            epoch: partition.epoch,
-        };
+        let claim = ClaimId { shard, epoch: partition.epoch };
         partition.epoch += 1;
         partition.buffer.clear();
         partition.delayed.clear();
@@ -177,10 +161,7 @@ impl Shared {
             if held.out {
                 state.in_flight.settled(held.bytes);
             }
-            let _ = self.tell.send(Tell {
-                reply: held.reply,
-                what: What::Nak(None),
-            });
+            let _ = self.tell.send(Tell { reply: held.reply, what: What::Nak(None) });
         }
         state.events.push_back(Signal::Lost(vec![claim]));
         self.arrived.notify_one();
@@ -194,11 +175,6 @@ impl Shared {
     /// The subscription ends with a reason that reconnecting doesn't mend.
     pub(crate) fn end(&self, error: Error) {
         self.state().ended = Some(error);
-        self.arrived.notify_one();
-    }
-
-    pub(crate) fn close(&self) {
-        self.state().closed = true;
         self.arrived.notify_one();
     }
 
@@ -219,18 +195,7 @@ impl Shared {
         partition.next += 1;
         let seq = partition.next;
         let bytes = envelope.byte_len();
-        partition.held.insert(
-            seq,
-            Held {
-                reply,
-                bytes,
-                key,
-                out: false,
-                envelope,
-                position,
-                deliveries,
-            },
-        );
+        partition.held.insert(seq, Held { reply, bytes, key, out: false, envelope, position, deliveries });
         partition.buffer.push_back(seq);
         drop(state);
         self.arrived.notify_one();
@@ -280,19 +245,10 @@ impl Shared {
                 partition.buffer.remove(at);
                 held.out = true;
                 state.in_flight.take(held.bytes);
-                let token = Token {
-                    claim: ClaimId {
-                        shard: shard as u32,
-                        epoch: partition.epoch,
-                    },
-                    seq,
-                };
+                let token = Token { claim: ClaimId { shard: shard as u32, epoch: partition.epoch }, seq };
                 into.push(Delivery {
                     envelope: held.envelope.clone(),
-                    origin: Origin {
-                        shard: shard as u32,
-                        position: held.position,
-                    },
+                    origin: Origin { shard: shard as u32, position: held.position },
                     deliveries: Some(held.deliveries),
                     claim: claim(token),
                 });
@@ -311,7 +267,7 @@ impl Shared {
         batch: &[(Token, Settlement)],
         delayed: &mut Vec<(Token, Duration)>,
     ) -> Vec<Token> {
-        let mut stale = Vec::new();
+        let (mut stale, mut settled) = (Vec::new(), false);
         let mut state = self.state();
         let state = &mut *state;
         for (token, settlement) in batch {
@@ -354,15 +310,15 @@ impl Shared {
                     state.in_flight.settled(held.bytes);
                     self.tell(
                         held.reply,
-                        if let Settlement::GiveBack(after) = other {
-                            What::Nak(*after)
-                        } else {
-                            What::Ack
-                        },
+                        if let Settlement::GiveBack(after) = other { What::Nak(*after) } else { What::Ack },
                     );
                 }
             }
-            partition.room.notify_one();
+            settled = true;
+        }
+        if settled {
+            // the window is shared by all partitions
+            state.partitions.iter().for_each(|partition| partition.room.notify_one());
         }
         self.arrived.notify_one();
         stale
@@ -394,13 +350,14 @@ impl Shared {
         self.arrived.notify_one();
     }
 
+    /// How many messages are held, in the buffers and out.
+    pub(crate) fn load(&self) -> usize {
+        self.state().partitions.iter().map(|partition| partition.held.len()).sum()
+    }
+
     /// Everything that is held, for the sign of life.
     pub(crate) fn held(&self) -> Vec<Subject> {
-        self.state()
-            .partitions
-            .iter()
-            .flat_map(|p| p.held.values().map(|held| held.reply.clone()))
-            .collect()
+        self.state().partitions.iter().flat_map(|p| p.held.values().map(|held| held.reply.clone())).collect()
     }
 
     /// Takes out everything that is held, in its order, to be given back.
@@ -412,12 +369,10 @@ impl Shared {
         for partition in &mut state.partitions {
             partition.epoch += 1;
             partition.buffer.clear();
-            all.extend(
-                std::mem::take(&mut partition.held)
-                    .into_values()
-                    .map(|held| held.reply),
-            );
+            all.extend(std::mem::take(&mut partition.held).into_values().map(|held| held.reply));
         }
+        drop(state);
+        self.arrived.notify_one();
         all
     }
 
@@ -429,10 +384,6 @@ impl Shared {
     pub(crate) fn claims(&self) -> Vec<ClaimId> {
         let state = self.state();
         let held = state.partitions.iter().enumerate().filter(|(_, p)| p.assigned);
-        held.map(|(shard, p)| ClaimId {
-            shard: shard as u32,
-            epoch: p.epoch,
-        })
-        .collect()
+        held.map(|(shard, p)| ClaimId { shard: shard as u32, epoch: p.epoch }).collect()
     }
 }

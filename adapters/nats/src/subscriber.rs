@@ -10,6 +10,7 @@ use postrider_core::{
     Origin, Result, Settle, Signal, Start, SubscribeOptions, Subscriber, Subscription,
 };
 use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
 use crate::acks::{self, Acks, Lines};
 use crate::broker::NatsBroker;
@@ -29,6 +30,7 @@ pub struct NatsSubscription {
     connection: Connection,
     ephemeral: bool,
     left: bool,
+    stop: CancellationToken,
     pullers: JoinSet<()>,
 }
 
@@ -41,10 +43,7 @@ impl Subscriber for NatsBroker {
             let message = "the NATS adapter takes no properties of a subscription; leave it out";
             return Err(Error::config("subscribe", message).with("property", name));
         }
-        if options
-            .claim_timeout
-            .is_some_and(|timeout| timeout < Duration::from_secs(1))
-        {
+        if options.claim_timeout.is_some_and(|timeout| timeout < Duration::from_secs(1)) {
             return Err(Error::config("subscribe", "`claim_timeout` must be at least 1s"));
         }
         if options.group == Group::Ephemeral {
@@ -56,12 +55,7 @@ impl Subscriber for NatsBroker {
         self.topology().group(options, &plans).await?;
         let claim_timeout = options.claim_timeout.unwrap_or(self.config().claim_timeout);
         let lines = Lines::new();
-        let shared = Arc::new(Shared::new(
-            plans.len() as u32,
-            options.window,
-            options.order,
-            lines.tell,
-        ));
+        let shared = Arc::new(Shared::new(plans.len() as u32, options.window, options.order, lines.tell));
         let acks = Acks {
             connection: self.connection().clone(),
             env: self.environment().clone(),
@@ -72,13 +66,8 @@ impl Subscriber for NatsBroker {
         };
         self.tasks().spawn(acks.run());
         let share = plans.len();
-        let quota = options
-            .window
-            .messages
-            .div_ceil(share)
-            .max(options.window.messages.min(64));
         let smallest = self.connection().client.max_payload() + 64 * 1024;
-        let mut pullers = JoinSet::new();
+        let (mut pullers, stop) = (JoinSet::new(), CancellationToken::new());
         for (shard, plan) in plans.iter().enumerate() {
             let puller = Puller {
                 connection: self.connection().clone(),
@@ -88,9 +77,10 @@ impl Subscriber for NatsBroker {
                 plan: plan.clone(),
                 order: options.order,
                 hash: self.hash().clone(),
-                quota,
+                window: options.window.messages,
                 max_bytes: (options.window.bytes / share).max(smallest),
                 claim_timeout,
+                stop: stop.clone(),
             };
             pullers.spawn(puller.run());
         }
@@ -106,6 +96,7 @@ impl Subscriber for NatsBroker {
             connection: self.connection().clone(),
             ephemeral: options.group == Group::Ephemeral,
             left: false,
+            stop,
             pullers,
         })
     }
@@ -130,8 +121,9 @@ impl Subscription for NatsSubscription {
     }
 
     async fn close(&mut self) -> Result<()> {
-        self.leave();
-        self.pullers.shutdown().await;
+        if let Some(farewell) = self.leave() {
+            farewell.await;
+        }
         let told = acks::flush(&self.tracker.flush).await;
         if self.ephemeral {
             for plan in self.plans.iter() {
@@ -155,32 +147,40 @@ impl Subscription for NatsSubscription {
 }
 
 impl NatsSubscription {
-    /// Stops pulling, gives back what is unsettled in its order, and gives up the pins, so that others go on at once.
-    fn leave(&mut self) {
+    /// From now on nothing that was handed out can be settled. Answers what is still to be done: pulling stops, what is
+    /// unsettled is given back in its order, and the pins are given up, so that others go on at once.
+    fn leave(&mut self) -> Option<impl Future<Output = ()> + Send + 'static> {
         if std::mem::replace(&mut self.left, true) {
-            return;
+            return None;
         }
-        self.pullers.abort_all();
-        let shared = &self.tracker.shared;
+        let shared = Arc::clone(&self.tracker.shared);
         let pinned: Vec<_> = shared.claims().into_iter().map(|claim| claim.shard).collect();
-        for reply in shared.take_all() {
-            shared.tell(reply, What::Nak(None));
-        }
-        for shard in pinned {
-            if let Some(plan) = self.plans.get(shard as usize).filter(|plan| plan.pinned) {
-                shared.tell(
-                    Subject::from(unpin_subject(&plan.stream, &plan.name)),
-                    What::Unpin,
-                );
+        let mut unsettled = shared.take_all();
+        self.stop.cancel();
+        let (mut pullers, plans) = (std::mem::take(&mut self.pullers), Arc::clone(&self.plans));
+        Some(async move {
+            // given back while a request is open, messages would come to that request
+            while pullers.join_next().await.is_some() {}
+            unsettled.extend(shared.take_all());
+            for reply in unsettled {
+                shared.tell(reply, What::Nak(None));
             }
-        }
-        shared.close();
+            for plan in
+                pinned.into_iter().filter_map(|shard| plans.get(shard as usize)).filter(|plan| plan.pinned)
+            {
+                shared.tell(Subject::from(unpin_subject(&plan.stream, &plan.name)), What::Unpin);
+            }
+        })
     }
 }
 
 impl Drop for NatsSubscription {
     fn drop(&mut self) {
-        self.leave();
+        let farewell = self.leave();
+        // without a runtime nothing can be told any more; the server finds out by itself
+        if let (Some(farewell), Ok(_)) = (farewell, tokio::runtime::Handle::try_current()) {
+            self.tracker.tasks.spawn(farewell);
+        }
     }
 }
 
@@ -236,10 +236,7 @@ impl Control for NatsControl {
         if self.tracker.shared.claims().is_empty() {
             let reason =
                 "no partition is held at present: there is nothing to read, or other members hold them all";
-            return Health {
-                state: HealthState::Standby,
-                reason: Some(reason.into()),
-            };
+            return Health { state: HealthState::Standby, reason: Some(reason.into()) };
         }
         connection
     }

@@ -18,10 +18,10 @@ use crate::naming::{Naming, partitions};
 use crate::pull::PRIORITY_GROUP;
 
 /// How long the server remembers message ids.
-pub(crate) const DUPLICATE_WINDOW: Duration = Duration::from_secs(120);
+pub(crate) const DUPLICATE_WINDOW: Duration = Duration::from_mins(2);
 const PARTITIONS: &str = "postrider-partitions";
 /// An ephemeral group's consumer goes when nobody has pulled for this long.
-const INACTIVE: Duration = Duration::from_secs(60);
+const INACTIVE: Duration = Duration::from_mins(1);
 
 /// Declares on one server.
 #[derive(Clone, Debug)]
@@ -101,22 +101,16 @@ impl Topology {
         match self.js.create_stream(config).await {
             Ok(_) => Ok(()),
             // another process was faster; if it made the same one, the server answers as if we had
-            Err(e) => Err(
-                Error::new(ErrorKind::Mismatch, "declare", "the stream can't be created")
-                    .with("stream", name)
-                    .because(e),
-            ),
+            Err(e) => Err(Error::new(ErrorKind::Mismatch, "declare", "the stream can't be created")
+                .with("stream", name)
+                .because(e)),
         }
     }
 
     fn check_stream(&self, channel: &str, found: &stream::Config) -> Result<()> {
         let has: BTreeSet<_> = found.subjects.iter().collect();
-        let missing: Vec<_> = self
-            .naming
-            .subjects(channel)
-            .into_iter()
-            .filter(|subject| !has.contains(subject))
-            .collect();
+        let missing: Vec<_> =
+            self.naming.subjects(channel).into_iter().filter(|subject| !has.contains(subject)).collect();
         let mismatch = |what: &str, expected: String, found: String| {
             let message =
                 format!("the stream's {what} differs; change the stream, or choose another channel");
@@ -124,11 +118,7 @@ impl Topology {
             Err(error.with("expected", expected).with("found", found))
         };
         if !missing.is_empty() {
-            return mismatch(
-                "subjects",
-                format!("also {}", missing.join(" ")),
-                found.subjects.join(" "),
-            );
+            return mismatch("subjects", format!("also {}", missing.join(" ")), found.subjects.join(" "));
         }
         if found.retention != RetentionPolicy::Limits {
             return mismatch("retention", "Limits".into(), format!("{:?}", found.retention));
@@ -142,11 +132,7 @@ impl Topology {
     /// The consumers of a group, one for each partition.
     pub(crate) fn plans(&self, options: &SubscribeOptions, unique: &str) -> Result<Vec<ConsumerPlan>> {
         let group = options.group.name().map(|name| &**name);
-        let count = if group.is_some() {
-            partitions(options.order, options.partitions)
-        } else {
-            1
-        };
+        let count = if group.is_some() { partitions(options.order, options.partitions) } else { 1 };
         let claim_timeout = options.claim_timeout.unwrap_or(self.claim_timeout);
         (0..count)
             .map(|partition| {
@@ -178,11 +164,7 @@ impl Topology {
                         } else {
                             PriorityPolicy::None
                         },
-                        priority_groups: if pinned {
-                            vec![PRIORITY_GROUP.into()]
-                        } else {
-                            Vec::new()
-                        },
+                        priority_groups: if pinned { vec![PRIORITY_GROUP.into()] } else { Vec::new() },
                         // longer than the wait for an acknowledgement, or the next holder would get newer messages first
                         priority_timeout: if pinned {
                             claim_timeout + claim_timeout / 2
@@ -213,10 +195,7 @@ impl Topology {
             }
             if let Some(first) = plans.first()
                 && let Some(found) = first.look(&first.name).await?
-                && found
-                    .metadata
-                    .get(PARTITIONS)
-                    .is_some_and(|n| *n != count.to_string())
+                && found.metadata.get(PARTITIONS).is_some_and(|n| *n != count.to_string())
             {
                 return Err(repartitioned(options, group, count, &found));
             }
@@ -229,10 +208,7 @@ impl Topology {
 }
 
 fn repartitioned(options: &SubscribeOptions, group: &str, asked: u32, found: &consumer::Config) -> Error {
-    let had = found
-        .metadata
-        .get(PARTITIONS)
-        .map_or("another number of", |n| n.as_str());
+    let had = found.metadata.get(PARTITIONS).map_or("another number of", |n| n.as_str());
     let message = format!(
         "the group was set up with {had} partitions, not {asked}; drain the group, delete its consumers, and start with the new number"
     );
@@ -267,17 +243,10 @@ impl ConsumerPlan {
             let error = Error::new(ErrorKind::NotFound, "declare", message);
             return Err(error.with("stream", &self.stream).with("consumer", &self.name));
         }
-        let created = self
-            .topology
-            .js
-            .create_consumer_on_stream(self.config.clone(), &self.stream)
-            .await;
+        let created = self.topology.js.create_consumer_on_stream(self.config.clone(), &self.stream).await;
         created.map(drop).map_err(|e| {
             let error = Error::new(ErrorKind::Mismatch, "declare", "the consumer can't be created");
-            error
-                .with("stream", &self.stream)
-                .with("consumer", &self.name)
-                .because(e)
+            error.with("stream", &self.stream).with("consumer", &self.name).because(e)
         })
     }
 
@@ -289,12 +258,11 @@ impl ConsumerPlan {
 
     /// How many messages the consumer has still to settle.
     pub(crate) async fn lag(&self) -> Result<u64> {
-        match self.info("lag", &self.name).await? {
-            Some(info) => Ok(info.num_pending + info.num_ack_pending as u64),
-            None => {
-                let error = Error::new(ErrorKind::NotFound, "lag", "the consumer is gone");
-                Err(error.with("consumer", &self.name).temporary(true))
-            }
+        if let Some(info) = self.info("lag", &self.name).await? {
+            Ok(info.num_pending + info.num_ack_pending as u64)
+        } else {
+            let error = Error::new(ErrorKind::NotFound, "lag", "the consumer is gone");
+            Err(error.with("consumer", &self.name).temporary(true))
         }
     }
 
@@ -309,14 +277,8 @@ impl ConsumerPlan {
         match answer {
             Response::Ok(info) => Ok(Some(info)),
             Response::Err { error: e } => {
-                let error = error::api(operation, &e)
-                    .with("stream", &self.stream)
-                    .with("consumer", name);
-                if error.kind() == ErrorKind::NotFound {
-                    Ok(None)
-                } else {
-                    Err(error)
-                }
+                let error = error::api(operation, &e).with("stream", &self.stream).with("consumer", name);
+                if error.kind() == ErrorKind::NotFound { Ok(None) } else { Err(error) }
             }
         }
     }
@@ -335,11 +297,7 @@ impl ConsumerPlan {
         let pinned = found.priority_policy == PriorityPolicy::PinnedClient;
         if pinned != self.pinned {
             let words = |pinned: bool| {
-                if pinned {
-                    "pinned (order kept)"
-                } else {
-                    "shared (no order)"
-                }
+                if pinned { "pinned (order kept)" } else { "shared (no order)" }
             };
             return mismatch("priority policy", words(self.pinned).into(), words(pinned).into());
         }
@@ -350,10 +308,8 @@ impl ConsumerPlan {
                 format!("{:?}", found.ack_wait),
             );
         }
-        let (expected, has): (BTreeSet<_>, BTreeSet<_>) = (
-            self.config.filter_subjects.iter().collect(),
-            found.filter_subjects.iter().collect(),
-        );
+        let (expected, has): (BTreeSet<_>, BTreeSet<_>) =
+            (self.config.filter_subjects.iter().collect(), found.filter_subjects.iter().collect());
         if expected != has {
             return mismatch(
                 "subjects",
@@ -367,11 +323,7 @@ impl ConsumerPlan {
     /// Removes an ephemeral group's consumer.
     pub(crate) async fn remove(&self) {
         // gone already, or gone by itself when nobody pulls
-        let _ = self
-            .topology
-            .js
-            .delete_consumer_from_stream(&self.name, &self.stream)
-            .await;
+        let _ = self.topology.js.delete_consumer_from_stream(&self.name, &self.stream).await;
     }
 }
 
@@ -381,9 +333,7 @@ fn deliver_policy(start: Start) -> Result<DeliverPolicy> {
         Start::Time(ms) => {
             let time = time::OffsetDateTime::from_unix_timestamp_nanos(i128::from(ms) * 1_000_000)
                 .map_err(|e| Error::config("subscribe", "the start time can't be expressed").because(e))?;
-            DeliverPolicy::ByStartTime {
-                start_time: time.into(),
-            }
+            DeliverPolicy::ByStartTime { start_time: time }
         }
         _ => DeliverPolicy::All,
     })

@@ -35,18 +35,13 @@ pub(super) fn take_apart(body: &Bytes, reader: &mut WireReader) -> Option<Bytes>
     for (name, value) in &event.attributes {
         match value {
             serde_json::Value::String(text) if name == "datacontenttype" => reader.content_type(text),
-            serde_json::Value::String(text) => {
-                if !reader.attribute(name, text) {
-                    reader.header(name, &**text);
-                }
+            serde_json::Value::String(text) if !reader.attribute(name, text) => {
+                reader.header(name, &**text);
             }
             serde_json::Value::Number(n) => {
                 let text = n.to_string();
                 if !reader.attribute(name, &text) {
-                    reader.header(
-                        name,
-                        n.as_i64().map_or(HeaderValue::Text(&text), HeaderValue::Int),
-                    );
+                    reader.header(name, n.as_i64().map_or(HeaderValue::Text(&text), HeaderValue::Int));
                 }
             }
             serde_json::Value::Bool(b) => reader.header(name, *b),
@@ -59,11 +54,8 @@ pub(super) fn take_apart(body: &Bytes, reader: &mut WireReader) -> Option<Bytes>
 
 /// JSON data stays JSON; a string under another media type is that text.
 fn json_data(event: &Structured<'_>, data: &RawValue) -> Option<Bytes> {
-    let media = event
-        .attributes
-        .get("datacontenttype")
-        .and_then(|v| v.as_str())
-        .unwrap_or("application/json");
+    let media =
+        event.attributes.get("datacontenttype").and_then(|v| v.as_str()).unwrap_or("application/json");
     if media.contains("json") {
         return Some(Bytes::copy_from_slice(data.get().as_bytes()));
     }

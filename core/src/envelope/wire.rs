@@ -60,12 +60,7 @@ impl WireReader {
     /// A record with this body; `None` is null.
     pub fn new(body: Option<Bytes>) -> Self {
         let builder = body.map_or_else(EnvelopeBuilder::null, EnvelopeBuilder::new);
-        Self {
-            builder,
-            key_is_base64: false,
-            key: None,
-            content_type: None,
-        }
+        Self { builder, key_is_base64: false, key: None, content_type: None }
     }
 
     /// An attribute by its `CloudEvents` name. Answers `false` for an unknown or unreadable one, which the adapter then carries
@@ -85,10 +80,7 @@ impl WireReader {
             "partitionkey" => self.key = Some(text.into()),
             KEY_ENCODING => self.key_is_base64 = text == "base64",
             "expirytime" => match parse_rfc3339(text) {
-                Some(ms) => self
-                    .builder
-                    .headers
-                    .set(Attribute::ExpiryTime, HeaderValue::Time(ms as i64)),
+                Some(ms) => self.builder.headers.set(Attribute::ExpiryTime, HeaderValue::Time(ms as i64)),
                 None => return false,
             },
             name => match Attribute::from_name(name) {
@@ -135,10 +127,8 @@ impl WireReader {
     /// The envelope. A structured `CloudEvent` (`application/cloudevents+json`) is taken apart first; one that can't be is left
     /// as it is, so that decoding fails and the bytes are kept.
     pub fn finish(mut self) -> Envelope {
-        let structured = self
-            .content_type
-            .as_ref()
-            .is_some_and(|text| text.starts_with("application/cloudevents+json"));
+        let structured =
+            self.content_type.as_ref().is_some_and(|text| text.starts_with("application/cloudevents+json"));
         if structured
             && let Some(body) = super::structured::take_apart(&self.builder.payload.clone(), &mut self)
         {
@@ -185,9 +175,7 @@ pub(crate) fn rfc3339(ms: i64) -> String {
 
 /// RFC 3339 with any offset, as milliseconds since the Unix epoch; `None` if it can't be read or lies before it.
 pub fn parse_rfc3339(text: &str) -> Option<u64> {
-    text.parse::<jiff::Timestamp>()
-        .ok()
-        .and_then(|t| u64::try_from(t.as_millisecond()).ok())
+    text.parse::<jiff::Timestamp>().ok().and_then(|t| u64::try_from(t.as_millisecond()).ok())
 }
 
 const DASHES: [usize; 4] = [8, 13, 18, 23];
@@ -242,14 +230,8 @@ mod tests {
     fn through_the_wire(envelope: &Envelope) -> Envelope {
         let mut reader = WireReader::new((!envelope.is_null()).then(|| envelope.payload().clone()));
         envelope.write_attributes(|name, text| assert!(reader.attribute(name, text), "{name}"));
-        envelope
-            .content_type()
-            .into_iter()
-            .for_each(|text| reader.content_type(text));
-        envelope
-            .headers()
-            .iter()
-            .for_each(|(name, value)| reader.header(name, value));
+        envelope.content_type().into_iter().for_each(|text| reader.content_type(text));
+        envelope.headers().iter().for_each(|(name, value)| reader.header(name, value));
         reader.finish()
     }
 
@@ -291,9 +273,7 @@ mod tests {
         let id = |parts: &[&[u8]]| derived_id(parts);
         assert_eq!(id(&[b"a", b"b"]), id(&[b"a", b"b"]));
         assert_ne!(id(&[b"a", b"b"]), id(&[b"ab", b""]));
-        let MessageId::Uuid(bytes) = id(&[b"a"]) else {
-            panic!("not a UUID")
-        };
+        let MessageId::Uuid(bytes) = id(&[b"a"]) else { panic!("not a UUID") };
         assert_eq!((bytes[6] >> 4, bytes[8] >> 6), (8, 2));
     }
 
@@ -308,22 +288,14 @@ mod tests {
             r#"{"specversion":"1.0","id":"7","source":"/s","type":"t","schemaversion":2,"partitionkey":"k","datacontenttype":"application/json","odd":true,"data":{"a":1}}"#,
         );
         assert_eq!(
-            (
-                e.id().to_string().as_str(),
-                e.source(),
-                e.type_name(),
-                e.version()
-            ),
+            (e.id().to_string().as_str(), e.source(), e.type_name(), e.version()),
             ("7", "/s", "t", 2)
         );
         assert_eq!(e.key(), Some(&b"k"[..]));
         assert_eq!(e.content_type(), Some("application/json"));
         assert_eq!(e.payload(), &Bytes::from_static(br#"{"a":1}"#));
         assert_eq!(e.headers().get("odd"), Some(HeaderValue::Bool(true)));
-        assert_eq!(
-            read(r#"{"data_base64":"AP8=","id":"1"}"#).payload(),
-            &Bytes::from_static(&[0, 255])
-        );
+        assert_eq!(read(r#"{"data_base64":"AP8=","id":"1"}"#).payload(), &Bytes::from_static(&[0, 255]));
         let broken = read(r#"{"id":"#);
         assert_eq!(broken.payload(), &Bytes::from_static(br#"{"id":"#));
     }

@@ -41,11 +41,7 @@ impl Incoming {
     /// The items of a batch that were handed to the function.
     pub(crate) fn decoded(&self) -> Vec<&crate::Envelope> {
         let bad = |i: &usize| self.rejected.iter().any(|(r, _)| r == i);
-        self.envelopes()
-            .enumerate()
-            .filter(|(i, _)| !bad(i))
-            .map(|(_, e)| e)
-            .collect()
+        self.envelopes().enumerate().filter(|(i, _)| !bad(i)).map(|(_, e)| e).collect()
     }
 
     /// Puts the outcomes of the items that couldn't be decoded beside the function's own.

@@ -34,14 +34,10 @@ impl<T: Message> Publish<T> {
     /// Dropped before it resolves, the message may or may not have been sent; a re-run sends it under the same id.
     pub async fn send(&self, message: &T) -> Confirmed {
         let index = self.next.fetch_add(1, Relaxed);
-        let envelope = OutputContext::new(
-            self.broker.env(),
-            &self.cause,
-            &self.route.group,
-            &self.route.handler,
-        )
-        .envelope(message, "published", index)
-        .map_err(PublishError::Failed)?;
+        let envelope =
+            OutputContext::new(self.broker.env(), &self.cause, &self.route.group, &self.route.handler)
+                .envelope(message, "published", index)
+                .map_err(PublishError::Failed)?;
         // start-up refuses a route that publishes without a channel
         let channel = self.route.publishes.as_deref().unwrap_or_default();
         self.broker.send(Outgoing::new(channel, envelope)).await.await

@@ -32,14 +32,10 @@ impl Backoff {
         let step = attempt.saturating_sub(1);
         match self {
             Self::Fixed(wait) => *wait,
-            Self::Exponential { first, max } => first
-                .saturating_mul(1_u32.checked_shl(step).unwrap_or(u32::MAX))
-                .min(*max),
-            Self::List(waits) => waits
-                .get(step as usize)
-                .or(waits.last())
-                .copied()
-                .unwrap_or_default(),
+            Self::Exponential { first, max } => {
+                first.saturating_mul(1_u32.checked_shl(step).unwrap_or(u32::MAX)).min(*max)
+            }
+            Self::List(waits) => waits.get(step as usize).or(waits.last()).copied().unwrap_or_default(),
         }
     }
 
@@ -102,12 +98,7 @@ impl Retry {
     /// Five attempts in all, exponential from 200 ms to 30 s, full jitter, no ceiling on the total.
     pub fn new() -> Self {
         let backoff = Backoff::exponential(Duration::from_millis(200), Duration::from_secs(30));
-        Self {
-            attempts: 5,
-            backoff,
-            jitter: Jitter::Full,
-            max_elapsed: None,
-        }
+        Self { attempts: 5, backoff, jitter: Jitter::Full, max_elapsed: None }
     }
 
     /// A single attempt.
@@ -179,8 +170,7 @@ impl Retry {
         });
         let whole = timeout.saturating_mul(self.attempts).saturating_add(waits);
         // the ceiling bounds when the last attempt begins, which may then take its time-out
-        self.max_elapsed
-            .map_or(whole, |ceiling| whole.min(ceiling.saturating_add(timeout)))
+        self.max_elapsed.map_or(whole, |ceiling| whole.min(ceiling.saturating_add(timeout)))
     }
 
     fn spread(&self, attempt: u32, previous: Duration, random: u64) -> Duration {
@@ -217,16 +207,12 @@ mod tests {
             prop::collection::vec((0..5000_u64).prop_map(ms), 1..5).prop_map(Backoff::List),
         ];
         let jitter = prop_oneof![Just(Jitter::None), Just(Jitter::Full), Just(Jitter::Decorrelated)];
-        (
-            1..40_u32,
-            backoff,
-            jitter,
-            prop::option::of((0..100_000_u64).prop_map(ms)),
-        )
-            .prop_map(|(n, b, j, max)| {
+        (1..40_u32, backoff, jitter, prop::option::of((0..100_000_u64).prop_map(ms))).prop_map(
+            |(n, b, j, max)| {
                 let retry = Retry::new().attempts(n).backoff(b).jitter(j);
                 max.map_or(retry.clone(), |max| retry.max_elapsed(max))
-            })
+            },
+        )
     }
 
     proptest! {

@@ -82,10 +82,7 @@ pub struct RouteOptions {
 impl RouteOptions {
     /// A route on `channel` for `group`. Names are checked when the router starts.
     pub fn new(channel: impl Into<String>, group: impl Into<String>) -> Self {
-        Self {
-            group: Some(group.into()),
-            ..Self::ephemeral(channel)
-        }
+        Self { group: Some(group.into()), ..Self::ephemeral(channel) }
     }
 
     /// A route with a copy of `channel` of its own, gone when it stops. It has no dead letters unless a channel is named.
@@ -222,9 +219,6 @@ impl RouteOptions {
 
     /// The route: these options with a function (or a [`Handler`](crate::Handler)).
     pub fn handle<F>(self, function: F) -> Route<F> {
-        Route {
-            options: self,
-            function,
-        }
+        Route { options: self, function }
     }
 }

@@ -38,10 +38,7 @@ impl<'de> Deserializer<'de> for Options<'_> {
     type Error = OptionsError;
 
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, OptionsError> {
-        let entries = self
-            .0
-            .iter()
-            .map(|(name, value)| (name.as_str(), Value { name, value }));
+        let entries = self.0.iter().map(|(name, value)| (name.as_str(), Value { name, value }));
         visitor.visit_map(MapDeserializer::new(entries))
     }
 
@@ -55,11 +52,7 @@ impl<'de> Deserializer<'de> for Options<'_> {
             if !fields.contains(&name.as_str()) {
                 let near = nearest(name, fields.iter().copied())
                     .map_or(String::new(), |n| format!(" did you mean `{n}`?"));
-                let all = fields
-                    .iter()
-                    .map(|f| format!("`{f}`"))
-                    .collect::<Vec<_>>()
-                    .join(", ");
+                let all = fields.iter().map(|f| format!("`{f}`")).collect::<Vec<_>>().join(", ");
                 return Err(OptionsError(format!(
                     "the URL's option `{name}` is unknown;{near} (known: {all})"
                 )));
@@ -89,7 +82,7 @@ impl Value<'_> {
     }
 }
 
-impl<'de> IntoDeserializer<'de, OptionsError> for Value<'_> {
+impl IntoDeserializer<'_, OptionsError> for Value<'_> {
     type Deserializer = Self;
 
     fn into_deserializer(self) -> Self {
@@ -142,11 +135,7 @@ impl<'de> Deserializer<'de> for Value<'_> {
         visitor: V,
     ) -> Result<V::Value, OptionsError> {
         if !variants.contains(&self.value) {
-            let all = variants
-                .iter()
-                .map(|v| format!("`{v}`"))
-                .collect::<Vec<_>>()
-                .join(" or ");
+            let all = variants.iter().map(|v| format!("`{v}`")).collect::<Vec<_>>().join(" or ");
             return Err(self.bad(&all));
         }
         visitor.visit_enum(StrDeserializer::<OptionsError>::new(self.value))
@@ -218,10 +207,7 @@ mod tests {
             ("connect_timeout=soon", "a duration"),
         ] {
             let error = read(query).unwrap_err();
-            assert!(
-                error.contains(says) && !error.contains("s3cret"),
-                "{query}: {error}"
-            );
+            assert!(error.contains(says) && !error.contains("s3cret"), "{query}: {error}");
         }
     }
 }

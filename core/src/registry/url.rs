@@ -68,19 +68,15 @@ impl BrokerUrl {
             Some(rest) => rest.find('/').map_or((rest, ""), |at| rest.split_at(at)),
             None => ("", rest),
         };
-        let (login, hosts) = authority
-            .rsplit_once('@')
-            .map_or((None, authority), |(login, hosts)| (Some(login), hosts));
+        let (login, hosts) =
+            authority.rsplit_once('@').map_or((None, authority), |(login, hosts)| (Some(login), hosts));
         let (user, password) = match login.map(|l| l.split_once(':').map_or((l, None), |(u, p)| (u, Some(p))))
         {
             Some((user, password)) => (Some(unescape(user)?), password.map(unescape).transpose()?),
             None => (None, None),
         };
-        let hosts = if hosts.is_empty() {
-            Vec::new()
-        } else {
-            hosts.split(',').map(host).collect::<Result<_>>()?
-        };
+        let hosts =
+            if hosts.is_empty() { Vec::new() } else { hosts.split(',').map(host).collect::<Result<_>>()? };
         let pairs = query.split('&').filter(|pair| !pair.is_empty());
         let query = pairs
             .map(|pair| {
@@ -91,14 +87,7 @@ impl BrokerUrl {
                 Ok((unescape(name)?, unescape(value)?))
             })
             .collect::<Result<_>>()?;
-        Ok(Self {
-            scheme: scheme.to_ascii_lowercase(),
-            user,
-            password,
-            hosts,
-            path: unescape(path)?,
-            query,
-        })
+        Ok(Self { scheme: scheme.to_ascii_lowercase(), user, password, hosts, path: unescape(path)?, query })
     }
 
     /// The scheme, in lower case.
@@ -149,11 +138,7 @@ impl fmt::Display for BrokerUrl {
         }
         for (i, host) in self.hosts.iter().enumerate() {
             let comma = if i == 0 { "" } else { "," };
-            let (open, close) = if host.name.contains(':') {
-                ("[", "]")
-            } else {
-                ("", "")
-            };
+            let (open, close) = if host.name.contains(':') { ("[", "]") } else { ("", "") };
             write!(f, "{comma}{open}{}{close}", host.name)?;
             host.port.map_or(Ok(()), |port| write!(f, ":{port}"))?;
         }
@@ -171,28 +156,18 @@ fn host(text: &str) -> Result<Host> {
     let bad = |why: &str| Error::config("connect", format!("not a broker URL: {why}")).with("host", text);
     let (name, port) = match text.strip_prefix('[') {
         Some(rest) => {
-            let (name, port) = rest
-                .split_once(']')
-                .ok_or_else(|| bad("an IPv6 address needs its closing bracket"))?;
+            let (name, port) =
+                rest.split_once(']').ok_or_else(|| bad("an IPv6 address needs its closing bracket"))?;
             (name, port.strip_prefix(':'))
         }
-        None => text
-            .split_once(':')
-            .map_or((text, None), |(name, port)| (name, Some(port))),
+        None => text.split_once(':').map_or((text, None), |(name, port)| (name, Some(port))),
     };
     if name.is_empty() {
         return Err(bad("a host is empty"));
     }
-    let port = port
-        .map(|p| {
-            p.parse()
-                .map_err(|_| bad("the port is no number from 0 to 65535"))
-        })
-        .transpose()?;
-    Ok(Host {
-        name: name.into(),
-        port,
-    })
+    let port =
+        port.map(|p| p.parse().map_err(|_| bad("the port is no number from 0 to 65535"))).transpose()?;
+    Ok(Host { name: name.into(), port })
 }
 
 /// Undoes percent-encoding.
@@ -223,18 +198,12 @@ mod tests {
     #[test]
     fn all_parts_are_read() {
         let url = BrokerUrl::parse("amqp://u%40x:p%2Fw@[::1]:5672,b:1/%2f?a=1&b=x%20y").unwrap();
-        assert_eq!(
-            (url.user(), url.password(), url.path()),
-            (Some("u@x"), Some("p/w"), "//")
-        );
+        assert_eq!((url.user(), url.password(), url.path()), (Some("u@x"), Some("p/w"), "//"));
         assert_eq!(url.hosts()[0].address(9), "[::1]:5672");
         assert_eq!(url.hosts()[1].address(9), "b:1");
         assert_eq!(url.query, [("a".into(), "1".into()), ("b".into(), "x y".into())]);
         let bare = BrokerUrl::parse("memory:").unwrap();
-        assert_eq!(
-            (bare.scheme(), bare.hosts().len(), bare.path()),
-            ("memory", 0, "")
-        );
+        assert_eq!((bare.scheme(), bare.hosts().len(), bare.path()), ("memory", 0, ""));
     }
 
     #[test]

@@ -56,9 +56,7 @@ pub(super) fn plan(options: &RouteOptions, declaration: &Declaration) -> Result<
     if let Some(partitions) = options.partitions
         && !(partitions.is_power_of_two() && partitions <= MAX_PARTITIONS)
     {
-        return refuse(format!(
-            "`partitions` is {partitions}, it must be 1, 2, 4, 8, 16, 32 or 64"
-        ));
+        return refuse(format!("`partitions` is {partitions}, it must be 1, 2, 4, 8, 16, 32 or 64"));
     }
     if declaration.batch && options.batch > options.window.messages {
         return refuse(format!(
@@ -80,10 +78,7 @@ pub(super) fn plan(options: &RouteOptions, declaration: &Declaration) -> Result<
         names: Arc::new(RouteNames {
             channel: options.channel.clone(),
             group: subscribe.group.to_string(),
-            handler: options
-                .name
-                .clone()
-                .unwrap_or_else(|| subscribe.group.to_string()),
+            handler: options.name.clone().unwrap_or_else(|| subscribe.group.to_string()),
             publishes: options.publishes.clone(),
         }),
         subscribe,
@@ -149,19 +144,12 @@ pub(super) fn together(plans: &[Plan]) -> Result<()> {
 pub(super) fn capabilities(plan: &Plan, can: &Capabilities) -> Result<()> {
     let wanted = [
         (plan.subscribe.order == Order::Key, Capability::KeyOrder),
-        (
-            plan.subscribe.order == Order::Partition,
-            Capability::PartitionOrder,
-        ),
+        (plan.subscribe.order == Order::Partition, Capability::PartitionOrder),
         (plan.subscribe.group == Group::Ephemeral, Capability::Ephemeral),
-        (
-            matches!(plan.subscribe.start, Start::Time(_)),
-            Capability::StartTime,
-        ),
+        (matches!(plan.subscribe.start, Start::Time(_)), Capability::StartTime),
     ];
     for (_, capability) in wanted.into_iter().filter(|(asked, _)| *asked) {
-        can.require(capability, "start")
-            .map_err(|error| error.with("route", &plan.names.handler))?;
+        can.require(capability, "start").map_err(|error| error.with("route", &plan.names.handler))?;
     }
     Ok(())
 }
@@ -172,11 +160,7 @@ pub(super) fn worst_case(plan: &Plan) -> Duration {
 }
 
 fn label(options: &RouteOptions) -> String {
-    let name = options
-        .name
-        .as_deref()
-        .or(options.group.as_deref())
-        .unwrap_or("(ephemeral)");
+    let name = options.name.as_deref().or(options.group.as_deref()).unwrap_or("(ephemeral)");
     format!("the route `{name}` on `{}`", options.channel)
 }
 
@@ -185,9 +169,5 @@ fn named<T>(label: &str, option: &str, name: Result<T>) -> Result<T> {
 }
 
 fn list(names: &[&str]) -> String {
-    names
-        .iter()
-        .map(|name| format!("`{name}`"))
-        .collect::<Vec<_>>()
-        .join(", ")
+    names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
 }

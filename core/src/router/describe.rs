@@ -48,9 +48,7 @@ pub struct RouteDescription {
 
 impl Description {
     pub(super) fn of(plans: &[Plan]) -> Self {
-        Self {
-            routes: plans.iter().map(RouteDescription::of).collect(),
-        }
+        Self { routes: plans.iter().map(RouteDescription::of).collect() }
     }
 }
 
@@ -76,16 +74,8 @@ impl RouteDescription {
 
 impl fmt::Display for Description {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let head = [
-            "ROUTE",
-            "READS",
-            "GROUP",
-            "PUBLISHES",
-            "DEAD LETTERS",
-            "ORDER",
-            "ATTEMPTS",
-            "WORST CASE",
-        ];
+        let head =
+            ["ROUTE", "READS", "GROUP", "PUBLISHES", "DEAD LETTERS", "ORDER", "ATTEMPTS", "WORST CASE"];
         let mut rows = vec![head.map(String::from)];
         for r in &self.routes {
             let seconds = Duration::from_millis(r.worst_case_ms).as_secs_f64();
@@ -100,19 +90,11 @@ impl fmt::Display for Description {
                 format!("{seconds:.1} s"),
             ]);
         }
-        let width = |column: usize| {
-            rows.iter()
-                .map(|row| row[column].chars().count())
-                .max()
-                .unwrap_or(0)
-        };
+        let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
         let widths: [usize; 8] = std::array::from_fn(width);
         for (i, row) in rows.iter().enumerate() {
-            let cells: Vec<_> = row
-                .iter()
-                .zip(widths)
-                .map(|(cell, width)| format!("{cell:width$}"))
-                .collect();
+            let cells: Vec<_> =
+                row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
             let end = if i + 1 == rows.len() { "" } else { "\n" };
             write!(f, "{}{end}", cells.join("  ").trim_end())?;
         }

@@ -49,12 +49,7 @@ pub(crate) struct Crew<'a> {
 
 impl<'a> Crew<'a> {
     pub(crate) fn new(orders: &'a Orders) -> Self {
-        Self {
-            orders,
-            parked: FuturesUnordered::new(),
-            aborts: HashMap::default(),
-            cancelled: Vec::new(),
-        }
+        Self { orders, parked: FuturesUnordered::new(), aborts: HashMap::default(), cancelled: Vec::new() }
     }
 
     /// Begins an attempt under the number `job`. One that ends at its first poll costs no task, set entry or waker.
@@ -66,12 +61,9 @@ impl<'a> Crew<'a> {
     ) -> Option<Outcome> {
         let handler = &*self.orders.handler;
         let mut attempt = match catch_unwind(AssertUnwindSafe(|| handler.dyn_handle(incoming))) {
-            Ok(future) => Attempt {
-                job: 0,
-                orders: self.orders,
-                stage: Stage::Handling(future),
-                timer: None,
-            },
+            Ok(future) => {
+                Attempt { job: 0, orders: self.orders, stage: Stage::Handling(future), timer: None }
+            }
             Err(panic) => return Some(panicked(&*panic)),
         };
         if let Poll::Ready((_, outcome)) = Pin::new(&mut attempt).poll(cx) {
@@ -146,12 +138,7 @@ impl Future for Attempt<'_> {
                 Ok(Poll::Pending) if !handling => return Poll::Pending,
                 Ok(Poll::Pending) => {
                     let (env, limit) = (&this.orders.env, this.orders.timeout);
-                    ready!(
-                        this.timer
-                            .get_or_insert_with(|| env.sleep(limit))
-                            .as_mut()
-                            .poll(cx)
-                    );
+                    ready!(this.timer.get_or_insert_with(|| env.sleep(limit)).as_mut().poll(cx));
                     Outcome::Retry(
                         format!("the attempt took longer than its time-out of {limit:?}").into(),
                         None,
@@ -161,9 +148,10 @@ impl Future for Attempt<'_> {
             let ended = std::mem::replace(&mut this.stage, Stage::Ended);
             // dropping what the handler left may panic too
             let _ = catch_unwind(AssertUnwindSafe(|| drop(ended)));
-            match has_outputs(&outcome) {
-                true if handling => this.stage = Stage::Publishing(Box::pin(confirm(outcome, this.orders))),
-                _ => return Poll::Ready((this.job, outcome)),
+            if has_outputs(&outcome) && handling {
+                this.stage = Stage::Publishing(Box::pin(confirm(outcome, this.orders)))
+            } else {
+                return Poll::Ready((this.job, outcome));
             }
         }
     }
@@ -217,12 +205,6 @@ async fn confirm_outputs(outputs: Vec<Envelope>, orders: &Orders) -> Outcome {
 }
 
 fn panicked(panic: &(dyn std::any::Any + Send)) -> Outcome {
-    let text = panic
-        .downcast_ref::<&str>()
-        .copied()
-        .or_else(|| panic.downcast_ref::<String>().map(|s| &**s));
-    Outcome::Retry(
-        format!("the handler panicked: {}", text.unwrap_or("no message")).into(),
-        None,
-    )
+    let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(|s| &**s));
+    Outcome::Retry(format!("the handler panicked: {}", text.unwrap_or("no message")).into(), None)
 }

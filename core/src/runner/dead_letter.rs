@@ -33,18 +33,14 @@ pub(crate) fn dead_letter(delivery: &Delivery, failure: &Failure<'_>) -> (Envelo
     let redrives = source
         .headers()
         .get(REDRIVES)
-        .and_then(|v| v.as_int())
+        .and_then(super::super::headers::HeaderValue::as_int)
         .unwrap_or(0)
         .clamp(0, 1_000_000);
     let mut headers = HeadersMut::new();
     for (attribute, value) in source.headers().attributes() {
         headers.set(attribute, value);
     }
-    for (name, value) in source
-        .headers()
-        .iter()
-        .filter(|(name, _)| !name.starts_with(PREFIX))
-    {
+    for (name, value) in source.headers().iter().filter(|(name, _)| !name.starts_with(PREFIX)) {
         headers.insert_system(name, value);
     }
     let mut put = |name: &str, value: &str| headers.insert_system(&format!("{PREFIX}{name}"), &*cut(value));
@@ -55,14 +51,8 @@ pub(crate) fn dead_letter(delivery: &Delivery, failure: &Failure<'_>) -> (Envelo
     if let Some(deliveries) = delivery.deliveries {
         put("deliveries", &deliveries.to_string());
     }
-    put(
-        "first-failed-at",
-        &crate::envelope::rfc3339(failure.first_failed_ms as i64),
-    );
-    put(
-        "last-failed-at",
-        &crate::envelope::rfc3339(failure.last_failed_ms as i64),
-    );
+    put("first-failed-at", &crate::envelope::rfc3339(failure.first_failed_ms as i64));
+    put("last-failed-at", &crate::envelope::rfc3339(failure.last_failed_ms as i64));
     put("channel", failure.channel);
     put("group", failure.group);
     put("handler", failure.handler);
@@ -92,10 +82,7 @@ fn chain(error: &(dyn std::error::Error + 'static)) -> String {
 
 fn cut(value: &str) -> String {
     // control characters have no place in a header on any broker
-    let value: String = value
-        .chars()
-        .map(|c| if c.is_control() { ' ' } else { c })
-        .collect();
+    let value: String = value.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
     if value.len() <= MAX_VALUE {
         return value;
     }

@@ -119,11 +119,7 @@ impl<'a> Dispatcher<'a> {
 
     /// When the next back-off ends.
     pub(crate) fn next_due(&self) -> Option<Instant> {
-        if self.stopping {
-            None
-        } else {
-            self.delayed.peek().map(|d| d.due)
-        }
+        if self.stopping { None } else { self.delayed.peek().map(|d| d.due) }
     }
 
     /// The clock is asked once a round.
@@ -150,7 +146,9 @@ impl<'a> Dispatcher<'a> {
             if self.plan.batch.is_none() && self.ready.is_empty() && self.has_room() {
                 self.start(Items::from_iter([held]), false, cx);
             } else {
-                lane.into_iter().for_each(|lane| self.lanes.occupy(lane));
+                if let Some(lane) = lane {
+                    self.lanes.occupy(lane);
+                }
                 self.ready.push_back(held);
             }
         }
@@ -286,18 +284,10 @@ impl<'a> Dispatcher<'a> {
         }
         let first = &items[0];
         let envelope = first.delivery.envelope.clone();
-        let rest = items[1..]
-            .iter()
-            .map(|held| held.delivery.envelope.clone())
-            .collect();
+        let rest = items[1..].iter().map(|held| held.delivery.envelope.clone()).collect();
         let attempt = items.iter().map(|held| held.attempt).max().unwrap_or(1);
-        let incoming = Incoming::new(
-            envelope,
-            rest,
-            attempt,
-            first.delivery.deliveries,
-            first.delivery.claim_id(),
-        );
+        let incoming =
+            Incoming::new(envelope, rest, attempt, first.delivery.deliveries, first.delivery.claim_id());
         let outcome = match &mut self.hands {
             Hands::Own(crew) => {
                 let entry = &self.jobs;
@@ -308,17 +298,13 @@ impl<'a> Dispatcher<'a> {
                 None
             }
         };
-        match outcome {
-            Some(outcome) => self.conclude(items, outcome, occupied),
-            None => {
-                if !occupied {
-                    items
-                        .iter()
-                        .filter_map(|held| held.lane)
-                        .for_each(|lane| self.lanes.occupy(lane));
-                }
-                self.jobs.insert(items);
+        if let Some(outcome) = outcome {
+            self.conclude(items, outcome, occupied)
+        } else {
+            if !occupied {
+                items.iter().filter_map(|held| held.lane).for_each(|lane| self.lanes.occupy(lane));
             }
+            self.jobs.insert(items);
         }
     }
 
@@ -326,10 +312,7 @@ impl<'a> Dispatcher<'a> {
     fn unfit(&self, held: &Held) -> Option<Unfit> {
         let envelope = &held.delivery.envelope;
         if envelope.breaks_bounds() {
-            return Some(Unfit::Reject(
-                Reason::Oversize,
-                "its headers are beyond the bounds".into(),
-            ));
+            return Some(Unfit::Reject(Reason::Oversize, "its headers are beyond the bounds".into()));
         }
         let expires = envelope.expires_ms()?;
         if expires > self.orders.env.wall_ms() {
@@ -337,10 +320,9 @@ impl<'a> Dispatcher<'a> {
         }
         match self.plan.on_expired {
             OnExpired::Drop => Some(Unfit::Drop),
-            OnExpired::DeadLetter => Some(Unfit::Reject(
-                Reason::Expired,
-                "its expiry time has passed".into(),
-            )),
+            OnExpired::DeadLetter => {
+                Some(Unfit::Reject(Reason::Expired, "its expiry time has passed".into()))
+            }
         }
     }
 
@@ -376,10 +358,7 @@ impl<'a> Dispatcher<'a> {
             return self.acknowledge(held, occupied);
         }
         if !occupied {
-            items
-                .iter()
-                .filter_map(|held| held.lane)
-                .for_each(|lane| self.lanes.occupy(lane));
+            items.iter().filter_map(|held| held.lane).for_each(|lane| self.lanes.occupy(lane));
         }
         let verdicts = spread(outcome, items.len());
         let mut again: Vec<(Duration, Items)> = Vec::new();
@@ -423,13 +402,7 @@ impl<'a> Dispatcher<'a> {
         }
         self.status.consecutive_failures.fetch_add(1, Relaxed);
         let elapsed = env.now().saturating_duration_since(held.received);
-        self.plan.retry.verdict(
-            held.attempt,
-            elapsed,
-            held.wait,
-            Class::Retry(advised),
-            env.random(),
-        )
+        self.plan.retry.verdict(held.attempt, elapsed, held.wait, Class::Retry(advised), env.random())
     }
 
     /// The first waits; what came after it in its lane waits for it.
@@ -440,11 +413,7 @@ impl<'a> Dispatcher<'a> {
             self.lanes.put_back(lane, items);
         }
         self.delays += 1;
-        self.delayed.push(Delayed {
-            due: self.orders.env.now() + wait,
-            number: self.delays,
-            held,
-        });
+        self.delayed.push(Delayed { due: self.orders.env.now() + wait, number: self.delays, held });
     }
 
     fn acknowledge(&mut self, held: Held, occupied: bool) {
@@ -462,13 +431,12 @@ impl<'a> Dispatcher<'a> {
     }
 
     fn give_up(&mut self, held: Held, reason: Reason, error: BoxError) {
-        match &self.plan.dead_letter {
-            Some(channel) => self.send_letter(held, reason, error, channel),
-            None => {
-                events::dropped(&self.plan.names, &held.delivery, held.attempt, reason, &*error);
-                self.status.dropped.fetch_add(1, Relaxed);
-                self.acknowledge(held, true);
-            }
+        if let Some(channel) = &self.plan.dead_letter {
+            self.send_letter(held, reason, &error, channel)
+        } else {
+            events::dropped(&self.plan.names, &held.delivery, held.attempt, reason, &*error);
+            self.status.dropped.fetch_add(1, Relaxed);
+            self.acknowledge(held, true);
         }
     }
 }
@@ -483,28 +451,19 @@ fn spread(outcome: Outcome, messages: usize) -> Vec<Outcome> {
     match outcome {
         Outcome::Each(each) if each.len() == messages => each,
         Outcome::Each(each) => {
-            let error = format!(
-                "the handler returned {} outcomes for {messages} messages",
-                each.len()
-            );
-            (0..messages)
-                .map(|_| Outcome::Retry(error.clone().into(), None))
-                .collect()
+            let error = format!("the handler returned {} outcomes for {messages} messages", each.len());
+            (0..messages).map(|_| Outcome::Retry(error.clone().into(), None)).collect()
         }
         Outcome::Done(_) => (0..messages).map(|_| Outcome::done()).collect(),
         Outcome::Retry(error, after) if messages == 1 => vec![Outcome::Retry(error, after)],
         Outcome::Reject(reason, error) if messages == 1 => vec![Outcome::Reject(reason, error)],
         Outcome::Retry(error, after) => {
             let error = Arc::new(error);
-            (0..messages)
-                .map(|_| Outcome::Retry(Box::new(Shared(Arc::clone(&error))), after))
-                .collect()
+            (0..messages).map(|_| Outcome::Retry(Box::new(Shared(Arc::clone(&error))), after)).collect()
         }
         Outcome::Reject(reason, error) => {
             let error = Arc::new(error);
-            (0..messages)
-                .map(|_| Outcome::Reject(reason, Box::new(Shared(Arc::clone(&error)))))
-                .collect()
+            (0..messages).map(|_| Outcome::Reject(reason, Box::new(Shared(Arc::clone(&error))))).collect()
         }
     }
 }

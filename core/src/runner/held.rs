@@ -25,14 +25,7 @@ pub(crate) struct Held {
 
 impl Held {
     pub(crate) fn new(delivery: Delivery, lane: Option<LaneId>, received: Instant) -> Self {
-        Self {
-            delivery,
-            lane,
-            attempt: 1,
-            received,
-            wait: Duration::ZERO,
-            first_failed_ms: 0,
-        }
+        Self { delivery, lane, attempt: 1, received, wait: Duration::ZERO, first_failed_ms: 0 }
     }
 }
 

@@ -23,10 +23,7 @@ struct Lane<T> {
 
 impl<T> Lanes<T> {
     pub(crate) fn new() -> Self {
-        Self {
-            busy: HashMap::default(),
-            waiting: 0,
-        }
+        Self { busy: HashMap::default(), waiting: 0 }
     }
 
     /// Queues `item` behind what runs in its lane, or gives it back because the lane is free: then it may start, and
@@ -47,13 +44,7 @@ impl<T> Lanes<T> {
 
     /// A message of the lane is under way.
     pub(crate) fn occupy(&mut self, lane: LaneId) {
-        self.busy
-            .entry(lane)
-            .or_insert_with(|| Lane {
-                holders: 0,
-                queue: VecDeque::new(),
-            })
-            .holders += 1;
+        self.busy.entry(lane).or_insert_with(|| Lane { holders: 0, queue: VecDeque::new() }).holders += 1;
     }
 
     /// A message of the lane has ended. Answers the next one, now under way, if it was the last holder and one waits.
@@ -116,11 +107,7 @@ impl<T> Lanes<T> {
 
     /// The longest queue behind a running message, with one of its items.
     pub(crate) fn longest(&self) -> Option<(usize, &T)> {
-        let longest = self
-            .busy
-            .values()
-            .map(|lane| &lane.queue)
-            .max_by_key(|queue| queue.len())?;
+        let longest = self.busy.values().map(|lane| &lane.queue).max_by_key(|queue| queue.len())?;
         Some((longest.len(), longest.front()?))
     }
 }

@@ -39,24 +39,15 @@ impl Shared {
 
 impl Pool {
     pub(crate) fn new(orders: &Orders, workers: usize) -> Self {
-        let board = Board {
-            cancels: vec![Vec::new(); workers],
-            idle: vec![None; workers],
-            ..Board::default()
-        };
-        let shared = Arc::new(Shared {
-            board: Mutex::new(board),
-            workers,
-        });
+        let board =
+            Board { cancels: vec![Vec::new(); workers], idle: vec![None; workers], ..Board::default() };
+        let shared = Arc::new(Shared { board: Mutex::new(board), workers });
         let mut tasks = JoinSet::new();
         for me in 0..workers {
             let (shared, orders) = (Arc::clone(&shared), orders.clone());
             tasks.spawn(async move { work(me, &shared, &orders).await });
         }
-        Self {
-            shared,
-            _tasks: tasks,
-        }
+        Self { shared, _tasks: tasks }
     }
 
     pub(crate) fn start(&self, job: usize, incoming: Incoming) {
@@ -108,17 +99,11 @@ async fn work(me: usize, shared: &Shared, orders: &Orders) {
             }
             board.ended.append(&mut ended);
             // a fair share, so that one long attempt has little queued behind it that another could take
-            let share = (board.jobs.len() / (2 * shared.workers))
-                .clamp(1, 32)
-                .min(board.jobs.len());
+            let share = (board.jobs.len() / (2 * shared.workers)).clamp(1, 32).min(board.jobs.len());
             taken.extend(board.jobs.drain(..share));
             let sleeps = taken.is_empty();
             board.idle[me] = sleeps.then(|| cx.waker().clone());
-            let dispatcher = if board.ended.is_empty() {
-                None
-            } else {
-                board.dispatcher.take()
-            };
+            let dispatcher = if board.ended.is_empty() { None } else { board.dispatcher.take() };
             drop(board);
             dispatcher.into_iter().for_each(Waker::wake);
             for (job, incoming) in taken.drain(..) {

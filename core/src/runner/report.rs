@@ -50,10 +50,7 @@ pub struct Report {
 /// As a table, one line a route.
 impl std::fmt::Display for Report {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let names = self
-            .routes
-            .iter()
-            .map(|r| r.route.len() + r.channel.len() + r.group.len() + 8);
+        let names = self.routes.iter().map(|r| r.route.len() + r.channel.len() + r.group.len() + 8);
         let width = names.max().unwrap_or(0).max(5);
         write!(
             f,
@@ -125,10 +122,7 @@ impl Status {
     }
 
     pub(crate) fn trouble(&self) -> Option<Health> {
-        self.trouble
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     pub(crate) fn report(&self, route: &str, channel: &str, group: &str) -> RouteReport {

@@ -37,13 +37,7 @@ impl Running {
         tasks: JoinSet<(usize, RouteEnd)>,
         stop: StopOrder,
     ) -> Self {
-        Self {
-            broker,
-            routes,
-            tasks,
-            stop,
-            ended: Vec::new(),
-        }
+        Self { broker, routes, tasks, stop, ended: Vec::new() }
     }
 
     /// The broker that the routes run on, to publish to.
@@ -55,35 +49,19 @@ impl Running {
     pub fn health(&self) -> ServiceHealth {
         let connection = self.broker.health();
         let routes: Vec<_> = self.routes.iter().map(RunningRoute::health).collect();
-        let worst = routes
-            .iter()
-            .map(|r| r.health.state)
-            .chain([connection.state])
-            .max()
-            .unwrap_or_default();
-        ServiceHealth {
-            state: worst,
-            connection,
-            routes,
-        }
+        let worst = routes.iter().map(|r| r.health.state).chain([connection.state]).max().unwrap_or_default();
+        ServiceHealth { state: worst, connection, routes }
     }
 
     /// The handle of a route's subscription: pause, resume, seek, lag.
     pub fn control(&self, route: &str) -> Option<Arc<dyn Control>> {
-        self.routes
-            .iter()
-            .find(|r| r.plan.names.handler == route)
-            .map(|r| Arc::clone(&r.control))
+        self.routes.iter().find(|r| r.plan.names.handler == route).map(|r| Arc::clone(&r.control))
     }
 
     /// What the routes have done so far.
     pub fn report(&self) -> Report {
         let routes = self.routes.iter().map(RunningRoute::report).collect();
-        Report {
-            routes,
-            drained: false,
-            took: Duration::ZERO,
-        }
+        Report { routes, drained: false, took: Duration::ZERO }
     }
 
     /// Resolves when nothing is left to do: every group has read and settled all that its channel holds, what handlers
@@ -116,13 +94,7 @@ impl Running {
             Some(ended) => {
                 let (index, end) = ended.unwrap_or_else(|error| {
                     let error = Error::new(ErrorKind::Closed, "run", "a route's task ended").because(error);
-                    (
-                        usize::MAX,
-                        RouteEnd {
-                            drained: false,
-                            result: Err(error),
-                        },
-                    )
+                    (usize::MAX, RouteEnd { drained: false, result: Err(error) })
                 });
                 let error = match &end.result {
                     Err(error) => Error::new(error.kind(), "run", format!("a route has ended: {error}")),
@@ -167,11 +139,7 @@ impl Running {
         // outcomes of sends that a handler didn't wait for
         let flushed = self.broker.flush().await.map_err(Error::from);
         let routes = self.routes.iter().map(RunningRoute::report).collect();
-        let report = Report {
-            routes,
-            drained,
-            took: env.now().saturating_duration_since(began),
-        };
+        let report = Report { routes, drained, took: env.now().saturating_duration_since(began) };
         match first_error {
             Some(error) => Err(error),
             None => flushed.map(|()| report),
@@ -179,10 +147,7 @@ impl Running {
     }
 
     fn activity(&self) -> u64 {
-        self.routes
-            .iter()
-            .map(|r| r.status.activity.load(Relaxed))
-            .fold(0, u64::wrapping_add)
+        self.routes.iter().map(|r| r.status.activity.load(Relaxed)).fold(0, u64::wrapping_add)
     }
 
     fn nothing_in_flight(&self) -> bool {
@@ -228,9 +193,7 @@ impl RunningRoute {
 
 impl std::fmt::Debug for Running {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Running")
-            .field("health", &self.health().state)
-            .finish_non_exhaustive()
+        f.debug_struct("Running").field("health", &self.health().state).finish_non_exhaustive()
     }
 }
 

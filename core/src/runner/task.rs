@@ -47,22 +47,10 @@ pub(crate) async fn run(
 ) -> RouteEnd {
     let mut dispatcher = Dispatcher::new(&plan, &orders, &status, subscription.control());
     let mut tracker: Option<Arc<dyn Settle>> = None;
-    let result = serve(
-        &plan,
-        &orders,
-        &mut dispatcher,
-        &mut subscription,
-        &status,
-        &stop,
-        &mut tracker,
-    )
-    .await;
+    let result =
+        serve(&plan, &orders, &mut dispatcher, &mut subscription, &status, &stop, &mut tracker).await;
     dispatcher.stop();
-    let deadline = stop
-        .deadline
-        .get()
-        .copied()
-        .unwrap_or_else(|| orders.env.now() + plan.timeout);
+    let deadline = stop.deadline.get().copied().unwrap_or_else(|| orders.env.now() + plan.timeout);
     let drained = finish(&orders, &mut dispatcher, deadline).await;
     let given_back = dispatcher.give_all_back();
     if let Some(tracker) = tracker {
@@ -71,10 +59,7 @@ pub(crate) async fn run(
     }
     let closed = subscription.close().await;
     events::drained(&plan.names, given_back, drained);
-    RouteEnd {
-        drained,
-        result: result.and(closed),
-    }
+    RouteEnd { drained, result: result.and(closed) }
 }
 
 async fn serve(
@@ -100,9 +85,17 @@ async fn serve(
         dispatcher.wake_due();
         if let Some(first) = inbox.first() {
             *tracker = first.claim.tracker().cloned();
-            poll_fn(|cx| std::task::Poll::Ready(dispatcher.arrived(&mut inbox, cx))).await;
+            poll_fn(|cx| {
+                dispatcher.arrived(&mut inbox, cx);
+                std::task::Poll::Ready(())
+            })
+            .await;
         } else {
-            poll_fn(|cx| std::task::Poll::Ready(dispatcher.pump(cx))).await;
+            poll_fn(|cx| {
+                dispatcher.pump(cx);
+                std::task::Poll::Ready(())
+            })
+            .await;
         }
         dispatcher.settle();
         match signal {
@@ -162,9 +155,6 @@ async fn finish(orders: &Orders, dispatcher: &mut Dispatcher<'_>, deadline: Inst
 
 async fn wait_until(orders: &Orders, at: Option<Instant>) {
     if let Some(at) = at {
-        orders
-            .env
-            .sleep(at.saturating_duration_since(orders.env.now()))
-            .await;
+        orders.env.sleep(at.saturating_duration_since(orders.env.now())).await;
     }
 }

@@ -51,11 +51,7 @@ impl Dispatcher<'_> {
     /// A new delivery under a claim that is being given up is kept back, too.
     pub(super) fn keep_if_revoking(&mut self, held: Held) -> Option<Held> {
         let claim = held.delivery.claim_id();
-        match self
-            .revoking
-            .iter_mut()
-            .find(|revocation| revocation.claims.contains(&claim))
-        {
+        match self.revoking.iter_mut().find(|revocation| revocation.claims.contains(&claim)) {
             Some(revocation) => {
                 revocation.held.push(held);
                 None
@@ -85,11 +81,7 @@ impl Dispatcher<'_> {
     pub(crate) fn give_all_back(&mut self) -> usize {
         let mut held = std::mem::take(&mut self.returned);
         held.extend(self.evict(|_| true));
-        held.extend(
-            std::mem::take(&mut self.revoking)
-                .into_iter()
-                .flat_map(|revocation| revocation.held),
-        );
+        held.extend(std::mem::take(&mut self.revoking).into_iter().flat_map(|revocation| revocation.held));
         let count = held.len();
         self.give_back(held);
         count
@@ -114,20 +106,13 @@ impl Dispatcher<'_> {
         }
         self.ready.extend(requeued);
         let lost = std::mem::take(&mut self.lost);
-        self.lost = lost
-            .into_iter()
-            .filter(|claim| self.runs_under(&[*claim]))
-            .collect();
+        self.lost = lost.into_iter().filter(|claim| self.runs_under(&[*claim])).collect();
     }
 
     fn runs_under(&self, claims: &[ClaimId]) -> bool {
-        let running = self
-            .jobs
-            .iter()
-            .flat_map(|(_, items)| items.iter().map(|held| held.delivery.claim_id()));
-        running
-            .chain(self.letter_claims.iter().copied())
-            .any(|claim| claims.contains(&claim))
+        let running =
+            self.jobs.iter().flat_map(|(_, items)| items.iter().map(|held| held.delivery.claim_id()));
+        running.chain(self.letter_claims.iter().copied()).any(|claim| claims.contains(&claim))
     }
 
     fn cancel(&mut self, which: impl Fn(&Held) -> bool) {
@@ -148,10 +133,7 @@ impl Dispatcher<'_> {
         self.ready.extend(stay);
         let (late, stay): (Vec<_>, Vec<_>) = self.delayed.drain().partition(|delayed| which(&delayed.held));
         self.delayed.extend(stay);
-        for held in taken
-            .into_iter()
-            .chain(late.into_iter().map(|delayed| delayed.held))
-        {
+        for held in taken.into_iter().chain(late.into_iter().map(|delayed| delayed.held)) {
             if let Some(lane) = held.lane {
                 self.release(lane);
             }
@@ -170,10 +152,7 @@ impl Dispatcher<'_> {
     fn give_back(&mut self, mut held: Vec<Held>) {
         held.sort_by_key(|held| held.delivery.claim.token());
         self.status.given_back.fetch_add(held.len() as u64, Relaxed);
-        self.settled.extend(
-            held.into_iter()
-                .map(|held| (held.delivery.claim, Settlement::GiveBack(None))),
-        );
+        self.settled.extend(held.into_iter().map(|held| (held.delivery.claim, Settlement::GiveBack(None))));
         self.settle();
     }
 }

@@ -25,7 +25,7 @@ pub(crate) struct LetterSent {
 
 impl<'a> Dispatcher<'a> {
     /// Publishes the dead letter of `held`, as often as it takes. Its lane stays busy meanwhile.
-    pub(super) fn send_letter(&mut self, held: Held, reason: Reason, error: BoxError, channel: &'a Channel) {
+    pub(super) fn send_letter(&mut self, held: Held, reason: Reason, error: &BoxError, channel: &'a Channel) {
         let (plan, orders, status, stalled) =
             (self.plan, self.orders, self.status, Arc::clone(&self.stalled));
         let origin = self.control.describe(held.delivery.origin);
@@ -34,13 +34,9 @@ impl<'a> Dispatcher<'a> {
             &held.delivery,
             &Failure {
                 reason,
-                error: &*error,
+                error: &**error,
                 attempts: held.attempt,
-                first_failed_ms: if held.first_failed_ms == 0 {
-                    now
-                } else {
-                    held.first_failed_ms
-                },
+                first_failed_ms: if held.first_failed_ms == 0 { now } else { held.first_failed_ms },
                 last_failed_ms: now,
                 channel: &plan.names.channel,
                 group: &plan.names.group,
@@ -53,17 +49,11 @@ impl<'a> Dispatcher<'a> {
         self.letters.push(Box::pin(async move {
             let patience = Retry::new()
                 .attempts(u32::MAX)
-                .backoff(Backoff::exponential(
-                    Duration::from_millis(200),
-                    Duration::from_secs(30),
-                ))
+                .backoff(Backoff::exponential(Duration::from_millis(200), Duration::from_secs(30)))
                 .jitter(Jitter::None);
             let mut failures = 0;
             loop {
-                let options = PublishOptions {
-                    hop: Some(Arc::clone(&hop)),
-                    ..PublishOptions::default()
-                };
+                let options = PublishOptions { hop: Some(Arc::clone(&hop)), ..PublishOptions::default() };
                 let outgoing = Outgoing::new(channel, letter.clone()).with(options);
                 let error = match orders.broker.send(outgoing).await.await {
                     // on a retry the broker may know the copy already: an earlier try of this very letter was stored
@@ -82,11 +72,7 @@ impl<'a> Dispatcher<'a> {
                 events::dead_letter_failed(&plan.names, &held.delivery, held.attempt, &error);
                 let text = format!("the dead letter of {origin} can't be published to `{channel}`: {error}");
                 let down = matches!(&error, PublishError::Failed(e) if !e.is_temporary());
-                status.set_trouble(Some(if down {
-                    Health::down(text)
-                } else {
-                    Health::degraded(text)
-                }));
+                status.set_trouble(Some(if down { Health::down(text) } else { Health::degraded(text) }));
                 let class = crate::Class::Retry(None);
                 if let Verdict::Again(wait) =
                     patience.verdict(failures, Duration::ZERO, Duration::ZERO, class, 0)
