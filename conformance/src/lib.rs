@@ -1,1 +1,29 @@
-//! The conformance suite that every postrider adapter passes.
+//! The conformance suite: what every adapter of postrider must do, as one test per case.
+//!
+//! An adapter's author implements [`Factory`] and writes `postrider_conformance::conformance!(MyFactory);` in a test file.
+//! Cases are chosen by the capabilities that the connected broker declares: a missing capability is asserted to be refused as
+//! `Unsupported`, and a case that needs fault controls which the factory doesn't have is skipped, saying so.
+//!
+//! With `POSTRIDER_CONFORMANCE_DIR` set, each case writes its outcome there as a line of JSON.
+
+// A failing case must say why; in a suite of assertions that is what panicking is for.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::missing_panics_doc)]
+
+mod cases;
+mod factory;
+mod kit;
+pub mod proxy;
+mod record;
+
+#[doc(hidden)]
+pub mod groups;
+
+pub use factory::{Controls, Factory, Settings};
+pub use kit::{Bench, Case};
+pub use record::Outcome;
+
+#[doc(hidden)]
+pub mod __private {
+    pub use crate::kit::run;
+    pub use tokio;
+}

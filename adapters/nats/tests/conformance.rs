@@ -1,0 +1,81 @@
+//! The conformance suite on a real NATS server: `POSTRIDER_TEST_NATS_URL` names it (`cargo xtask test` sets it). Cases that
+//! kill, pause or cut off the server have one of their own, started by the project's script.
+
+mod support;
+
+use std::sync::Arc;
+
+use async_nats::HeaderMap;
+use postrider_conformance::{Controls, Factory, Settings};
+use postrider_core::{BoxFuture, Broker, BrokerUrl, Bytes, Connector, Env, Error};
+use postrider_nats::{Naming, NatsConnector};
+
+use support::{PrivateServer, free_port, shared_url, with_options};
+
+struct Nats;
+
+async fn connect(url: &str) -> Result<Broker, Error> {
+    NatsConnector.connect(&BrokerUrl::parse(url)?, Env::system()).await
+}
+
+impl Factory for Nats {
+    fn adapter(&self) -> &'static str {
+        "nats"
+    }
+
+    fn variant(&self) -> &'static str {
+        "2.15"
+    }
+
+    fn connect(&self, settings: Settings) -> BoxFuture<'_, Broker> {
+        Box::pin(async move {
+            connect(&with_options(&shared_url(), &settings)).await.expect("the server answers")
+        })
+    }
+
+    fn write_foreign<'a>(
+        &'a self,
+        settings: &'a Settings,
+        channel: &'a str,
+        headers: &'a [(&'a str, &'a str)],
+        body: Bytes,
+    ) -> BoxFuture<'a, ()> {
+        Box::pin(async move {
+            let client = async_nats::connect(shared_url()).await.expect("the server answers");
+            let mut map = HeaderMap::new();
+            for (name, value) in headers {
+                map.append(*name, *value);
+            }
+            let subject = Naming::new(Some(&settings.tenant)).expect("a good tenant").subject(channel);
+            let stream = async_nats::jetstream::new(client);
+            stream
+                .publish_with_headers(subject, map, body)
+                .await
+                .expect("it is sent")
+                .await
+                .expect("it is stored");
+        })
+    }
+
+    fn controls(&self) -> BoxFuture<'_, Option<Arc<dyn Controls>>> {
+        Box::pin(async { Some(Arc::new(PrivateServer::start("").await) as Arc<dyn Controls>) })
+    }
+
+    fn connect_to_nothing(&self) -> Option<BoxFuture<'_, Error>> {
+        Some(Box::pin(async {
+            let url = format!("nats://ann:s3cret@127.0.0.1:{}?connect_timeout=2s", free_port());
+            connect(&url).await.expect_err("nobody is there")
+        }))
+    }
+
+    fn wrong_credentials(&self) -> BoxFuture<'_, Option<Error>> {
+        Box::pin(async {
+            let server = PrivateServer::start("authorization { user: ann, password: right }").await;
+            let address = server.address();
+            connect(&format!("nats://ann:right@{address}")).await.expect("the right ones are taken");
+            Some(connect(&format!("nats://ann:s3cret@{address}")).await.expect_err("the wrong ones are not"))
+        })
+    }
+}
+
+postrider_conformance::conformance!(Nats);

@@ -1,0 +1,72 @@
+//! What an adapter's author gives the suite.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use postrider_core::{BoxFuture, Broker, Bytes};
+
+/// How a case wants its broker connected. Every field has a value that any adapter can start from.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct Settings {
+    /// Keeps cases apart: the same name reaches the same channels again.
+    pub tenant: String,
+    /// After how long without a sign of life a claim ends; the adapter's default if not set.
+    pub claim_timeout: Option<Duration>,
+    /// Whether an unanswered publish is sent again.
+    pub resend: bool,
+}
+
+/// Makes brokers for cases.
+pub trait Factory: Send + Sync + 'static {
+    /// The adapter's name, as in the table of results.
+    fn adapter(&self) -> &'static str;
+
+    /// The version or mode that is tested.
+    fn variant(&self) -> &'static str {
+        "default"
+    }
+
+    /// Connects. Two connects with one tenant reach the same channels; an embedded broker answers the same broker again.
+    fn connect(&self, settings: Settings) -> BoxFuture<'_, Broker>;
+
+    /// Writes a record as a foreign producer would: without any of our attributes, with these headers.
+    fn write_foreign<'a>(
+        &'a self,
+        settings: &'a Settings,
+        channel: &'a str,
+        headers: &'a [(&'a str, &'a str)],
+        body: Bytes,
+    ) -> BoxFuture<'a, ()>;
+
+    /// A broker of the case's own that can be killed, paused and cut off; `None` where there is none.
+    fn controls(&self) -> BoxFuture<'_, Option<Arc<dyn Controls>>> {
+        Box::pin(async { None })
+    }
+
+    /// A URL where nobody listens, with a password in it, and how to connect to it; `None` where there is no such thing.
+    fn connect_to_nothing(&self) -> Option<BoxFuture<'_, postrider_core::Error>> {
+        None
+    }
+
+    /// Connects with credentials that are wrong; `None` where there are none.
+    fn wrong_credentials(&self) -> BoxFuture<'_, Option<postrider_core::Error>> {
+        Box::pin(async { None })
+    }
+}
+
+/// A broker under the case's control, reached through a [`Proxy`](crate::proxy::Proxy).
+pub trait Controls: Send + Sync {
+    /// Connects through the proxy.
+    fn connect(&self, settings: Settings) -> BoxFuture<'_, Broker>;
+    /// The proxy between.
+    fn proxy(&self) -> &crate::proxy::Proxy;
+    /// SIGKILL.
+    fn kill(&self) -> BoxFuture<'_, ()>;
+    /// Starts it again on its data, and waits until it is ready.
+    fn start(&self) -> BoxFuture<'_, ()>;
+    /// SIGSTOP.
+    fn pause(&self) -> BoxFuture<'_, ()>;
+    /// SIGCONT.
+    fn resume(&self) -> BoxFuture<'_, ()>;
+}

@@ -1,0 +1,11 @@
+//! The cases, a file a group.
+
+pub mod failure;
+pub mod lifecycle;
+pub mod order;
+pub mod publish;
+pub mod receive;
+pub(crate) mod refusals;
+pub mod settle;
+
+pub use postrider_core::Capability;

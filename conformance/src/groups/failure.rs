@@ -1,0 +1,300 @@
+//! What becomes of a message that can't be handled.
+
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use postrider_core::{
+    Backoff, Batch, Bytes, Classify, Declare, Envelope, Group, HandlerError, Jitter, Message, OnExpired,
+    Publisher, PublisherExt, Report, Retry, RouteOptions, Router, codec::Json,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::kit::{Bench, Reader, number, within};
+use crate::record::Outcome::{self, Passed};
+
+#[derive(Serialize, Deserialize)]
+struct Order {
+    number: u64,
+}
+
+impl Message for Order {
+    const NAME: &'static str = "order";
+    const VERSION: u32 = 2;
+    type Codec = Json;
+}
+
+fn quick(attempts: u32) -> Retry {
+    Retry::new().attempts(attempts).backoff(Backoff::Fixed(Duration::from_millis(10))).jitter(Jitter::None)
+}
+
+/// A reader of the dead letters of group `g`; read as any other channel.
+async fn dead_letters(bench: &Bench, channel: &str) -> Reader {
+    let letters = format!("{channel}.g.dlq");
+    let declare = Declare::DeadLetters(postrider_core::Channel::new(&*letters).expect("a good name"));
+    bench.broker.declare_all(&[declare]).await.expect("it is declared");
+    bench.subscribe_with(&letters, "look", |options| options.partitions = Some(1)).await
+}
+
+/// Runs one route over what is there until nothing is left.
+async fn handle<F, M>(bench: &Bench, options: RouteOptions, handler: F) -> Report
+where
+    postrider_core::Route<F>: postrider_core::IntoRoute<(), M>,
+{
+    let service = Router::new().route(options.handle(handler)).start(&bench.broker).await.expect("it starts");
+    within("nothing is left to do", service.idle()).await;
+    service.stop(Duration::from_secs(5)).await.expect("it stops")
+}
+
+fn text(envelope: &Envelope, header: &str) -> String {
+    let value = envelope.headers().get(header).unwrap_or_else(|| panic!("there is no {header}"));
+    value.as_text().expect("it is text").to_owned()
+}
+
+pub async fn error_is_retried_then_dead_lettered(bench: Bench) -> Outcome {
+    let channel = bench.channel().await;
+    bench.broker.publish(&*channel, number(1).key("k")).await.expect("it is confirmed");
+    let runs = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&runs);
+    let report = handle(&bench, RouteOptions::new(&*channel, "g").retry(quick(4)), move |_: Envelope| {
+        counted.fetch_add(1, Relaxed);
+        async { Err::<(), _>("no luck") }
+    })
+    .await;
+    assert_eq!((runs.load(Relaxed), report.routes[0].retried, report.routes[0].dead_lettered), (4, 3, 1));
+    let letter = dead_letters(&bench, &channel).await.one().await;
+    assert_eq!(text(&letter, "postrider-dlq-reason"), "exhausted");
+    assert_eq!(text(&letter, "postrider-dlq-error"), "no luck");
+    Passed
+}
+
+pub async fn permanent_goes_straight(bench: Bench) -> Outcome {
+    let channel = bench.channel().await;
+    bench.broker.publish(&*channel, number(1)).await.expect("it is confirmed");
+    let report = handle(&bench, RouteOptions::new(&*channel, "g").retry(quick(4)), async |_: Envelope| {
+        Err::<(), HandlerError>(HandlerError::msg("never")).permanent()
+    })
+    .await;
+    assert_eq!((report.routes[0].retried, report.routes[0].dead_lettered), (0, 1));
+    let letter = dead_letters(&bench, &channel).await.one().await;
+    assert_eq!(
+        (text(&letter, "postrider-dlq-reason"), text(&letter, "postrider-dlq-attempts")),
+        ("rejected".into(), "1".into())
+    );
+    Passed
+}
+
+pub async fn panic_is_retried_and_the_service_lives(bench: Bench) -> Outcome {
+    let channel = bench.channel().await;
+    bench.publish_count(&channel, 2).await;
+    let runs = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&runs);
+    let report = handle(&bench, RouteOptions::new(&*channel, "g").retry(quick(3)), move |_: Envelope| {
+        let run = counted.fetch_add(1, Relaxed);
+        async move {
+            assert!(run >= 2, "on purpose, run {run}");
+        }
+    })
+    .await;
+    assert_eq!(
+        (report.routes[0].handled, report.routes[0].retried, report.routes[0].dead_lettered),
+        (2, 2, 0)
+    );
+    Passed
+}
+
+pub async fn timeout_is_retried(bench: Bench) -> Outcome {
+    let channel = bench.channel().await;
+    bench.broker.publish(&*channel, number(1)).await.expect("it is confirmed");
+    let options = RouteOptions::new(&*channel, "g").retry(quick(2)).timeout(Duration::from_millis(50));
+    let report = handle(&bench, options, async |_: Envelope| std::future::pending::<()>().await).await;
+    assert_eq!((report.routes[0].retried, report.routes[0].dead_lettered), (1, 1));
+    let letter = dead_letters(&bench, &channel).await.one().await;
+    assert!(text(&letter, "postrider-dlq-error").contains("50ms"));
+    Passed
+}
+
+pub async fn undecodable_keeps_its_bytes(bench: Bench) -> Outcome {
+    let channel = bench.channel().await;
+    let body = Envelope::builder(Bytes::from_static(b"{\"number\":\xff"))
+        .type_name("order")
+        .version(2)
+        .key("k")
+        .header("h", "v");
+    let sent = body.build(bench.broker.env()).expect("it is legal");
+    bench.broker.publish(&*channel, sent.clone()).await.expect("it is confirmed");
+    let report = handle(&bench, RouteOptions::new(&*channel, "g"), async |_: Order| {}).await;
+    assert_eq!((report.routes[0].retried, report.routes[0].dead_lettered), (0, 1));
+    let letter = dead_letters(&bench, &channel).await.one().await;
+    assert_eq!(text(&letter, "postrider-dlq-reason"), "undecodable");
+    assert_eq!((letter.payload(), letter.id(), letter.key()), (sent.payload(), sent.id(), sent.key()));
+    assert_eq!((letter.time_ms(), text(&letter, "h")), (sent.time_ms(), "v".into()));
+    Passed
+}
+
+pub async fn unknown_type_and_version(bench: Bench) -> Outcome {
+    let channel = bench.channel().await;
+    let good = || Envelope::builder(Bytes::from_static(b"{\"number\":1}")).key("k");
+    for builder in [
+        good().type_name("refund").version(2),
+        good().type_name("order").version(3),
+        good().type_name("order").version(2),
+    ] {
+        bench.broker.publish(&*channel, builder).await.expect("it is confirmed");
+    }
+    let report = handle(&bench, RouteOptions::new(&*channel, "g"), async |_: Order| {}).await;
+    assert_eq!((report.routes[0].handled, report.routes[0].dead_lettered), (1, 2));
+    let mut letters = dead_letters(&bench, &channel).await;
+    assert_eq!(text(&letters.one().await, "postrider-dlq-reason"), "unknown-type");
+    assert_eq!(text(&letters.one().await, "postrider-dlq-reason"), "unknown-version");
+    Passed
+}
+
+pub async fn expired_by_policy(bench: Bench) -> Outcome {
+    let channel = bench.channel().await;
+    let past = bench.broker.env().wall_ms() - 1000;
+    bench.broker.publish(&*channel, number(1).expires_ms(past)).await.expect("it is confirmed");
+    bench.broker.publish(&*channel, number(2).expires_ms(past + 3_600_000)).await.expect("it is confirmed");
+    let report = handle(&bench, RouteOptions::new(&*channel, "g"), async |_: Envelope| {}).await;
+    assert_eq!((report.routes[0].handled, report.routes[0].dead_lettered), (1, 1));
+    let options = RouteOptions::new(&*channel, "h").on_expired(OnExpired::Drop);
+    let report = handle(&bench, options, async |_: Envelope| {}).await;
+    assert_eq!(
+        (report.routes[0].handled, report.routes[0].dropped, report.routes[0].dead_lettered),
+        (1, 1, 0)
+    );
+    Passed
+}
+
+pub async fn dead_letter_headers_are_true(bench: Bench) -> Outcome {
+    let channel = bench.channel().await;
+    let before = bench.broker.env().wall_ms();
+    let huge = "x".repeat(10_000);
+    bench
+        .broker
+        .publish(&*channel, number(1).key("k").header("Nats-Rollup", "all").header("mine", "1"))
+        .await
+        .expect_err("reserved");
+    bench.broker.publish(&*channel, number(1).key("k").header("mine", "1")).await.expect("it is confirmed");
+    let error = huge.clone();
+    handle(&bench, RouteOptions::new(&*channel, "g").name("try-it").retry(quick(2)), move |_: Envelope| {
+        let error = error.clone();
+        async move { Err::<(), _>(error) }
+    })
+    .await;
+    let letter = dead_letters(&bench, &channel).await.one().await;
+    let get = |name: &str| text(&letter, &format!("postrider-dlq-{name}"));
+    assert_eq!([get("channel"), get("group"), get("handler")], [channel, "g".into(), "try-it".into()]);
+    assert_eq!([get("attempts"), get("redrives"), get("reason")], ["2", "0", "exhausted"].map(String::from));
+    let (first, last) = (get("first-failed-at"), get("last-failed-at"));
+    let time = |text: &str| postrider_core::parse_rfc3339(text).expect("it is a time");
+    assert!(before <= time(&first) && time(&first) <= time(&last), "{first} {last}");
+    assert!(get("error").len() <= 2048 && get("error-chain").len() <= 2048, "cut to their bound");
+    assert!(get("origin").contains(bench.broker.name()), "{}", get("origin"));
+    assert_eq!(text(&letter, "mine"), "1");
+    Passed
+}
+
+pub async fn poison_blocks_nobody(bench: Bench) -> Outcome {
+    let channel = bench.channel().await;
+    let messages = (0..200).map(|n| number(n).key(format!("k{}", n % 10)));
+    assert!(bench.broker.publish_all(&*channel, messages).await.iter().all(Result::is_ok));
+    let report =
+        handle(&bench, RouteOptions::new(&*channel, "g").retry(quick(2)), async |envelope: Envelope| {
+            if crate::kit::number_of(&envelope) % 20 == 7 { Err("poison") } else { Ok(()) }
+        })
+        .await;
+    assert_eq!((report.routes[0].handled, report.routes[0].dead_lettered), (190, 10));
+    Passed
+}
+
+pub async fn outputs_are_confirmed_first(bench: Bench) -> Outcome {
+    let channel = bench.channel().await;
+    let outputs = format!("{channel}.out");
+    bench.publish_keys(&channel, &["k"; 20]).await;
+    let options = RouteOptions::new(&*channel, "g").publishes(&*outputs);
+    let report = handle(&bench, options, async |envelope: Envelope| Order {
+        number: crate::kit::number_of(&envelope) as u64,
+    })
+    .await;
+    assert_eq!(report.routes[0].handled, 20);
+    let mut reader = bench.subscribe(&outputs, "look").await;
+    for delivery in reader.take(20).await {
+        assert_eq!((delivery.envelope.type_name(), delivery.envelope.version()), ("order", 2));
+        assert!(delivery.envelope.causation_id().is_some() && delivery.envelope.correlation_id().is_some());
+    }
+    Passed
+}
+
+pub async fn output_ids_repeat(bench: Bench) -> Outcome {
+    let channel = bench.channel().await;
+    let outputs = format!("{channel}.out");
+    let seen: Arc<Mutex<Vec<String>>> = Arc::default();
+    let input = number(1).build(bench.broker.env()).expect("it is legal");
+    // two services of one name handle one message, as a re-run would
+    for _ in 0..2 {
+        let side = bench.reconnect_with(|settings| settings.tenant = crate::kit::unique("t")).await;
+        let bench = Bench { broker: side, ..bench.clone() };
+        bench.broker.declare(&channel).await.expect("it is declared");
+        bench.broker.publish(&*channel, input.clone()).await.expect("it is confirmed");
+        let options = RouteOptions::new(&*channel, "g").name("h").publishes(&*outputs);
+        handle(&bench, options, async |_: Envelope| vec![Order { number: 1 }, Order { number: 2 }]).await;
+        let mut reader = bench
+            .subscribe_with(&outputs, "look", |options| {
+                options.group = Group::Named(postrider_core::GroupName::new("look").expect("good"));
+            })
+            .await;
+        let mut ids: Vec<_> =
+            reader.take(2).await.iter().map(|delivery| delivery.envelope.id().to_string()).collect();
+        ids.sort_unstable();
+        seen.lock().expect("nobody panicked").push(ids.join(" "));
+    }
+    let seen = seen.lock().expect("nobody panicked");
+    assert_eq!(seen[0], seen[1]);
+    Passed
+}
+
+pub async fn oversize_headers_are_dead_lettered(bench: Bench) -> Outcome {
+    let channel = bench.channel().await;
+    let huge = "v".repeat(postrider_core::MAX_HEADER_VALUE + 1);
+    bench.foreign(&channel, &[("huge", &huge)], b"x").await;
+    let report = handle(&bench, RouteOptions::new(&*channel, "g"), async |_: Envelope| {}).await;
+    assert_eq!((report.routes[0].handled, report.routes[0].dead_lettered), (0, 1));
+    let letter = dead_letters(&bench, &channel).await.one().await;
+    assert_eq!((text(&letter, "postrider-dlq-reason"), text(&letter, "huge")), ("oversize".into(), huge));
+    Passed
+}
+
+pub async fn batch_with_a_failed_middle(bench: Bench) -> Outcome {
+    let channel = bench.channel().await;
+    let orders = (0..30_u64).map(|n| {
+        let body = serde_json::to_vec(&Order { number: n }).expect("it is JSON");
+        Envelope::builder(Bytes::from(body)).type_name("order").version(2).key("k")
+    });
+    assert!(bench.broker.publish_all(&*channel, orders).await.iter().all(Result::is_ok));
+    let (done, failed) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicUsize::new(0)));
+    let (into, count) = (Arc::clone(&done), Arc::clone(&failed));
+    let options = RouteOptions::new(&*channel, "g").batch(10).retry(quick(3));
+    let report = handle(&bench, options, move |batch: Batch<Order>| {
+        let (into, count) = (Arc::clone(&into), Arc::clone(&count));
+        async move {
+            let mut failing = false;
+            let each = batch.into_iter().map(|order| {
+                // the fifteenth fails once; those behind it in its batch count as not run
+                if order.number == 15 && count.fetch_add(1, Relaxed) == 0 {
+                    failing = true;
+                    return Err("once");
+                }
+                if !failing {
+                    into.lock().expect("nobody panicked").push(order.number);
+                }
+                Ok(())
+            });
+            each.collect::<Vec<Result<(), &str>>>()
+        }
+    })
+    .await;
+    assert_eq!((report.routes[0].handled, report.routes[0].retried), (30, 1));
+    assert_eq!(*done.lock().expect("nobody panicked"), (0..30).collect::<Vec<_>>());
+    Passed
+}

@@ -1,0 +1,47 @@
+//! What a broker must answer when it is asked for what it can't do: `Unsupported`, with the capability's name.
+
+use postrider_core::{Capability, ErrorKind, Group, Order, RouteOptions, Router, Start};
+
+use crate::kit::Bench;
+
+pub(crate) async fn refused(bench: &Bench, capability: Capability) {
+    let channel = bench.channel().await;
+    let error = match capability {
+        Capability::Seek => {
+            let reader = bench.subscribe(&channel, "g").await;
+            postrider_core::Subscription::control(&reader.subscription)
+                .seek(Start::Earliest)
+                .await
+                .expect_err("seek is refused")
+        }
+        Capability::Lag => {
+            let reader = bench.subscribe(&channel, "g").await;
+            postrider_core::Subscription::control(&reader.subscription)
+                .lag()
+                .await
+                .expect_err("lag is refused")
+        }
+        Capability::KeyOrder => start(bench, RouteOptions::new(&*channel, "g").order(Order::Key)).await,
+        Capability::PartitionOrder => {
+            start(bench, RouteOptions::new(&*channel, "g").order(Order::Partition)).await
+        }
+        Capability::StartTime => start(bench, RouteOptions::new(&*channel, "g").start(Start::Time(1))).await,
+        Capability::Ephemeral => start(bench, RouteOptions::ephemeral(&*channel)).await,
+        // what can't be asked for by itself has nothing to refuse: the broker merely has less to offer
+        Capability::Partitions => {
+            let mut options = crate::kit::options(&channel, "g");
+            options.partitions = Some(4);
+            assert_eq!(options.group.name().map(|name| &**name), Some("g"));
+            assert_ne!(options.group, Group::Ephemeral);
+            return;
+        }
+        other => panic!("no refusal is written for `{other}`"),
+    };
+    assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+    assert!(error.to_string().contains(capability.as_str()), "{error}");
+}
+
+async fn start(bench: &Bench, options: RouteOptions) -> postrider_core::Error {
+    let router = Router::new().route(options.handle(async |_: postrider_core::Envelope| {}));
+    router.start(&bench.broker).await.expect_err("the route is refused")
+}
