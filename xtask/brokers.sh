@@ -76,6 +76,18 @@ say() { printf 'brokers: %s\n' "$*" >&2; }
 die() { say "$*"; exit 1; }
 usage() { sed -n '3,/^$/{s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}"; }
 dir() { printf '%s/%s' "$BROKERS_DATA" "$1"; }
+have() { command -v "$1" >/dev/null; }
+# locked FILE COMMAND...: one at a time, over all processes.
+locked() {
+  local file=$1
+  shift
+  (
+    if have flock; then flock 8; fi
+    "$@"
+  ) 8>"$file"
+}
+
+((BASH_VERSINFO[0] >= 5)) || die "needs bash 5 or newer, this is $BASH_VERSION"
 
 # ---------------------------------------------------------------- settings
 
@@ -160,6 +172,71 @@ exports() {
   if [[ $1 == nats ]]; then printf "export NATS_MONITOR_URL='http://127.0.0.1:%s'\n" "${S[monitor]}"; fi
 }
 
+# ---------------------------------------------------------------- engines
+
+# lacks NAME: why it can't run as a native process here, a line each; nothing where it can.
+lacks() {
+  local tool
+  [[ $(uname -s) == Linux ]] || echo "native brokers need Linux"
+  for tool in setsid flock ps; do have "$tool" || echo "there is no $tool"; done
+  if [[ $(id -u) == 0 ]] && have apt-get; then
+    # the rest comes by apt, but for Go: Debian's may be too old
+    [[ $1 != nats || -x $NATS_DIR/nats-server ]] || have go || echo "nats-server is built by Go, and there is no go"
+    return
+  fi
+  case $1 in
+    kafka)
+      have java || echo "there is no java, and installing it needs root and apt-get"
+      [[ -d $KAFKA_DIR/libs ]] || have mvn || echo "there is no mvn, and installing it needs root and apt-get"
+      ;;
+    rabbitmq)
+      compgen -G '/usr/lib/rabbitmq/lib/*/sbin/rabbitmq-server' >/dev/null ||
+        echo "rabbitmq-server is not installed, and installing it needs root and apt-get"
+      ;;
+    rabbitmq4) echo "rabbitmq4 runs in a chroot, which needs root" ;;
+    nats) [[ -x $NATS_DIR/nats-server ]] || have go || echo "nats-server is built by Go, and there is no go" ;;
+  esac
+}
+docker_answers() { have docker && docker compose version && timeout 10 docker info; } &>/dev/null
+
+# engine NAME: native or docker.
+engine() {
+  local why
+  case ${S[engine]} in
+    native | docker) echo "${S[engine]}" && return ;;
+    auto) ;;
+    *) die "BROKERS_ENGINE is native, docker or auto, not ${S[engine]}" ;;
+  esac
+  why=$(lacks "$1")
+  if [[ -z $why ]]; then
+    echo native
+  elif docker_answers; then
+    echo docker
+  else
+    die "$1 can't run here: ${why//$'\n'/; }; and no docker engine with \`docker compose\` answers"
+  fi
+}
+contained() { [[ ${S[engine]:-} == docker ]]; }
+
+# Containers and volumes of one set of brokers bear the name of one compose project.
+project() { printf 'postrider-%s' "$(printf %s "$BROKERS_DATA" | cksum | cut -d ' ' -f 1)"; }
+# compose NAME ARG...: `docker compose` with the settings of NAME, and what its configuration adds.
+compose() {
+  local name=$1 key var files=(-f "$COMPOSE_FILE")
+  shift
+  [[ ! -f $(dir "$name")/compose.yaml ]] || files+=(-f "$(dir "$name")/compose.yaml")
+  (
+    while read -r key var _; do export "$var=${S[$key]}"; done < <(settings "$name")
+    docker compose --progress quiet -p "$(project)" "${files[@]}" "$@"
+  )
+}
+# container NAME: its state as docker tells it; nothing where there is none.
+container() {
+  local id
+  id=$(compose "$1" ps --all --quiet "$1" 2>/dev/null)
+  [[ -z $id ]] || docker inspect --format '{{.State.Status}}' "$id"
+}
+
 # ---------------------------------------------------------------- processes
 
 # A process is known by its pid and its start time, so that a reused pid is never taken for ours.
@@ -177,15 +254,27 @@ pid_of() {
   [[ -f $1 ]] && read -r pid since <"$1" || return 1
   [[ -n $since && $(started "$pid") == "$since" ]] && echo "$pid"
 }
-alive() { pid_of "$(dir "$1")/pid" >/dev/null; }
-paused() { grep -q '^State:.T' "/proc/$(pid_of "$(dir "$1")/pid")/status" 2>/dev/null; }
+alive() {
+  if contained; then
+    [[ $(container "$1") == @(running|paused) ]]
+  else
+    pid_of "$(dir "$1")/pid" >/dev/null
+  fi
+}
+paused() {
+  if contained; then
+    [[ $(container "$1") == paused ]]
+  else
+    grep -q '^State:.T' "/proc/$(pid_of "$(dir "$1")/pid")/status" 2>/dev/null
+  fi
+}
 
 # spawn PIDFILE LOG COMMAND...: run detached, in a session of its own; the pid is the command's own.
 spawn() {
   local pidfile=$1 log=$2
   shift 2
   rm -f "$pidfile"
-  setsid "$@" </dev/null >>"$log" 2>&1 9>&- &
+  setsid "$@" </dev/null >>"$log" 2>&1 8>&- 9>&- &
   local pid=$!
   disown "$pid"
   printf '%s %s\n' "$pid" "$(started "$pid")" >"$pidfile"
@@ -222,6 +311,13 @@ gone() {
 stop() {
   local d pid
   d=$(dir "$1")
+  if contained; then
+    alive "$1" || return 0
+    resume "$1"
+    compose "$1" stop "$1"
+    say "$1 stopped"
+    return
+  fi
   if pid=$(pid_of "$d/pid"); then
     signal CONT "$d/pid"
     kill -TERM "$pid" # in good order: only the broker itself is told, its helpers follow
@@ -235,8 +331,33 @@ stop() {
   gone "$d/epmd.pid" 5 || signal KILL "$d/epmd.pid"
 }
 crash() {
+  if contained; then
+    compose "$1" kill --signal KILL "$1"
+    return
+  fi
   signal KILL "$(dir "$1")/pid"
   gone "$(dir "$1")/pid" 10 || die "$1 does not die"
+}
+pause() {
+  if contained; then compose "$1" pause "$1"; else signal STOP "$(dir "$1")/pid"; fi
+}
+resume() {
+  if ! contained; then
+    signal CONT "$(dir "$1")/pid"
+  elif paused "$1"; then
+    compose "$1" unpause "$1"
+  fi
+}
+wipe() {
+  stop "$1"
+  if contained; then
+    compose "$1" rm --stop --force --volumes "$1"
+    docker volume rm --force "$(project)_$1" >/dev/null
+  fi
+  rm -rf "$(dir "$1")"
+}
+log() {
+  if contained; then compose "$1" logs --no-color --no-log-prefix "$1"; else cat "$(dir "$1")/log"; fi
 }
 
 # ---------------------------------------------------------------- ready?
@@ -284,12 +405,12 @@ await() {
       elif alive "$name"; then
         waiting+=("$name")
       else
-        tail -n 20 "$(dir "$name")/log" >&2
-        die "$name ended while starting; see $(dir "$name")/log"
+        log "$name" 2>&1 | tail -n 20 >&2
+        die "$name ended while starting; all it said: brokers log $name"
       fi
     done
     ((SECONDS < end || ${#waiting[@]} == 0)) ||
-      die "not ready after $BROKERS_WAIT s: ${waiting[*]}; see $BROKERS_DATA/*/log"
+      die "not ready after $BROKERS_WAIT s: ${waiting[*]}; what they said: brokers log NAME"
     set -- "${waiting[@]}"
     (($# == 0)) || sleep 0.05
   done
@@ -303,7 +424,7 @@ apt_install() {
   # RUNLEVEL=1 keeps a package from starting its own service on the default port.
   RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null
 }
-need() { command -v "$1" >/dev/null || apt_install "$2"; }
+need() { have "$1" || apt_install "$2"; }
 
 install_kafka() {
   need java default-jre-headless
@@ -357,7 +478,7 @@ kafka_archive() (
 
 install_nats() {
   [[ -x $NATS_DIR/nats-server ]] && return
-  command -v go >/dev/null || die "nats needs a Go toolchain (Debian's may be too old for nats-server $NATS_VERSION)"
+  have go || die "nats needs a Go toolchain (Debian's may be too old for nats-server $NATS_VERSION)"
   say "building nats-server $NATS_VERSION"
   GOBIN=$NATS_DIR CGO_ENABLED=0 go install "github.com/nats-io/nats-server/v2@$NATS_VERSION"
 }
@@ -384,6 +505,10 @@ install_rabbitmq4() {
 
 
 version() {
+  if contained; then
+    docker inspect --format '{{.Config.Image}}' "$(compose "$1" ps --all --quiet "$1")" 2>/dev/null | sed 's/.*://' || echo '?'
+    return
+  fi
   case $1 in
     kafka) echo "${S[version]}" ;;
     nats) echo "${S[version]#v}" ;;
@@ -576,27 +701,38 @@ launch_rabbitmq4() { launch_rabbitmq "$@"; }
 
 # ---------------------------------------------------------------- NATS
 
+# In a container the ports are the usual ones, mapped by compose.yaml, and the data is a volume.
 configure_nats() {
-  local d sync=
-  d=$(dir nats)
+  local d view data listen sync=
+  d=$(dir nats) view=$d data=$d/data
+  listen="listen: 127.0.0.1:${S[port]}"$'\n'"http: 127.0.0.1:${S[monitor]}"
   mkdir -p "$d"
+  if contained; then
+    view=/broker data=/data
+    listen=$'listen: 0.0.0.0:4222\nhttp: 0.0.0.0:8222'
+    cat >"$d/compose.yaml" <<END
+services:
+  nats:
+    command: ["-c", "/broker/nats.conf"]
+    volumes: ["$d:/broker:ro"]
+END
+  fi
   [[ ${S[sync]} == default ]] || sync="sync_interval: ${S[sync]}"
   {
     cat <<END
 server_name: broker
-listen: 127.0.0.1:${S[port]}
-http: 127.0.0.1:${S[monitor]}
+$listen
 jetstream {
-  store_dir: "$d/data"
+  store_dir: "$data"
   $sync
 }
 END
     if [[ ${S[tls]} == 1 ]]; then
       cat <<END
 tls {
-  cert_file: "$d/tls/server.pem"
-  key_file: "$d/tls/server-key.pem"
-  ca_file: "$d/tls/ca.pem"
+  cert_file: "$view/tls/server.pem"
+  key_file: "$view/tls/server-key.pem"
+  ca_file: "$view/tls/ca.pem"
 }
 allow_non_tls: true
 END
@@ -641,6 +777,7 @@ begin() {
   local key tries
   for key in port controller tls_port management_port monitor dist; do
     [[ -n ${S[$key]:-} ]] || continue
+    ! contained || [[ $key == @(port|management_port|monitor) ]] || continue
     [[ $key != tls_port || ${S[tls]} == 1 ]] || continue
     [[ $key != management_port || ${S[management]} == 1 ]] || continue
     tries=40
@@ -649,18 +786,31 @@ begin() {
       sleep 0.05
     done
   done
-  "launch_$1" "$1"
+  if contained; then compose "$1" up --detach "$1"; else "launch_$1" "$1"; fi
+}
+
+install() {
+  if contained; then
+    [[ ${S[tls]} != 1 || $1 == nats ]] || die "$1 listens with TLS only as a native process"
+    compose "$1" pull --quiet "$1"
+  else
+    locked "$BROKERS_HOME/lock" "install_$1"
+  fi
 }
 
 up() {
   local name launched=() since
+  local -A engines
   for name in "$@"; do
+    settings_kept "$name"
     if alive "$name"; then continue; fi
     settings_now "$name"
-    "install_$name"
+    S[engine]=$(engine "$name")
+    engines[$name]=${S[engine]}
+    install "$name"
     mkdir -p "$(dir "$name")"
     if [[ ${S[tls]:-0} == 1 ]]; then
-      make_tls
+      locked "$BROKERS_HOME/lock" make_tls
       rm -rf "$(dir "$name")/tls"
       cp -r "$TLS_DIR" "$(dir "$name")/tls"
     fi
@@ -669,7 +819,8 @@ up() {
   since=$EPOCHREALTIME
   for name in "${launched[@]}"; do
     settings_now "$name"
-    "configure_$name" "$name"
+    S[engine]=${engines[$name]}
+    if ! contained || [[ $name == nats ]]; then "configure_$name" "$name"; fi
     keep_settings "$name"
     begin "$name"
   done
@@ -699,11 +850,11 @@ status() {
   for name in "$@"; do
     settings_kept "$name"
     state=down pid=- memory=-
-    if pid=$(pid_of "$(dir "$name")/pid"); then
-      memory=$(awk '/^VmRSS/ {printf "%d MB", $2 / 1024}' "/proc/$pid/status")
+    if alive "$name"; then
       if paused "$name"; then state=paused; elif ready "$name"; then state=ready; else state=starting; fi
-    else
-      pid=-
+      if ! contained && pid=$(pid_of "$(dir "$name")/pid"); then
+        memory=$(awk '/^VmRSS/ {printf "%d MB", $2 / 1024}' "/proc/$pid/status")
+      fi
     fi
     printf '%-10s %-8s %-8s %-8s %-8s %s\n' "$name" "$state" "$pid" "$memory" "$(version "$name")" "$(url "$name")"
   done
@@ -739,30 +890,51 @@ main() {
   known "${names[@]}"
 
   mkdir -p "$BROKERS_HOME" "$BROKERS_DATA"
-  # one command at a time changes things
-  case $command in install | up | down | wipe | kill | start | tls) exec 9>"$BROKERS_HOME/lock" && flock 9 ;; esac
+  # One command at a time changes a set; what is fetched has a lock of its own, in BROKERS_HOME.
+  case $command in
+    up | down | wipe | kill | start)
+      exec 9>"$BROKERS_DATA/lock"
+      if have flock; then flock 9; fi
+      ;;
+  esac
 
   case $command in
     up | start | status) "$command" "${names[@]}" ;;
-    tls) make_tls && echo "$TLS_DIR" ;;
-    log) cat "$(dir "${names[0]}")/log" ;;
+    tls)
+      locked "$BROKERS_HOME/lock" make_tls
+      echo "$TLS_DIR"
+      ;;
+    log)
+      settings_kept "${names[0]}"
+      log "${names[0]}"
+      ;;
     ctl)
       [[ $1 == rabbitmq* ]] || die "ctl is for rabbitmq and rabbitmq4"
       settings_kept "$1"
       local how=()
-      rabbitmq_run "$1" rabbitmqctl "${@:2}"
+      if contained; then
+        compose "$1" exec -T "$1" rabbitmqctl "${@:2}"
+      else
+        rabbitmq_run "$1" rabbitmqctl "${@:2}"
+      fi
       ;;
     *)
       for name in "${names[@]}"; do
         settings_kept "$name"
         case $command in
-          install) settings_now "$name" && "install_$name" ;;
+          install)
+            settings_now "$name"
+            S[engine]=$(engine "$name")
+            install "$name"
+            ;;
           env) exports "$name" ;;
           down) stop "$name" ;;
-          wipe) stop "$name" && rm -rf "$(dir "$name")" ;;
-          kill) alive "$name" || die "$name is not up" && crash "$name" ;;
-          pause) alive "$name" || die "$name is not up" && signal STOP "$(dir "$name")/pid" ;;
-          resume) signal CONT "$(dir "$name")/pid" ;;
+          wipe) wipe "$name" ;;
+          kill | pause)
+            alive "$name" || die "$name is not up"
+            if [[ $command == kill ]]; then crash "$name"; else pause "$name"; fi
+            ;;
+          resume) resume "$name" ;;
         esac
       done
       ;;

@@ -1,1 +1,0 @@
-//! The commands of postrider's developers.

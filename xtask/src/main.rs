@@ -1,0 +1,63 @@
+//! `cargo xtask`: the commands of postrider's developers, as words on the command line.
+//!
+//! What a command does stands in the room of its name. This crate depends on no other of the
+//! workspace, so that it is built at once even while they don't compile.
+
+mod adapters;
+mod brokers;
+mod conformance_table;
+mod counts;
+mod docs;
+mod faults;
+mod house;
+mod interrupt;
+mod ports;
+mod set;
+mod steps;
+mod test;
+mod tools;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// The commands of postrider's developers.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Real brokers on this machine: fetch, start, stop, and do them harm
+    #[command(subcommand)]
+    Brokers(brokers::Action),
+    /// Everything that a change has to pass, on brokers brought up for it
+    Test(test::Options),
+    /// The fault run: brokers and consumers are killed under load, and nothing may be lost
+    Faults(faults::Options),
+    /// The reference and the book
+    Docs,
+    /// Install the cargo tools that `test` needs, where they are missing
+    Tools,
+}
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().command {
+        Command::Brokers(action) => brokers::main(&action),
+        Command::Test(options) => test::main(&options),
+        Command::Faults(options) => faults::main(&options),
+        Command::Docs => docs::main(),
+        Command::Tools => tools::main(),
+    };
+    match done {
+        Ok(code) => code,
+        Err(error) if error.is::<interrupt::Interrupted>() => ExitCode::from(130),
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
