@@ -95,10 +95,10 @@ pub(crate) fn unique(prefix: &str) -> String {
 
 /// Waits for what must happen.
 pub(crate) async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
-    match tokio::time::timeout(PATIENCE, future).await {
-        Ok(value) => value,
-        Err(_) => panic!("within {PATIENCE:?} this didn't happen: {what}"),
-    }
+    let Ok(value) = tokio::time::timeout(PATIENCE, future).await else {
+        panic!("within {PATIENCE:?} this didn't happen: {what}");
+    };
+    value
 }
 
 /// Waits until `condition` holds, for what no event tells.

@@ -67,9 +67,8 @@ async fn bill(order: OrderPlaced, attempt: Attempt) -> Result<Invoiced, HandlerE
 
 /// Packs the parcel.
 #[handler(channel = "orders", group = "shipping")]
-async fn ship(order: OrderPlaced) {
+async fn ship(_order: OrderPlaced) {
     tokio::task::yield_now().await;
-    let _parcel = order.order_id;
 }
 
 /// Adds the invoice to the ledger.

@@ -17,7 +17,7 @@ use crate::settle::Timers;
 use crate::subscriber::declare_group;
 
 /// How long a send may wait for room, unless it says otherwise.
-const SEND_DEADLINE: Duration = Duration::from_secs(30);
+pub(crate) const SEND_DEADLINE: Duration = Duration::from_secs(30);
 
 /// The embedded broker. Clones share its channels; when the last one and the last subscription are gone, so are they.
 #[derive(Clone, Debug)]
@@ -119,10 +119,6 @@ impl MemoryBroker {
 
     pub(crate) fn faults(&self) -> Option<&FaultPlan> {
         self.0.faults.as_ref()
-    }
-
-    pub(crate) fn send_deadline(&self) -> Duration {
-        SEND_DEADLINE
     }
 
     pub(crate) fn has_failures(&self) -> bool {

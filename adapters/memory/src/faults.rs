@@ -24,6 +24,7 @@ pub struct FaultPlan {
 }
 
 /// What goes wrong with one publish.
+#[allow(clippy::struct_excessive_bools, reason = "each is rolled by itself, and they may come together")]
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Fault {
     pub(crate) fails: bool,

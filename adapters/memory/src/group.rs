@@ -335,77 +335,83 @@ mod tests {
     }
 
     proptest! {
-        #[test]
-        fn nothing_is_lost_doubled_or_out_of_order_within_a_key(steps in steps()) {
-            let mut group = Group::new(0);
-            let mut keys: Vec<u64> = Vec::new();
-            let mut members: [Option<Epoch>; MEMBERS] = [None; MEMBERS];
-            // what each member has out, in the order in which it got it
-            let mut out: HashMap<Epoch, Vec<u64>> = HashMap::new();
-            let mut settled: BTreeSet<u64> = BTreeSet::new();
-            let mut waiting: BTreeSet<u64> = BTreeSet::new();
-            let take = |group: &mut Group, epoch, keys: &[u64]| group.take(epoch, keys.len() as u64, |p| Some(keys[p as usize]));
-            for step in steps {
-                match step {
-                    Step::Publish(key) => keys.push(key),
-                    Step::Join(m) => if members[m].is_none() { members[m] = Some(group.join()); },
-                    Step::Leave(m) => if let Some(epoch) = members[m].take() { group.leave(epoch); out.remove(&epoch); },
-                    Step::Take(m) => if let Some(epoch) = members[m]
-                        && let Some(handed) = take(&mut group, epoch, &keys)
-                    {
-                        let key = keys[handed.position as usize];
-                        prop_assert!(!settled.contains(&handed.position), "{} came again after its ack", handed.position);
-                        prop_assert!(!waiting.contains(&handed.position), "{} came before its time", handed.position);
-                        for (other, theirs) in &out {
-                            prop_assert!(!theirs.contains(&handed.position), "{} is out twice", handed.position);
-                            if *other != epoch {
-                                prop_assert!(theirs.iter().all(|p| keys[*p as usize] != key), "key {key} is at two members");
+            #[test]
+            fn nothing_is_lost_doubled_or_out_of_order_within_a_key(steps in steps()) {
+                let mut group = Group::new(0);
+                let mut keys: Vec<u64> = Vec::new();
+                let mut members: [Option<Epoch>; MEMBERS] = [None; MEMBERS];
+                // what each member has out, in the order in which it got it
+                let mut out: HashMap<Epoch, Vec<u64>> = HashMap::new();
+                let mut settled: BTreeSet<u64> = BTreeSet::new();
+                let mut waiting: BTreeSet<u64> = BTreeSet::new();
+                let take = |group: &mut Group, epoch, keys: &[u64]| group.take(epoch, keys.len() as u64, |p| Some(keys[p as usize]));
+                for step in steps {
+                    match step {
+                        Step::Publish(key) => keys.push(key),
+                        Step::Join(m) => if members[m].is_none() { members[m] = Some(group.join()); },
+                        Step::Leave(m) => if let Some(epoch) = members[m].take() { group.leave(epoch); out.remove(&epoch); },
+                        Step::Take(m) => if let Some(epoch) = members[m]
+                            && let Some(handed) = take(&mut group, epoch, &keys)
+                        {
+                            let key = keys[handed.position as usize];
+                            prop_assert!(!settled.contains(&handed.position), "{} came again after its ack", handed.position);
+                            prop_assert!(!waiting.contains(&handed.position), "{} came before its time", handed.position);
+                            for (other, theirs) in &out {
+                                prop_assert!(!theirs.contains(&handed.position), "{} is out twice", handed.position);
+                                if *other != epoch {
+                                    prop_assert!(theirs.iter().all(|p| keys[*p as usize] != key), "key {key} is at two members");
+                                }
                             }
-                        }
-                        let earlier = (0..handed.position).filter(|p| keys[*p as usize] == key && !settled.contains(p));
-                        let mine = out.entry(epoch).or_default();
-                        for p in earlier {
-                            prop_assert!(mine.contains(&p), "{} overtook {p}", handed.position);
-                        }
-                        mine.push(handed.position);
-                    },
-                    Step::Ack(m, oldest) => if let Some(mine) = members[m].and_then(|e| out.get_mut(&e))
-                        && !mine.is_empty()
-                    {
-                        let position = if oldest { mine.remove(0) } else { mine.remove(mine.len() - 1) };
-                        group.ack(position);
-                        settled.insert(position);
-                    },
-                    Step::GiveBackAll(m) => if let Some(mine) = members[m].and_then(|e| out.get_mut(&e)) {
-                        mine.drain(..).for_each(|p| group.give_back(p));
-                    },
-                    Step::DelayOldest(m) => if let Some(mine) = members[m].and_then(|e| out.get_mut(&e))
-                        && !mine.is_empty()
-                    {
-                        // the runner gives back a key's whole suffix with its head
-                        let head = mine.remove(0);
-                        let key = keys[head as usize];
-                        let (suffix, rest): (Vec<_>, Vec<_>) = mine.drain(..).partition(|p| keys[*p as usize] == key);
-                        *mine = rest;
-                        suffix.into_iter().for_each(|p| group.give_back(p));
-                        group.delay(head);
-                        waiting.insert(head);
-                    },
-                    Step::Wake => std::mem::take(&mut waiting).into_iter().for_each(|p| group.wake(p)),
-                }
-                prop_assert_eq!(group.lag(keys.len() as u64), (keys.len() - settled.len()) as u64);
-            }
-            // whatever happened, one member that stays gets all that is left
-            waiting.into_iter().for_each(|p| group.wake(p));
-            members.into_iter().flatten().for_each(|epoch| group.leave(epoch));
-            let last = group.join();
-            while let Some(handed) = take(&mut group, last, &keys) {
-                prop_assert!(settled.insert(handed.position));
-                group.ack(handed.position);
-            }
-            prop_assert_eq!(settled.len(), keys.len(), "all are settled in the end");
-        }
+                            let earlier = (0..handed.position).filter(|p| keys[*p as usize] == key && !settled.contains(p));
+                            let mine = out.entry(epoch).or_default();
+                            for p in earlier {
+                                prop_assert!(mine.contains(&p), "{} overtook {p}", handed.position);
+                            }
+                            mine.push(handed.position);
+                        },
+                        Step::Ack(m, oldest) => if let Some(mine) = members[m].and_then(|e| out.get_mut(&e))
+                            && !mine.is_empty()
+                        {
+                            let position = if oldest { mine.remove(0) } else { mine.remove(mine.len() - 1) };
+                            group.ack(position);
+                            settled.insert(position);
+                        },
+                        Step::GiveBackAll(m) => if let Some(mine) = members[m].and_then(|e| out.get_mut(&e)) {
+                            mine.drain(..).for_each(|p| group.give_back(p));
+                        },
+                        Step::DelayOldest(m) => if let Some(mine) = members[m].and_then(|e| out.get_mut(&e))
+                            && !mine.is_empty()
+                        {
+                            // the runner gives back a key's whole suffix with its head
+                            let head = mine.remove(0);
+                            let key = keys[head as usize];
+                            let (suffix, rest): (Vec<_>, Vec<_>) = mine.drain(..).partition(|p| keys[*p as usize] == key);
+                            *mine = rest;
+                            for p in suffix {
+     group.give_back(p);
     }
+                            group.delay(head);
+                            waiting.insert(head);
+                        },
+                        Step::Wake => std::mem::take(&mut waiting).into_iter().for_each(|p| group.wake(p)),
+                    }
+                    prop_assert_eq!(group.lag(keys.len() as u64), (keys.len() - settled.len()) as u64);
+                }
+                // whatever happened, one member that stays gets all that is left
+                for p in waiting {
+                    group.wake(p);
+                }
+                for epoch in members.into_iter().flatten() {
+                    group.leave(epoch);
+                }
+                let last = group.join();
+                while let Some(handed) = take(&mut group, last, &keys) {
+                    prop_assert!(settled.insert(handed.position));
+                    group.ack(handed.position);
+                }
+                prop_assert_eq!(settled.len(), keys.len(), "all are settled in the end");
+            }
+        }
 
     #[test]
     fn deliveries_are_counted() {

@@ -8,7 +8,7 @@ use postrider_core::{
     Publisher, Receipt, check_size,
 };
 
-use crate::broker::MemoryBroker;
+use crate::broker::{MemoryBroker, SEND_DEADLINE};
 use crate::channel::{Appended, Channel};
 
 impl Publisher for MemoryBroker {
@@ -33,7 +33,7 @@ impl Publisher for MemoryBroker {
             Ok(channel) => channel,
             Err(error) => return self.count(Confirm::failed(error), Outcome::Failed),
         };
-        let deadline = message.options.deadline.unwrap_or(self.send_deadline());
+        let deadline = message.options.deadline.unwrap_or(SEND_DEADLINE);
         if fault.duplicated
             && let Err(refused) = self.append(&channel, message.envelope.clone(), deadline).await
         {

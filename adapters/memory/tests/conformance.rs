@@ -1,5 +1,7 @@
 //! The conformance suite on the embedded broker.
 
+#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test says what it expects")]
+
 use std::collections::HashMap;
 use std::sync::{Mutex, OnceLock};
 

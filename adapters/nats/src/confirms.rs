@@ -1,6 +1,6 @@
 //! The sends that wait for their acknowledgement: one slot each, found again by the token in the reply subject.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
@@ -34,14 +34,14 @@ struct Slot {
     deadline: Instant,
     key: Option<u64>,
     /// Its share of the bounded queue, given back with the answer.
-    _room: Option<(OwnedSemaphorePermit, OwnedSemaphorePermit)>,
+    room: Option<(OwnedSemaphorePermit, OwnedSemaphorePermit)>,
 }
 
 #[derive(Debug, Default)]
 struct Table {
     slots: BTreeMap<u64, Slot>,
     /// Slots whose answer isn't here.
-    open: BTreeMap<u64, ()>,
+    open: BTreeSet<u64>,
     keys: HashMap<u64, usize>,
     next: u64,
     unread_failures: u64,
@@ -74,8 +74,8 @@ impl Slots {
         table.next += 1;
         let token = table.next;
         let answer = Answer::Waiting(None);
-        table.slots.insert(token, Slot { answer, sent, resent: false, deadline, key, _room: Some(room) });
-        table.open.insert(token, ());
+        table.slots.insert(token, Slot { answer, sent, resent: false, deadline, key, room: Some(room) });
+        table.open.insert(token);
         if let Some(key) = key {
             *table.keys.entry(key).or_default() += 1;
         }
@@ -101,7 +101,7 @@ impl Slots {
     /// The answer to a send; later ones to the same send change nothing.
     pub(crate) fn resolve(&self, token: u64, mut outcome: Confirmed) {
         let mut table = self.table();
-        if table.open.remove(&token).is_none() {
+        if !table.open.remove(&token) {
             return;
         }
         match &outcome {
@@ -113,7 +113,7 @@ impl Slots {
             return;
         };
         slot.sent = None;
-        slot._room = None;
+        slot.room = None;
         if let (true, Ok(receipt)) = (slot.resent, &mut outcome) {
             // our own first copy was stored; that is what was asked for
             receipt.duplicate = false;
@@ -139,7 +139,7 @@ impl Slots {
     /// Those without an answer, with what was sent, in their order; each counts as sent again.
     pub(crate) fn to_resend(&self) -> Vec<(u64, Sent)> {
         let mut table = self.table();
-        let open: Vec<_> = table.open.keys().copied().collect();
+        let open: Vec<_> = table.open.iter().copied().collect();
         let mut out = Vec::with_capacity(open.len());
         for token in open {
             if let Some(slot) = table.slots.get_mut(&token)
@@ -156,12 +156,12 @@ impl Slots {
     pub(crate) fn overdue(&self, now: Instant) -> Vec<u64> {
         let table = self.table();
         let late = |token: &&u64| table.slots.get(token).is_some_and(|slot| slot.deadline <= now);
-        table.open.keys().filter(late).copied().collect()
+        table.open.iter().filter(late).copied().collect()
     }
 
     /// All without an answer.
     pub(crate) fn unanswered(&self) -> Vec<u64> {
-        self.table().open.keys().copied().collect()
+        self.table().open.iter().copied().collect()
     }
 
     /// Resolves when everything sent before the call is answered.
@@ -172,7 +172,7 @@ impl Slots {
             tokio::pin!(answered);
             // before the look, so that an answer in between isn't missed
             answered.as_mut().enable();
-            if self.table().open.keys().next().is_none_or(|first| *first > last) {
+            if self.table().open.iter().next().is_none_or(|first| *first > last) {
                 break;
             }
             answered.await;
@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_answer_reaches_its_confirm_and_gives_back_the_room() {
+    async fn an_answer_reaches_its_confirm_and_gives_back_theroom() {
         let (slots, room) = (Arc::new(Slots::default()), Arc::new(Semaphore::new(2)));
         let token = open(&slots, &room);
         assert!(slots.has_key(1) && room.available_permits() == 0);

@@ -118,11 +118,10 @@ fn encode(name: &str, value: HeaderValue<'_>) -> String {
     let mut number = String::new();
     let (kind, bytes) = match value {
         HeaderValue::Text(text) => ('s', text.as_bytes()),
-        HeaderValue::Bytes(bytes) => ('b', bytes),
         HeaderValue::Int(n) => ('i', text_of(&mut number, n)),
         HeaderValue::Bool(b) => ('l', text_of(&mut number, b)),
         HeaderValue::Time(ms) => ('t', text_of(&mut number, ms)),
-        HeaderValue::Native(_, bytes) => ('b', bytes),
+        HeaderValue::Bytes(bytes) | HeaderValue::Native(_, bytes) => ('b', bytes),
         _ => ('n', &[][..]),
     };
     format!("{kind} {} {}", STANDARD.encode(bytes), STANDARD.encode(name))

@@ -27,7 +27,6 @@ pub(crate) fn connect(error: ConnectError, addresses: &str) -> Error {
 pub(crate) fn api(operation: &'static str, error: &jetstream::Error) -> Error {
     let kind = match error.error_code() {
         ErrorCode::STREAM_NOT_FOUND | ErrorCode::CONSUMER_NOT_FOUND => ErrorKind::NotFound,
-        ErrorCode::INSUFFICIENT_RESOURCES => ErrorKind::Broker,
         ErrorCode::CONSUMER_CREATE | ErrorCode::STREAM_NAME_EXIST | ErrorCode::STREAM_SUBJECT_OVERLAP => {
             ErrorKind::Mismatch
         }

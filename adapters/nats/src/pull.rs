@@ -98,9 +98,8 @@ pub(crate) fn read(message: &Message) -> Answer {
         (503, _) => Answer::NoResponders,
         // a request that ended early says how much of it was left
         (404 | 408 | 409, Some(left)) => Answer::Ended { left },
-        (404 | 408, None) => Answer::Ended { left: usize::MAX },
         (409, None) if description.to_ascii_lowercase().contains("deleted") => Answer::Gone(description),
-        (409, None) => Answer::Ended { left: usize::MAX },
+        (404 | 408 | 409, None) => Answer::Ended { left: usize::MAX },
         (code, _) => Answer::Refused(format!("{code} {description}")),
     }
 }

@@ -1,6 +1,8 @@
 //! The conformance suite on a real NATS server: `POSTRIDER_TEST_NATS_URL` names it (`cargo xtask test` sets it). Cases that
 //! kill, pause or cut off the server have one of their own, started by the project's script.
 
+#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test says what it expects")]
+
 mod support;
 
 use std::sync::Arc;

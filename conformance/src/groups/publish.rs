@@ -276,7 +276,7 @@ pub async fn stalled_broker_bounds_memory(bench: Bench) -> Outcome {
         if let Ok(confirm) =
             tokio::time::timeout(Duration::from_millis(500), broker.enqueue(&*channel, body)).await
         {
-            confirms.push(confirm)
+            confirms.push(confirm);
         } else {
             waited = true;
             break;

@@ -149,7 +149,7 @@ impl Future for Attempt<'_> {
             // dropping what the handler left may panic too
             let _ = catch_unwind(AssertUnwindSafe(|| drop(ended)));
             if has_outputs(&outcome) && handling {
-                this.stage = Stage::Publishing(Box::pin(confirm(outcome, this.orders)))
+                this.stage = Stage::Publishing(Box::pin(confirm(outcome, this.orders)));
             } else {
                 return Poll::Ready((this.job, outcome));
             }

@@ -299,7 +299,7 @@ impl<'a> Dispatcher<'a> {
             }
         };
         if let Some(outcome) = outcome {
-            self.conclude(items, outcome, occupied)
+            self.conclude(items, outcome, occupied);
         } else {
             if !occupied {
                 items.iter().filter_map(|held| held.lane).for_each(|lane| self.lanes.occupy(lane));
@@ -339,7 +339,7 @@ impl<'a> Dispatcher<'a> {
                 held.lane.into_iter().for_each(|lane| self.lanes.occupy(lane));
             }
             match unfit {
-                Unfit::Reject(reason, error) => self.give_up(held, reason, error),
+                Unfit::Reject(reason, error) => self.give_up(held, reason, &error),
                 Unfit::Drop => {
                     self.status.dropped.fetch_add(1, Relaxed);
                     self.acknowledge(held, true);
@@ -383,11 +383,11 @@ impl<'a> Dispatcher<'a> {
                         held.wait = wait;
                         again.push((wait, Items::from_iter([held])));
                     }
-                    Verdict::GiveUp => self.give_up(held, Reason::Exhausted, error),
+                    Verdict::GiveUp => self.give_up(held, Reason::Exhausted, &error),
                 },
-                Outcome::Reject(reason, error) => self.give_up(held, reason, error),
+                Outcome::Reject(reason, error) => self.give_up(held, reason, &error),
                 // `spread` leaves no batch inside a batch
-                Outcome::Each(_) => self.give_up(held, Reason::Rejected, "a batch inside a batch".into()),
+                Outcome::Each(_) => self.give_up(held, Reason::Rejected, &"a batch inside a batch".into()),
             }
         }
         for (wait, items) in again {
@@ -430,11 +430,11 @@ impl<'a> Dispatcher<'a> {
         }
     }
 
-    fn give_up(&mut self, held: Held, reason: Reason, error: BoxError) {
+    fn give_up(&mut self, held: Held, reason: Reason, error: &BoxError) {
         if let Some(channel) = &self.plan.dead_letter {
-            self.send_letter(held, reason, &error, channel)
+            self.send_letter(held, reason, error, channel);
         } else {
-            events::dropped(&self.plan.names, &held.delivery, held.attempt, reason, &*error);
+            events::dropped(&self.plan.names, &held.delivery, held.attempt, reason, &**error);
             self.status.dropped.fetch_add(1, Relaxed);
             self.acknowledge(held, true);
         }

@@ -1,5 +1,6 @@
 //! Servers for the tests: the shared one, and private ones that a test may kill.
 
+use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -20,7 +21,7 @@ pub(crate) fn shared_url() -> String {
 pub(crate) fn with_options(url: &str, settings: &Settings) -> String {
     let mut url = format!("{url}{}tenant={}", if url.contains('?') { '&' } else { '?' }, settings.tenant);
     if let Some(timeout) = settings.claim_timeout {
-        url.push_str(&format!("&claim_timeout={}ms", timeout.as_millis()));
+        let _ = write!(url, "&claim_timeout={}ms", timeout.as_millis());
     }
     if settings.resend {
         url.push_str("&on_unknown=resend");
