@@ -7,17 +7,19 @@ use std::time::{Duration, Instant};
 use async_nats::{Message, Subscriber};
 use bytes::Bytes;
 use futures_util::StreamExt;
-use postrider_core::{Env, Error, ErrorKind, Order, Signal};
+use postrider_core::{BoxFuture, Env, Error, ErrorKind, Order, Signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::connection::{Connection, Link};
 use crate::convert;
 use crate::pull::{self, Answer, PRIORITY_GROUP, Request, nanos};
-use crate::shared::Shared;
-use crate::topology::ConsumerPlan;
+use crate::shared::{Arrived, Shared};
+use crate::topology::{ConsumerPlan, Unsettled};
 
 /// How long a request may wait at the server.
 const EXPIRES: Duration = Duration::from_secs(30);
+/// The time between two looks at what an earlier holder left.
+const LOOK: Duration = Duration::from_millis(20);
 /// The most messages that one request asks for.
 const REQUEST: usize = 256;
 
@@ -48,6 +50,16 @@ struct Talk {
     unanswered: Option<Instant>,
     not_before: Instant,
     down_since: Option<Instant>,
+    gathering: Option<Gathering>,
+}
+
+/// A holder's first work: to wait for what the one before it left unsettled, since the server redelivers that in no
+/// particular order, and after newer messages where its time runs out only then.
+struct Gathering {
+    since: Instant,
+    look_at: Instant,
+    /// What was still missing at the last look.
+    missing: usize,
 }
 
 impl Puller {
@@ -59,7 +71,7 @@ impl Puller {
             Err(e) => return self.shared.end(crate::error::request("subscribe", e)),
         };
         if !self.plan.pinned {
-            self.shared.assign(self.shard);
+            self.shared.assign(self.shard, false);
         }
         let now = self.env.now();
         let mut talk = Talk {
@@ -72,7 +84,9 @@ impl Puller {
             unanswered: None,
             not_before: now,
             down_since: None,
+            gathering: None,
         };
+        let mut look: Option<BoxFuture<'_, _>> = None;
         let Some(room) = self.shared.with_partition(self.shard, |partition| Arc::clone(&partition.room))
         else {
             return;
@@ -81,6 +95,12 @@ impl Puller {
         loop {
             if let Err(error) = self.ask(&mut talk).await {
                 return self.shared.end(error);
+            }
+            if look.is_none()
+                && talk.link.up
+                && talk.gathering.as_ref().is_some_and(|g| g.look_at <= self.env.now())
+            {
+                look = Some(Box::pin(self.plan.unsettled()));
             }
             tokio::select! {
                 biased;
@@ -92,8 +112,12 @@ impl Puller {
                     },
                     None => return self.shared.end(Error::new(ErrorKind::Closed, "receive", "the connection is closed")),
                 },
+                found = async { match &mut look { Some(look) => look.await, None => std::future::pending().await } } => {
+                    look = None;
+                    self.looked(&mut talk, found.ok().flatten());
+                }
                 () = room.notified() => {}
-                () = self.env.sleep(tick) => {}
+                () = self.env.sleep(if talk.gathering.is_some() { LOOK } else { tick }) => {}
             }
         }
     }
@@ -104,6 +128,32 @@ impl Puller {
         let _ = messages.unsubscribe().await;
         while let Some(message) = messages.next().await {
             let _ = self.take_one(talk, message);
+        }
+    }
+
+    /// What the server says is unsettled, held against what is here.
+    fn looked(&self, talk: &mut Talk, found: Option<Unsettled>) {
+        let Some(gathering) = &mut talk.gathering else {
+            return;
+        };
+        let now = self.env.now();
+        gathering.look_at = now + LOOK;
+        let waited = now.saturating_duration_since(gathering.since);
+        if let Some(unsettled) = found {
+            gathering.missing =
+                unsettled.count.saturating_sub(self.shared.held_of(self.shard, unsettled.delivered));
+        } else {
+            // the consumer or the connection is gone: what follows of that is another's to find
+            gathering.missing = gathering.missing.max(1);
+        }
+        if gathering.missing > 0 && waited > self.claim_timeout * 3 {
+            tracing::warn!(target: "postrider::claim", stream = self.plan.stream, consumer = self.plan.name,
+                missing = gathering.missing, "the server doesn't redeliver all that an earlier holder left; going on");
+            gathering.missing = 0;
+        }
+        if gathering.missing == 0 {
+            talk.gathering = None;
+            self.shared.gathered(self.shard);
         }
     }
 
@@ -131,6 +181,7 @@ impl Puller {
         if let Some(since) = talk.down_since {
             if self.plan.pinned && now.saturating_duration_since(since) > self.claim_timeout {
                 // somebody else may hold it by now
+                talk.gathering = None;
                 self.shared.lose(self.shard);
             }
             return Ok(());
@@ -142,17 +193,23 @@ impl Puller {
         {
             self.plan.restore().await?;
             talk.unanswered = Some(now);
+            if !self.plan.pinned && !self.is_assigned() {
+                self.shared.assign(self.shard, false);
+            }
         }
         let silent = now.saturating_duration_since(talk.heard);
         if talk.requested > 0 && silent > self.heartbeat() * 3 {
             tracing::warn!(target: "postrider::claim", stream = self.plan.stream, consumer = self.plan.name, "the server is silent");
             if self.plan.pinned {
+                // the pin may still be ours: a delivery under it will tell
+                talk.gathering = None;
                 self.shared.lose(self.shard);
             }
             (talk.requested, talk.heard) = (0, now);
         }
         // an idle partition has a request open, too, so what is asked for may exceed the window by a request for each
-        let wanted = self.window.saturating_sub(self.shared.load()).min(REQUEST);
+        let missing = talk.gathering.as_ref().map_or(0, |gathering| gathering.missing);
+        let wanted = self.window.saturating_sub(self.shared.load()).max(missing).min(REQUEST);
         let free = wanted.saturating_sub(talk.requested);
         if free > 0 && talk.requested <= wanted / 2 {
             let request = Request {
@@ -229,15 +286,15 @@ impl Puller {
                     Order::None => None,
                 };
                 if let Some(reply) = message.reply {
-                    self.shared.push(self.shard, reply, envelope, key, place.sequence, place.deliveries);
+                    self.shared.push(self.shard, Arrived { reply, envelope, key, place });
                 }
             }
             Answer::Heartbeat => {}
             Answer::Ended { .. } if renewal => {}
             Answer::Ended { left } => talk.requested = talk.requested.saturating_sub(left),
             Answer::WrongPin => {
-                self.shared.lose(self.shard);
-                (talk.pin, talk.requested) = (None, 0);
+                self.lose(talk);
+                talk.requested = 0;
             }
             Answer::NoResponders => {
                 let now = self.env.now();
@@ -246,6 +303,8 @@ impl Puller {
                 talk.not_before = now + Duration::from_millis(100);
             }
             Answer::Gone(_) => {
+                // another stream or consumer of that name counts anew
+                self.lose(talk);
                 talk.requested = 0;
                 // looked at before the next request
                 talk.unanswered =
@@ -268,14 +327,22 @@ impl Puller {
         if !self.plan.pinned {
             return;
         }
-        let assigned =
-            self.shared.with_partition(self.shard, |partition| partition.assigned).unwrap_or(false);
-        if talk.pin.as_deref() != pin {
-            self.shared.lose(self.shard);
-            talk.pin = pin.map(Into::into);
-            self.shared.assign(self.shard);
-        } else if !assigned {
-            self.shared.assign(self.shard);
+        if self.is_assigned() && talk.pin.as_deref() == pin {
+            return;
         }
+        self.lose(talk);
+        talk.pin = pin.map(Into::into);
+        let now = self.env.now();
+        talk.gathering = Some(Gathering { since: now, look_at: now, missing: 0 });
+        self.shared.assign(self.shard, true);
+    }
+
+    fn is_assigned(&self) -> bool {
+        self.shared.with_partition(self.shard, |partition| partition.assigned).unwrap_or(false)
+    }
+
+    fn lose(&self, talk: &mut Talk) {
+        (talk.pin, talk.gathering) = (None, None);
+        self.shared.lose(self.shard);
     }
 }

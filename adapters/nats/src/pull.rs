@@ -75,7 +75,10 @@ pub(crate) enum Answer {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Place {
     pub(crate) deliveries: u32,
+    /// In the stream.
     pub(crate) sequence: u64,
+    /// Of this delivery among all of the consumer.
+    pub(crate) delivered: u64,
     pub(crate) time_ms: u64,
 }
 
@@ -121,6 +124,7 @@ fn place(reply: &str) -> Option<Place> {
     Some(Place {
         deliveries: tokens.get(at)?.parse().ok()?,
         sequence: tokens.get(at + 1)?.parse().ok()?,
+        delivered: tokens.get(at + 2)?.parse().ok()?,
         time_ms: nanos / 1_000_000,
     })
 }
@@ -131,7 +135,7 @@ mod tests {
 
     #[test]
     fn both_forms_of_the_reply_subject_are_read() {
-        let expected = Some(Place { deliveries: 2, sequence: 17, time_ms: 1_700_000_000_000 });
+        let expected = Some(Place { deliveries: 2, sequence: 17, delivered: 5, time_ms: 1_700_000_000_000 });
         assert_eq!(place("$JS.ACK.orders.billing.2.17.5.1700000000000000000.3"), expected);
         assert_eq!(place("$JS.ACK._.hash.orders.billing.2.17.5.1700000000000000000.3.token"), expected);
         assert_eq!(place("$JS.ACK.orders"), None);

@@ -10,6 +10,8 @@ use postrider_core::{
 };
 use tokio::sync::{Notify, mpsc};
 
+use crate::pull::Place;
+
 /// What is to be told to the server about a delivery.
 #[derive(Clone, Debug)]
 pub(crate) struct Tell {
@@ -37,8 +39,18 @@ struct Held {
     out: bool,
     /// Kept while it may be handed out again.
     envelope: Envelope,
-    position: u64,
     deliveries: u32,
+    /// Which of all deliveries of the consumer this was.
+    delivered: u64,
+}
+
+/// A message as it came.
+pub(crate) struct Arrived {
+    pub(crate) reply: Subject,
+    pub(crate) envelope: Envelope,
+    /// Its key, hashed.
+    pub(crate) key: Option<u64>,
+    pub(crate) place: Place,
 }
 
 /// One partition as this member sees it.
@@ -47,9 +59,12 @@ pub(crate) struct Partition {
     pub(crate) epoch: u32,
     /// Whether this member holds it.
     pub(crate) assigned: bool,
+    /// Nothing is handed out before all is here that an earlier holder left unsettled.
+    gathering: bool,
+    /// By their sequence in the stream.
     held: BTreeMap<u64, Held>,
+    /// What waits to be handed out: sequences, ascending.
     buffer: VecDeque<u64>,
-    next: u64,
     /// Keys of which something waits for its time.
     delayed: HashMap<u64, usize>,
     /// Its puller looks again when something is settled.
@@ -61,12 +76,21 @@ impl Partition {
         Self {
             epoch: 0,
             assigned: false,
+            gathering: false,
             held: BTreeMap::new(),
             buffer: VecDeque::new(),
-            next: 0,
             delayed: HashMap::new(),
             room: Arc::new(Notify::new()),
         }
+    }
+
+    /// Puts a held message where it belongs among those that wait.
+    fn enqueue(&mut self, sequence: u64) {
+        if self.buffer.back().is_none_or(|last| *last < sequence) {
+            return self.buffer.push_back(sequence);
+        }
+        let at = self.buffer.partition_point(|other| *other < sequence);
+        self.buffer.insert(at, sequence);
     }
 }
 
@@ -128,14 +152,15 @@ impl Shared {
         self.state().partitions.get_mut(shard as usize).map(with)
     }
 
-    /// The member holds the partition from now on.
-    pub(crate) fn assign(&self, shard: u32) {
+    /// The member holds the partition from now on. With `gather`, it hands nothing out before [`gathered`](Self::gathered).
+    pub(crate) fn assign(&self, shard: u32, gather: bool) {
         let mut state = self.state();
         let Some(partition) = state.partitions.get_mut(shard as usize) else {
             return;
         };
         partition.epoch += 1;
         partition.assigned = true;
+        partition.gathering = gather;
         let claim = ClaimId { shard, epoch: partition.epoch };
         state.events.push_back(Signal::Assigned(vec![claim]));
         drop(state);
@@ -178,25 +203,37 @@ impl Shared {
         self.arrived.notify_one();
     }
 
-    /// A message came.
-    pub(crate) fn push(
-        &self,
-        shard: u32,
-        reply: Subject,
-        envelope: Envelope,
-        key: Option<u64>,
-        position: u64,
-        deliveries: u32,
-    ) {
+    /// How many of the held messages came by the consumer's first `delivered` deliveries.
+    pub(crate) fn held_of(&self, shard: u32, delivered: u64) -> usize {
+        let count = |partition: &mut Partition| {
+            partition.held.values().filter(|held| held.delivered <= delivered).count()
+        };
+        self.with_partition(shard, count).unwrap_or(0)
+    }
+
+    /// All is here that an earlier holder left: it can be handed out, in its order.
+    pub(crate) fn gathered(&self, shard: u32) {
+        self.with_partition(shard, |partition| partition.gathering = false);
+        self.arrived.notify_one();
+    }
+
+    /// A message came, or came again while it is held: then it is only to be settled by its newest name.
+    pub(crate) fn push(&self, shard: u32, arrived: Arrived) {
+        let Arrived { reply, envelope, key, place } = arrived;
         let mut state = self.state();
         let Some(partition) = state.partitions.get_mut(shard as usize) else {
             return;
         };
-        partition.next += 1;
-        let seq = partition.next;
+        if let Some(held) = partition.held.get_mut(&place.sequence) {
+            (held.reply, held.delivered) = (reply, place.delivered);
+            return;
+        }
         let bytes = envelope.byte_len();
-        partition.held.insert(seq, Held { reply, bytes, key, out: false, envelope, position, deliveries });
-        partition.buffer.push_back(seq);
+        let Place { deliveries, delivered, sequence, .. } = place;
+        partition
+            .held
+            .insert(sequence, Held { reply, bytes, key, out: false, envelope, deliveries, delivered });
+        partition.enqueue(sequence);
         drop(state);
         self.arrived.notify_one();
     }
@@ -227,6 +264,9 @@ impl Shared {
         for step in 0..count {
             let shard = (state.turn + step) % count;
             let partition = &mut state.partitions[shard];
+            if partition.gathering {
+                continue;
+            }
             let mut at = 0;
             while into.len() - before < max && at < partition.buffer.len() {
                 let seq = partition.buffer[at];
@@ -248,7 +288,7 @@ impl Shared {
                 let token = Token { claim: ClaimId { shard: shard as u32, epoch: partition.epoch }, seq };
                 into.push(Delivery {
                     envelope: held.envelope.clone(),
-                    origin: Origin { shard: shard as u32, position: held.position },
+                    origin: Origin { shard: shard as u32, position: seq },
                     deliveries: Some(held.deliveries),
                     claim: claim(token),
                 });
@@ -294,8 +334,7 @@ impl Shared {
                     held.deliveries = held.deliveries.saturating_add(1);
                     state.in_flight.settled(held.bytes);
                     let key = held.key;
-                    let at = partition.buffer.partition_point(|seq| *seq < token.seq);
-                    partition.buffer.insert(at, token.seq);
+                    partition.enqueue(token.seq);
                     if let Some(after) = after {
                         if let Some(key) = key {
                             *partition.delayed.entry(key).or_default() += 1;

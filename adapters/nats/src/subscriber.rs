@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::Subject;
+use futures_util::future::join_all;
 use postrider_core::{
     BoxFuture, Capability, Claim, ClaimId, Control, Delivery, Error, ErrorKind, Group, Health, HealthState,
     Origin, Result, Settle, Signal, Start, SubscribeOptions, Subscriber, Subscription,
@@ -158,9 +159,15 @@ impl NatsSubscription {
         let mut unsettled = shared.take_all();
         self.stop.cancel();
         let (mut pullers, plans) = (std::mem::take(&mut self.pullers), Arc::clone(&self.plans));
+        let connection = self.connection.clone();
         Some(async move {
             // given back while a request is open, messages would come to that request
             while pullers.join_next().await.is_some() {}
+            if connection.link().up {
+                // asked, the server looks whose requests still have a listener, and forgets ours: else it could pin one of
+                // them. Where it can't be asked, the pin's time runs out.
+                join_all(plans.iter().filter(|plan| plan.pinned).map(ConsumerPlan::unsettled)).await;
+            }
             unsettled.extend(shared.take_all());
             for reply in unsettled {
                 shared.tell(reply, What::Nak(None));

@@ -219,6 +219,14 @@ fn repartitioned(options: &SubscribeOptions, group: &str, asked: u32, found: &co
         .with("found", had)
 }
 
+/// What a consumer has delivered and not got settled.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Unsettled {
+    pub(crate) count: usize,
+    /// How many deliveries there had been when it was counted.
+    pub(crate) delivered: u64,
+}
+
 impl ConsumerPlan {
     /// After the server said that the consumer is gone: brings it back, with its stream.
     pub(crate) async fn restore(&self) -> Result<()> {
@@ -264,6 +272,15 @@ impl ConsumerPlan {
             let error = Error::new(ErrorKind::NotFound, "lag", "the consumer is gone");
             Err(error.with("consumer", &self.name).temporary(true))
         }
+    }
+
+    /// What has been delivered and not settled, to whomever; `None` where the consumer is gone.
+    pub(crate) async fn unsettled(&self) -> Result<Option<Unsettled>> {
+        let info = self.info("receive", &self.name).await?;
+        Ok(info.map(|info| Unsettled {
+            count: info.num_ack_pending,
+            delivered: info.delivered.consumer_sequence,
+        }))
     }
 
     async fn info(&self, operation: &'static str, name: &str) -> Result<Option<consumer::Info>> {
