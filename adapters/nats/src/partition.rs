@@ -18,6 +18,8 @@ use crate::topology::{ConsumerPlan, Unsettled};
 
 /// How long a request may wait at the server.
 const EXPIRES: Duration = Duration::from_secs(30);
+/// How long a member that held nothing waits after a reconnect.
+const COURTESY: Duration = Duration::from_millis(500);
 /// The time between two looks at what an earlier holder left.
 const LOOK: Duration = Duration::from_millis(20);
 /// The most messages that one request asks for.
@@ -51,13 +53,16 @@ struct Talk {
     not_before: Instant,
     down_since: Option<Instant>,
     gathering: Option<Gathering>,
+    /// After a reconnect: whether the pin is still ours isn't known yet.
+    unsure: bool,
+    /// When to look at what the server knows, if there is a reason to.
+    look_at: Instant,
 }
 
 /// A holder's first work: to wait for what the one before it left unsettled, since the server redelivers that in no
 /// particular order, and after newer messages where its time runs out only then.
 struct Gathering {
     since: Instant,
-    look_at: Instant,
     /// What was still missing at the last look.
     missing: usize,
 }
@@ -85,6 +90,8 @@ impl Puller {
             not_before: now,
             down_since: None,
             gathering: None,
+            unsure: false,
+            look_at: now,
         };
         let mut look: Option<BoxFuture<'_, _>> = None;
         let Some(room) = self.shared.with_partition(self.shard, |partition| Arc::clone(&partition.room))
@@ -96,10 +103,8 @@ impl Puller {
             if let Err(error) = self.ask(&mut talk).await {
                 return self.shared.end(error);
             }
-            if look.is_none()
-                && talk.link.up
-                && talk.gathering.as_ref().is_some_and(|g| g.look_at <= self.env.now())
-            {
+            let reason = talk.unsure || talk.gathering.is_some();
+            if look.is_none() && talk.link.up && reason && talk.look_at <= self.env.now() {
                 look = Some(Box::pin(self.plan.unsettled()));
             }
             tokio::select! {
@@ -114,10 +119,10 @@ impl Puller {
                 },
                 found = async { match &mut look { Some(look) => look.await, None => std::future::pending().await } } => {
                     look = None;
-                    self.looked(&mut talk, found.ok().flatten());
+                    self.looked(&mut talk, found.ok().flatten().as_ref());
                 }
                 () = room.notified() => {}
-                () = self.env.sleep(if talk.gathering.is_some() { LOOK } else { tick }) => {}
+                () = self.env.sleep(if talk.unsure || talk.gathering.is_some() { LOOK } else { tick }) => {}
             }
         }
     }
@@ -132,12 +137,21 @@ impl Puller {
     }
 
     /// What the server says is unsettled, held against what is here.
-    fn looked(&self, talk: &mut Talk, found: Option<Unsettled>) {
+    fn looked(&self, talk: &mut Talk, found: Option<&Unsettled>) {
+        let now = self.env.now();
+        talk.look_at = now + LOOK;
+        if talk.unsure
+            && let Some(found) = found
+        {
+            talk.unsure = false;
+            if found.pin != talk.pin {
+                self.lose(talk);
+            }
+            self.shared.reach(self.shard, true);
+        }
         let Some(gathering) = &mut talk.gathering else {
             return;
         };
-        let now = self.env.now();
-        gathering.look_at = now + LOOK;
         let waited = now.saturating_duration_since(gathering.since);
         if let Some(unsettled) = found {
             gathering.missing =
@@ -169,8 +183,17 @@ impl Puller {
             if self.shard == 0 {
                 self.shared.event(Signal::Reconnected);
             }
+            if self.plan.pinned && self.is_assigned() {
+                talk.unsure = true;
+            } else {
+                // who held it before goes first: it knows what it has acknowledged, which a server that was killed may not
+                talk.pin = None;
+                talk.not_before = now + if self.plan.pinned { COURTESY } else { Duration::ZERO };
+                self.shared.reach(self.shard, true);
+            }
         } else {
             talk.down_since = Some(now);
+            self.shared.reach(self.shard, false);
         }
         talk.link = link;
     }
@@ -186,7 +209,7 @@ impl Puller {
             }
             return Ok(());
         }
-        if now < talk.not_before {
+        if now < talk.not_before || talk.unsure {
             return Ok(());
         }
         if talk.unanswered.is_some_and(|since| now.saturating_duration_since(since) > Duration::from_secs(1))
@@ -305,6 +328,7 @@ impl Puller {
             Answer::Gone(_) => {
                 // another stream or consumer of that name counts anew
                 self.lose(talk);
+                self.shared.forget(self.shard);
                 talk.requested = 0;
                 // looked at before the next request
                 talk.unanswered =
@@ -333,7 +357,7 @@ impl Puller {
         self.lose(talk);
         talk.pin = pin.map(Into::into);
         let now = self.env.now();
-        talk.gathering = Some(Gathering { since: now, look_at: now, missing: 0 });
+        talk.gathering = Some(Gathering { since: now, missing: 0 });
         self.shared.assign(self.shard, true);
     }
 

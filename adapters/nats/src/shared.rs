@@ -1,6 +1,6 @@
 //! What a subscription holds, shared by the tasks that fill it and those who empty it: buffers, claims, what is out.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -53,12 +53,42 @@ pub(crate) struct Arrived {
     pub(crate) place: Place,
 }
 
+/// How many acknowledged messages a partition remembers.
+const REMEMBERED: usize = 4_096;
+
+/// The latest acknowledged messages. A server that is killed has written down neither the latest deliveries nor their
+/// acknowledgements (it does so ten times a second) and delivers those messages as if for the first time.
+#[derive(Debug, Default)]
+struct Acknowledged {
+    sequences: HashSet<u64, foldhash::fast::FixedState>,
+    oldest_first: VecDeque<u64>,
+}
+
+impl Acknowledged {
+    fn insert(&mut self, sequence: u64) {
+        if self.oldest_first.len() == REMEMBERED
+            && let Some(oldest) = self.oldest_first.pop_front()
+        {
+            self.sequences.remove(&oldest);
+        }
+        if self.sequences.insert(sequence) {
+            self.oldest_first.push_back(sequence);
+        }
+    }
+
+    fn contains(&self, sequence: u64) -> bool {
+        self.sequences.contains(&sequence)
+    }
+}
+
 /// One partition as this member sees it.
 #[derive(Debug)]
 pub(crate) struct Partition {
     pub(crate) epoch: u32,
     /// Whether this member holds it.
     pub(crate) assigned: bool,
+    /// Nothing is handed out while the server can't be heard: it could be another's by now, and couldn't be acknowledged.
+    reachable: bool,
     /// Nothing is handed out before all is here that an earlier holder left unsettled.
     gathering: bool,
     /// By their sequence in the stream.
@@ -67,6 +97,7 @@ pub(crate) struct Partition {
     buffer: VecDeque<u64>,
     /// Keys of which something waits for its time.
     delayed: HashMap<u64, usize>,
+    acknowledged: Acknowledged,
     /// Its puller looks again when something is settled.
     pub(crate) room: Arc<Notify>,
 }
@@ -76,10 +107,12 @@ impl Partition {
         Self {
             epoch: 0,
             assigned: false,
+            reachable: true,
             gathering: false,
             held: BTreeMap::new(),
             buffer: VecDeque::new(),
             delayed: HashMap::new(),
+            acknowledged: Acknowledged::default(),
             room: Arc::new(Notify::new()),
         }
     }
@@ -211,6 +244,17 @@ impl Shared {
         self.with_partition(shard, count).unwrap_or(0)
     }
 
+    /// The server can be heard, or it can't.
+    pub(crate) fn reach(&self, shard: u32, reachable: bool) {
+        self.with_partition(shard, |partition| partition.reachable = reachable);
+        self.arrived.notify_one();
+    }
+
+    /// The stream is another, whose sequences mean other messages.
+    pub(crate) fn forget(&self, shard: u32) {
+        self.with_partition(shard, |partition| partition.acknowledged = Acknowledged::default());
+    }
+
     /// All is here that an earlier holder left: it can be handed out, in its order.
     pub(crate) fn gathered(&self, shard: u32) {
         self.with_partition(shard, |partition| partition.gathering = false);
@@ -227,6 +271,9 @@ impl Shared {
         if let Some(held) = partition.held.get_mut(&place.sequence) {
             (held.reply, held.delivered) = (reply, place.delivered);
             return;
+        }
+        if partition.acknowledged.contains(place.sequence) {
+            return self.tell(reply, What::Ack);
         }
         let bytes = envelope.byte_len();
         let Place { deliveries, delivered, sequence, .. } = place;
@@ -264,7 +311,7 @@ impl Shared {
         for step in 0..count {
             let shard = (state.turn + step) % count;
             let partition = &mut state.partitions[shard];
-            if partition.gathering {
+            if partition.gathering || !partition.reachable {
                 continue;
             }
             let mut at = 0;
@@ -347,10 +394,13 @@ impl Shared {
                         continue;
                     };
                     state.in_flight.settled(held.bytes);
-                    self.tell(
-                        held.reply,
-                        if let Settlement::GiveBack(after) = other { What::Nak(*after) } else { What::Ack },
-                    );
+                    let what = if let Settlement::GiveBack(after) = other {
+                        What::Nak(*after)
+                    } else {
+                        partition.acknowledged.insert(token.seq);
+                        What::Ack
+                    };
+                    self.tell(held.reply, what);
                 }
             }
             settled = true;

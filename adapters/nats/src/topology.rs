@@ -220,11 +220,13 @@ fn repartitioned(options: &SubscribeOptions, group: &str, asked: u32, found: &co
 }
 
 /// What a consumer has delivered and not got settled.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Unsettled {
     pub(crate) count: usize,
     /// How many deliveries there had been when it was counted.
     pub(crate) delivered: u64,
+    /// Who is pinned.
+    pub(crate) pin: Option<String>,
 }
 
 impl ConsumerPlan {
@@ -280,6 +282,7 @@ impl ConsumerPlan {
         Ok(info.map(|info| Unsettled {
             count: info.num_ack_pending,
             delivered: info.delivered.consumer_sequence,
+            pin: info.priority_groups.into_iter().find_map(|group| group.pinned_client_id),
         }))
     }
 
