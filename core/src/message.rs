@@ -72,7 +72,8 @@ pub enum DecodeError {
 impl std::fmt::Display for DecodeError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Undecodable(error) => write!(f, "the body can't be decoded: {error}"),
+            // what is wrong is the source: it may quote the body, and messages like this one are logged
+            Self::Undecodable(_) => f.write_str("the body can't be decoded"),
             Self::UnknownType { found, expected } => {
                 write!(f, "the message is a `{found}`, the handler takes `{expected}`")
             }
@@ -83,7 +84,14 @@ impl std::fmt::Display for DecodeError {
     }
 }
 
-impl std::error::Error for DecodeError {}
+impl std::error::Error for DecodeError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Undecodable(error) => Some(&**error),
+            Self::UnknownType { .. } | Self::UnknownVersion { .. } => None,
+        }
+    }
+}
 
 /// Reads a message out of an envelope, checking type and version.
 ///

@@ -42,7 +42,10 @@ fn expand_function(function: ItemFn, options: &Options) -> TokenStream {
     let (krate, builder) = (&options.krate, &options.builder);
     let (name, output) = (&sig.ident, output(&sig.output));
     let types: Vec<_> = sig.inputs.iter().filter_map(argument).collect();
-    let idents: Vec<_> = sig.inputs.iter().enumerate().map(|(i, input)| outer_name(input, i)).collect();
+    // an argument of the function's own name would hide the function within
+    let unhidden = |ident: Ident| if ident == *name { format_ident!("{ident}_") } else { ident };
+    let idents: Vec<_> =
+        sig.inputs.iter().enumerate().map(|(i, input)| unhidden(outer_name(input, i))).collect();
     let returns = quote_spanned!(output.span()=> const _: fn() = || { fn returns<T: #krate::IntoOutcome>() {} returns::<#output>(); };);
     let inner_inputs = &sig.inputs;
     let outer_doc = attrs.iter();

@@ -90,6 +90,14 @@ impl IntoDeserializer<'_, OptionsError> for Value<'_> {
     }
 }
 
+/// A whole number, with or without one of the units that people write sizes in.
+fn whole_or_size(text: &str) -> Option<u64> {
+    const UNITS: [(&str, u64); 3] = [("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30)];
+    let unit = UNITS.iter().find_map(|(unit, bytes)| Some((text.strip_suffix(unit)?, *bytes)));
+    let (digits, bytes) = unit.unwrap_or((text, 1));
+    digits.parse::<u64>().ok()?.checked_mul(bytes)
+}
+
 macro_rules! numbers {
     ($($method:ident $visit:ident $expected:literal)*) => { $(
         fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, OptionsError> {
@@ -106,10 +114,14 @@ impl<'de> Deserializer<'de> for Value<'_> {
         deserialize_u8 visit_u8 "a whole number from 0 to 255"
         deserialize_u16 visit_u16 "a whole number from 0 to 65535"
         deserialize_u32 visit_u32 "a whole number from 0"
-        deserialize_u64 visit_u64 "a whole number from 0"
         deserialize_i32 visit_i32 "a whole number"
         deserialize_i64 visit_i64 "a whole number"
         deserialize_f64 visit_f64 "a number"
+    }
+
+    fn deserialize_u64<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, OptionsError> {
+        let expected = "a whole number from 0, or a size such as `64MiB`";
+        visitor.visit_u64(whole_or_size(self.value).ok_or_else(|| self.bad(expected))?)
     }
 
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, OptionsError> {
@@ -196,12 +208,21 @@ mod tests {
     }
 
     #[test]
+    fn sizes_may_have_units() {
+        for (query, expected) in [("512", 512), ("2KiB", 2 << 10), ("64MiB", 64 << 20), ("3GiB", 3 << 30)] {
+            assert_eq!(read(&format!("max_messages={query}")).unwrap().max_messages, expected);
+        }
+    }
+
+    #[test]
     fn what_is_wrong_is_named_without_its_value() {
         for (query, says) in [
             ("max_mesages=1", "did you mean `max_messages`?"),
             ("zzz=1", "known: `connect_timeout`"),
             ("verify=s3cret", "`verify` must be `true` or `false`"),
             ("max_messages=-1", "`max_messages` must be a whole number"),
+            ("max_messages=7MB", "a size such as `64MiB`"),
+            ("max_messages=99999999999GiB", "`max_messages` must be a whole number"),
             ("declare=make", "`create` or `check`"),
             ("verify=true&verify=true", "stands twice"),
             ("connect_timeout=soon", "a duration"),

@@ -68,6 +68,12 @@ impl BrokerUrl {
             Some(rest) => rest.find('/').map_or((rest, ""), |at| rest.split_at(at)),
             None => ("", rest),
         };
+        if rest.starts_with("//") && (path.contains('@') || query.contains('@')) {
+            // most likely the end of a password, of which nothing may be repeated
+            return Err(bad(
+                "`@` stands after `/` or `?`; in a user or password write `%2F` and `%3F` for those, elsewhere `%40` for `@`",
+            ));
+        }
         let (login, hosts) =
             authority.rsplit_once('@').map_or((None, authority), |(login, hosts)| (Some(login), hosts));
         let (user, password) = match login.map(|l| l.split_once(':').map_or((l, None), |(u, p)| (u, Some(p))))
@@ -153,7 +159,9 @@ impl fmt::Debug for BrokerUrl {
 }
 
 fn host(text: &str) -> Result<Host> {
-    let bad = |why: &str| Error::config("connect", format!("not a broker URL: {why}")).with("host", text);
+    // without what follows the name: where the host was forgotten, that is a password
+    let shown = if text.starts_with('[') { text } else { text.split(':').next().unwrap_or_default() };
+    let bad = |why: &str| Error::config("connect", format!("not a broker URL: {why}")).with("host", shown);
     let (name, port) = match text.strip_prefix('[') {
         Some(rest) => {
             let (name, port) =
@@ -212,8 +220,12 @@ mod tests {
             let url = BrokerUrl::parse(text).unwrap();
             assert!(!format!("{url} {url:?}").contains("s3cret"), "{url}");
         }
-        let error = BrokerUrl::parse("nats://ann:s3%cret@h").unwrap_err();
-        assert!(!format!("{error:?}").contains("cret"), "{error}");
+        for text in
+            ["nats://ann:s3%cret@h", "nats://ann:secret", "nats://ann:1?secret@h", "nats://ann:1/secret@h"]
+        {
+            let error = BrokerUrl::parse(text).unwrap_err();
+            assert!(!format!("{error:?}").contains("cret"), "{error}");
+        }
     }
 
     #[test]

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::stream::FuturesUnordered;
 use slab::Slab;
+use tokio_util::sync::CancellationToken;
 
 use super::crew::{Crew, Ended, Orders};
 use super::events;
@@ -27,7 +28,7 @@ use crate::error::{BoxError, Class};
 use crate::extract::Incoming;
 use crate::outcome::{Outcome, Reason};
 use crate::policy::{OnExpired, Verdict};
-use crate::settle::{Claim, ClaimId, Settlement};
+use crate::settle::{Claim, ClaimId, Settlement, Token};
 use crate::subscribe::{Control, Health, Order};
 use claims::Revocation;
 use letters::LetterSent;
@@ -53,8 +54,8 @@ pub(crate) struct Dispatcher<'a> {
     delays: u64,
     jobs: Slab<Items>,
     letters: FuturesUnordered<BoxFuture<'a, LetterSent>>,
-    /// The claims under which the letters' messages were delivered.
-    letter_claims: Vec<ClaimId>,
+    /// The letters' messages, and how each letter is told that its claim was lost.
+    letter_holds: Vec<(Token, CancellationToken)>,
     /// Dead letters that can't be published at present; while there are any, nothing new starts.
     stalled: Arc<std::sync::atomic::AtomicUsize>,
     revoking: Vec<Revocation>,
@@ -94,7 +95,7 @@ impl<'a> Dispatcher<'a> {
             delays: 0,
             jobs: Slab::new(),
             letters: FuturesUnordered::new(),
-            letter_claims: Vec::new(),
+            letter_holds: Vec::new(),
             stalled: Arc::default(),
             revoking: Vec::new(),
             lost: Vec::new(),
@@ -112,8 +113,8 @@ impl<'a> Dispatcher<'a> {
         !self.jobs.is_empty() || !self.letters.is_empty()
     }
 
-    /// Whether new messages may be received.
-    pub(crate) fn is_open(&self) -> bool {
+    /// Whether new messages may be started.
+    fn is_open(&self) -> bool {
         !self.stopping && self.stalled.load(Relaxed) == 0
     }
 
@@ -282,6 +283,10 @@ impl<'a> Dispatcher<'a> {
                 return;
             }
         }
+        if occupied {
+            // those that waited in a lane or for room begin now; the others began when they came
+            items.iter_mut().filter(|held| held.attempt == 1).for_each(|held| held.began = self.now);
+        }
         let first = &items[0];
         let envelope = first.delivery.envelope.clone();
         let rest = items[1..].iter().map(|held| held.delivery.envelope.clone()).collect();
@@ -401,7 +406,7 @@ impl<'a> Dispatcher<'a> {
             held.first_failed_ms = env.wall_ms();
         }
         self.status.consecutive_failures.fetch_add(1, Relaxed);
-        let elapsed = env.now().saturating_duration_since(held.received);
+        let elapsed = env.now().saturating_duration_since(held.began);
         self.plan.retry.verdict(held.attempt, elapsed, held.wait, Class::Retry(advised), env.random())
     }
 

@@ -15,8 +15,8 @@ pub(crate) struct Held {
     pub(crate) lane: Option<LaneId>,
     /// The attempt that is running or comes next, from 1.
     pub(crate) attempt: u32,
-    /// When it was received; the first attempt begins at the earliest then.
-    pub(crate) received: Instant,
+    /// When its first attempt began; until then, when it was received.
+    pub(crate) began: Instant,
     /// The wait before this attempt.
     pub(crate) wait: Duration,
     /// When an attempt first failed, in milliseconds since the Unix epoch; 0 while none has.
@@ -24,8 +24,8 @@ pub(crate) struct Held {
 }
 
 impl Held {
-    pub(crate) fn new(delivery: Delivery, lane: Option<LaneId>, received: Instant) -> Self {
-        Self { delivery, lane, attempt: 1, received, wait: Duration::ZERO, first_failed_ms: 0 }
+    pub(crate) fn new(delivery: Delivery, lane: Option<LaneId>, now: Instant) -> Self {
+        Self { delivery, lane, attempt: 1, began: now, wait: Duration::ZERO, first_failed_ms: 0 }
     }
 }
 

@@ -79,7 +79,8 @@ async fn serve(
             () = stop.token.cancelled() => break,
             () = poll_fn(|cx| dispatcher.poll_ended(cx)) => None,
             () = wait_until(orders, due), if due.is_some() => None,
-            signal = subscription.receive(BATCH, &mut inbox), if dispatcher.is_open() => Some(signal),
+            // also while a dead letter stalls the route: the window bounds what comes, and claims that end must be noticed
+            signal = subscription.receive(BATCH, &mut inbox) => Some(signal),
         };
         dispatcher.tick();
         dispatcher.wake_due();

@@ -23,6 +23,8 @@ impl Dispatcher<'_> {
         });
         let forgotten = self.evict(|held| claims.contains(&held.delivery.claim_id()));
         self.forget(forgotten);
+        let letters = self.letter_holds.iter().filter(|(token, _)| claims.contains(&token.claim));
+        letters.for_each(|(_, lost)| lost.cancel());
         self.lost.extend_from_slice(claims);
         self.cancel(|held| claims.contains(&held.delivery.claim_id()));
     }
@@ -70,9 +72,9 @@ impl Dispatcher<'_> {
     pub(crate) fn cancel_all(&mut self) {
         self.cancel(|_| true);
         // a letter that isn't confirmed leaves its message with the broker
-        let letters = self.letter_claims.len();
+        let letters = self.letter_holds.len();
         self.letters.clear();
-        self.letter_claims.clear();
+        self.letter_holds.clear();
         self.held = self.held.saturating_sub(letters);
         self.status.given_back.fetch_add(letters as u64, Relaxed);
     }
@@ -93,6 +95,8 @@ impl Dispatcher<'_> {
         let mut requeued: Vec<Held> = Vec::new();
         for held in items {
             if self.lost.contains(&held.delivery.claim_id()) {
+                // its key goes on with what comes under the next claim
+                held.lane.into_iter().for_each(|lane| self.release(lane));
                 self.forget(vec![held]);
             } else if self.stopping {
                 self.returned.push(held);
@@ -112,7 +116,9 @@ impl Dispatcher<'_> {
     fn runs_under(&self, claims: &[ClaimId]) -> bool {
         let running =
             self.jobs.iter().flat_map(|(_, items)| items.iter().map(|held| held.delivery.claim_id()));
-        running.chain(self.letter_claims.iter().copied()).any(|claim| claims.contains(&claim))
+        running
+            .chain(self.letter_holds.iter().map(|(token, _)| token.claim))
+            .any(|claim| claims.contains(&claim))
     }
 
     fn cancel(&mut self, which: impl Fn(&Held) -> bool) {
@@ -142,7 +148,7 @@ impl Dispatcher<'_> {
         out
     }
 
-    fn forget(&mut self, held: Vec<Held>) {
+    pub(super) fn forget(&mut self, held: Vec<Held>) {
         self.held = self.held.saturating_sub(held.len());
         self.status.given_back.fetch_add(held.len() as u64, Relaxed);
         // dropping a stale claim changes nothing; the broker redelivers by itself

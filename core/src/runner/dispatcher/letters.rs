@@ -6,6 +6,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::stream::StreamExt;
+use tokio_util::sync::CancellationToken;
 
 use super::{Dispatcher, Held};
 use crate::address::Channel;
@@ -17,10 +18,12 @@ use crate::runner::dead_letter::{Failure, dead_letter};
 use crate::runner::events;
 use crate::subscribe::Health;
 
-/// A dead letter that the broker has.
+/// A dead letter that the broker has, or that is no longer this member's to publish.
 pub(crate) struct LetterSent {
     held: Held,
     reason: Reason,
+    /// Its claim was lost before it was confirmed: the message comes again, here or at another member.
+    lost: bool,
 }
 
 impl<'a> Dispatcher<'a> {
@@ -45,19 +48,20 @@ impl<'a> Dispatcher<'a> {
             },
         );
         let hop: Arc<str> = hop.into();
-        self.letter_claims.push(held.delivery.claim_id());
+        let lost = CancellationToken::new();
+        self.letter_holds.push((held.delivery.claim.token(), lost.clone()));
         self.letters.push(Box::pin(async move {
             let patience = Retry::new()
                 .attempts(u32::MAX)
                 .backoff(Backoff::exponential(Duration::from_millis(200), Duration::from_secs(30)))
                 .jitter(Jitter::None);
             let mut failures = 0;
-            loop {
+            let lost = loop {
                 let options = PublishOptions { hop: Some(Arc::clone(&hop)), ..PublishOptions::default() };
                 let outgoing = Outgoing::new(channel, letter.clone()).with(options);
                 let error = match orders.broker.send(outgoing).await.await {
                     // on a retry the broker may know the copy already: an earlier try of this very letter was stored
-                    Ok(receipt) if !receipt.duplicate || failures > 0 => break,
+                    Ok(receipt) if !receipt.duplicate || failures > 0 => break false,
                     Ok(_) => PublishError::Failed(crate::Error::new(
                         crate::ErrorKind::Broker,
                         "dead-letter",
@@ -77,13 +81,16 @@ impl<'a> Dispatcher<'a> {
                 if let Verdict::Again(wait) =
                     patience.verdict(failures, Duration::ZERO, Duration::ZERO, class, 0)
                 {
-                    orders.env.sleep(wait).await;
+                    // published now, a letter whose message comes again would be there twice
+                    if lost.run_until_cancelled(orders.env.sleep(wait)).await.is_none() {
+                        break true;
+                    }
                 }
-            }
+            };
             if failures > 0 && stalled.fetch_sub(1, Relaxed) == 1 {
                 status.set_trouble(None);
             }
-            LetterSent { held, reason }
+            LetterSent { held, reason, lost }
         }));
     }
 
@@ -94,13 +101,16 @@ impl<'a> Dispatcher<'a> {
         }
     }
 
-    pub(super) fn letter_sent(&mut self, LetterSent { held, reason }: LetterSent) {
+    pub(super) fn letter_sent(&mut self, LetterSent { held, reason, lost }: LetterSent) {
+        let token = held.delivery.claim.token();
+        self.letter_holds.retain(|(other, _)| *other != token);
+        if lost {
+            held.lane.into_iter().for_each(|lane| self.release(lane));
+            self.forget(vec![held]);
+            return;
+        }
         events::dead_lettered(&self.plan.names, &held.delivery, held.attempt, reason);
         self.status.dead_lettered.fetch_add(1, Relaxed);
-        let claim = held.delivery.claim_id();
-        if let Some(at) = self.letter_claims.iter().position(|c| *c == claim) {
-            self.letter_claims.swap_remove(at);
-        }
         self.acknowledge(held, true);
     }
 }

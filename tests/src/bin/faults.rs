@@ -1,0 +1,156 @@
+//! The fault run as a program. `cargo xtask faults` builds it, brings up a broker for it, and calls it.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use postrider_system_tests::faults::driver::{self, Run};
+use postrider_system_tests::faults::totals::Totals;
+use postrider_system_tests::faults::{CLAIM_TIMEOUT, Case, Size, consumer, publisher};
+
+/// Publishes and consumes in processes of their own, kills them and the broker under load, and compares what was confirmed
+/// with what was handled.
+#[derive(Parser)]
+#[command(name = "faults", args_conflicts_with_subcommands = true)]
+struct Cli {
+    #[command(flatten)]
+    options: Options,
+    /// The processes of the run; the run starts them itself.
+    #[command(subcommand)]
+    role: Option<Role>,
+}
+
+#[derive(Args)]
+struct Options {
+    /// The broker to harm; the variable `POSTRIDER_TEST_<BROKER>_URL` says where it is
+    #[arg(long, default_value = "nats")]
+    broker: String,
+    /// 20,000 messages, 3 kills of the broker and 3 of consumers (the default)
+    #[arg(long, conflicts_with = "long")]
+    short: bool,
+    /// 100,000 messages, 5 kills of the broker and 5 of consumers
+    #[arg(long)]
+    long: bool,
+    /// How many messages, instead
+    #[arg(long, value_name = "N")]
+    messages: Option<u32>,
+    /// The schedule of kills; the run prints the one that it took
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+    /// What is done
+    #[arg(long, default_value = "base")]
+    case: Cases,
+    /// Write the totals there as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Cases {
+    /// Kills of the broker and of consumers
+    Base,
+    /// The same, with messages that never succeed
+    Poison,
+    /// One after the other
+    All,
+}
+
+#[derive(Subcommand)]
+enum Role {
+    /// Publishes orders
+    #[command(hide = true)]
+    Publish {
+        #[command(flatten)]
+        process: Process,
+        #[arg(long)]
+        messages: u32,
+    },
+    /// Handles orders
+    #[command(hide = true)]
+    Consume {
+        #[command(flatten)]
+        process: Process,
+        #[arg(long)]
+        poison: bool,
+    },
+}
+
+#[derive(Args)]
+struct Process {
+    #[arg(long)]
+    url: String,
+    #[arg(long)]
+    folder: PathBuf,
+    #[arg(long)]
+    name: String,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let done = match cli.role {
+        Some(Role::Publish { process, messages }) => {
+            publisher::run(&process.url, &process.folder, &process.name, messages).await.map(|()| true)
+        }
+        Some(Role::Consume { process, poison }) => {
+            consumer::run(&process.url, &process.folder, &process.name, poison).await.map(|()| true)
+        }
+        None => run(cli.options).await,
+    };
+    match done {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(options: Options) -> Result<bool> {
+    let variable = format!("POSTRIDER_TEST_{}_URL", options.broker.to_uppercase());
+    let url = std::env::var(&variable)
+        .with_context(|| format!("{variable} isn't set; start the fault run by `cargo xtask faults`"))?;
+    let seed = options.seed.unwrap_or_else(|| postrider::Env::system().random());
+    let mut size = if options.long { Size::LONG } else { Size::SHORT };
+    size.messages = options.messages.unwrap_or(size.messages);
+    let cases = match options.case {
+        Cases::Base => vec![Case::Base],
+        Cases::Poison => vec![Case::Poison],
+        Cases::All => Case::ALL.to_vec(),
+    };
+    let target = std::env::current_exe()?.ancestors().nth(2).map(PathBuf::from).unwrap_or_default();
+    let mut totals = Vec::new();
+    for case in cases {
+        eprintln!(
+            "faults: {} {}: {} messages, {} kills of the broker, {} of consumers, seed {seed}",
+            options.broker,
+            case.name(),
+            size.messages,
+            size.broker_kills,
+            size.consumer_kills
+        );
+        let joint = if url.contains('?') { '&' } else { '?' };
+        let tenant = format!("faults-{:x}", postrider::Env::system().random());
+        let millis = CLAIM_TIMEOUT.as_millis();
+        let case = driver::run(Run {
+            broker: options.broker.clone(),
+            url: format!("{url}{joint}tenant={tenant}&claim_timeout={millis}ms&on_unknown=resend"),
+            case,
+            size,
+            seed,
+            folder: target.join("faults").join(format!("{}-{}", options.broker, case.name())),
+        })
+        .await?;
+        println!("{case}");
+        totals.push(case);
+    }
+    let totals = Totals::sum(&options.broker, seed, totals);
+    if let Some(file) = &options.json {
+        let json = serde_json::to_string_pretty(&totals)?;
+        std::fs::write(file, json + "\n").with_context(|| format!("{} can't be written", file.display()))?;
+    }
+    println!("{}", if totals.ok { "nothing lost" } else { "FAILED" });
+    Ok(totals.ok)
+}

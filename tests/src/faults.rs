@@ -1,0 +1,59 @@
+//! The fault run: publishers and consumers as processes of their own, and kills of them and of the broker under load. What
+//! they did is written down and compared afterwards.
+
+pub mod consumer;
+pub mod driver;
+mod order;
+mod plan;
+pub mod publisher;
+mod script;
+pub mod totals;
+
+use std::time::Duration;
+
+/// What is done to the run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Case {
+    /// Kills of the broker and of consumers.
+    Base,
+    /// The same, with messages that always fail and end in the dead letters.
+    Poison,
+}
+
+impl Case {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::Base, Self::Poison];
+
+    /// Its name on the command line.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Base => "base",
+            Self::Poison => "poison",
+        }
+    }
+}
+
+/// How much is sent and how often something is killed.
+#[derive(Clone, Copy, Debug)]
+pub struct Size {
+    /// How many messages.
+    pub messages: u32,
+    /// How often the broker is killed.
+    pub broker_kills: u32,
+    /// How often a consumer is killed.
+    pub consumer_kills: u32,
+}
+
+impl Size {
+    /// The run that every change passes.
+    pub const SHORT: Self = Self { messages: 20_000, broker_kills: 3, consumer_kills: 3 };
+    /// The full run.
+    pub const LONG: Self = Self { messages: 100_000, broker_kills: 5, consumer_kills: 5 };
+}
+
+/// How many keys the messages have.
+pub const KEYS: u32 = 1_000;
+/// The claim time-out of the run.
+pub const CLAIM_TIMEOUT: Duration = Duration::from_secs(3);
+/// The channel of the orders.
+pub const CHANNEL: &str = "orders";

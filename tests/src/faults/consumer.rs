@@ -1,0 +1,86 @@
+//! The process that consumes: a handler that takes its time, and the reader of the dead letters. It drains and ends when its
+//! standard input ends or on SIGTERM.
+
+use std::io::{self, Read as _};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use postrider::ClaimId;
+use postrider::prelude::*;
+
+use super::order::OrderPlaced;
+use crate::history::{Hold, Step, Writer};
+
+/// What the handlers share.
+#[derive(Clone, Debug, FromRef)]
+struct World {
+    history: Arc<Writer>,
+    poison: Poison,
+}
+
+/// Whether some orders never succeed.
+#[derive(Clone, Copy, Debug)]
+struct Poison(bool);
+
+/// Handles orders until it is told to stop, then drains.
+///
+/// # Errors
+/// If the routes can't be started or end by themselves.
+pub async fn run(url: &str, folder: &Path, name: &str, poison: bool) -> Result<()> {
+    let history = Arc::new(Writer::open(folder, name)?);
+    let broker = postrider::connect(url).await?;
+    let world = World { history: Arc::clone(&history), poison: Poison(poison) };
+    let routes = Router::with_state(world).route(bill).route(read_dead_letter);
+    let mut service = routes.start(&broker).await?;
+    history.write(Step::Ready)?;
+    let (stop, stopped) = tokio::sync::oneshot::channel();
+    std::thread::spawn(move || {
+        let _ = io::stdin().read_to_end(&mut Vec::new());
+        // the receiver is gone only when the process ends anyway
+        let _ = stop.send(());
+    });
+    tokio::select! {
+        _ = stopped => {}
+        error = service.failed() => eprintln!("{name}: {error}"),
+    }
+    service.stop(Duration::from_secs(30)).await?;
+    broker.close(Instant::now() + Duration::from_secs(30)).await;
+    Ok(())
+}
+
+/// The work of an order takes 4 ms, as a call to a database would.
+#[handler(
+    channel = "orders",
+    group = "billing",
+    retry(attempts = 2, backoff = fixed("5ms"))
+)]
+async fn bill(
+    order: OrderPlaced,
+    meta: Meta,
+    State(history): State<Arc<Writer>>,
+    State(poison): State<Poison>,
+) -> Result<(), HandlerError> {
+    let (id, hold) = (order.id(), hold(meta.claim_epoch()));
+    history.write(Step::Started { id, hold })?;
+    tokio::time::sleep(Duration::from_millis(4)).await;
+    if poison.0 && order.is_poison() {
+        return Err(HandlerError::msg("this order never succeeds"));
+    }
+    history.write(Step::Effect { id, hold })?;
+    Ok(())
+}
+
+#[handler(channel = "orders.billing.dlq", group = "auditor", dead_letter = none)]
+async fn read_dead_letter(
+    order: OrderPlaced,
+    State(history): State<Arc<Writer>>,
+) -> Result<(), HandlerError> {
+    history.write(Step::DeadLetter { id: order.id() })?;
+    Ok(())
+}
+
+fn hold(claim: ClaimId) -> Hold {
+    Hold { shard: claim.shard, epoch: claim.epoch }
+}

@@ -1,0 +1,325 @@
+//! The driver of a run: starts the processes, keeps as much in flight as a kill needs, kills as planned, waits for the end.
+
+use std::collections::{BTreeMap, HashSet};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use tokio::io::AsyncWriteExt as _;
+use tokio::process::{Child, Command};
+
+use super::plan::{Planned, Victim, plan};
+use super::totals::Totals;
+use super::{CLAIM_TIMEOUT, Case, Size, script};
+use crate::checker::{Bounds, Histories, check};
+use crate::history::{Id, Reader, Step, Target, Writer, now};
+
+/// How many messages the publisher may be ahead of the handlers.
+const AHEAD: u64 = 4_000;
+/// How much must be in flight for a kill.
+const LEAST_IN_FLIGHT: u64 = 500;
+/// How many messages are kept back for each kill to come, so that there are confirms after it.
+const RESERVE: u64 = 1_500;
+/// The time between two looks at the histories.
+const LOOK: Duration = Duration::from_millis(10);
+/// A run in which nothing happens for so long has failed.
+const PATIENCE: Duration = Duration::from_secs(90);
+
+/// What to run.
+#[derive(Clone, Debug)]
+pub struct Run {
+    /// The broker's name, as the project's script knows it.
+    pub broker: String,
+    /// Its URL.
+    pub url: String,
+    /// What is done to it.
+    pub case: Case,
+    /// How much.
+    pub size: Size,
+    /// Decides the schedule.
+    pub seed: u64,
+    /// Where the histories are kept; emptied at the start.
+    pub folder: PathBuf,
+}
+
+/// Runs one case and compares the histories.
+///
+/// # Errors
+/// If a process can't be started or ends by itself, the broker can't be killed or started, or nothing happens for 90 s.
+pub async fn run(run: Run) -> Result<Totals> {
+    if run.folder.exists() {
+        std::fs::remove_dir_all(&run.folder).context("the last run's histories can't be removed")?;
+    }
+    std::fs::create_dir_all(&run.folder)
+        .with_context(|| format!("{} can't be made", run.folder.display()))?;
+    let kills = u64::from(run.size.broker_kills + run.size.consumer_kills);
+    if u64::from(run.size.messages) < AHEAD + 2 * RESERVE * kills {
+        bail!("{kills} kills need at least {} messages", AHEAD + 2 * RESERVE * kills);
+    }
+    let bounds = Bounds { claim_timeout: CLAIM_TIMEOUT, least_in_flight: LEAST_IN_FLIGHT };
+    let planned = (run.size.broker_kills as usize, run.size.consumer_kills as usize);
+    let (case, broker, seed) = (run.case, run.broker.clone(), run.seed);
+    let began = now();
+    let mut driver = Driver::new(run)?;
+    driver.drive().await?;
+    let verdict = check(&driver.histories, &bounds);
+    for (what, ids) in [
+        ("lost", &verdict.lost),
+        ("phantom", &verdict.phantom),
+        ("inverted", &verdict.inverted),
+        ("doubled without a kill to explain it", &verdict.doubled_unexplained),
+    ] {
+        for id in ids.iter().take(5) {
+            eprintln!("{what}: number {} of key {}", id.number, id.key);
+        }
+    }
+    let totals = Totals::of(&verdict, &bounds, planned, began);
+    Ok(Totals { case: Some(case.name().into()), broker, seed, ..totals })
+}
+
+struct Driver {
+    run: Run,
+    history: Writer,
+    publisher: Option<Child>,
+    consumers: BTreeMap<u32, Child>,
+    started: u32,
+    readers: BTreeMap<String, Reader>,
+    histories: Histories,
+    counts: Counts,
+}
+
+/// What the histories come to so far.
+#[derive(Default)]
+struct Counts {
+    sent: HashSet<Id>,
+    confirmed: HashSet<Id>,
+    /// Handled or dead-lettered.
+    done: HashSet<Id>,
+    ready: HashSet<String>,
+    /// Who made the latest effect.
+    busiest: Option<String>,
+    granted: u64,
+    /// Kills to come.
+    to_kill: u64,
+}
+
+impl Counts {
+    fn add(&mut self, process: &str, step: Step) {
+        match step {
+            Step::Ready => drop(self.ready.insert(process.to_owned())),
+            Step::Send { id } => drop(self.sent.insert(id)),
+            Step::Confirmed { id } => drop(self.confirmed.insert(id)),
+            Step::Effect { id, .. } => {
+                self.done.insert(id);
+                if self.busiest.as_deref() != Some(process) {
+                    self.busiest = Some(process.to_owned());
+                }
+            }
+            Step::DeadLetter { id } => drop(self.done.insert(id)),
+            _ => {}
+        }
+    }
+
+    fn in_flight(&self) -> u64 {
+        (self.sent.len() as u64).saturating_sub(self.done.len() as u64)
+    }
+}
+
+impl Driver {
+    fn new(run: Run) -> Result<Self> {
+        let history = Writer::open(&run.folder, "driver")?;
+        let readers = BTreeMap::from([("driver".to_owned(), Reader::new(&run.folder, "driver"))]);
+        Ok(Self {
+            run,
+            history,
+            publisher: None,
+            consumers: BTreeMap::new(),
+            started: 0,
+            readers,
+            histories: Histories::new(),
+            counts: Counts::default(),
+        })
+    }
+
+    async fn drive(&mut self) -> Result<()> {
+        for _ in 0..2 {
+            let number = self.start_consumer()?;
+            self.wait("a consumer starts", |counts| counts.ready.contains(&consumer(number))).await?;
+        }
+        let messages = self.run.size.messages.to_string();
+        self.publisher = Some(self.spawn("publisher", &["publish", "--messages", &messages])?);
+        self.wait("the publisher starts", |counts| counts.ready.contains("publisher")).await?;
+        let kills = plan(self.run.size, AHEAD, self.run.seed);
+        self.counts.to_kill = kills.len() as u64;
+        for kill in kills {
+            let due = |counts: &Counts| {
+                counts.done.len() as u64 >= kill.handled && counts.in_flight() >= LEAST_IN_FLIGHT
+            };
+            self.wait("enough is handled and in flight for the next kill", due).await?;
+            self.kill(kill).await?;
+        }
+        let all = self.run.size.messages as usize;
+        self.wait("all messages are confirmed and handled", |counts| {
+            counts.confirmed.len() == all && counts.done.is_superset(&counts.confirmed)
+        })
+        .await?;
+        self.end().await
+    }
+
+    /// Kills, waits, brings back, and waits until confirms and effects go on.
+    async fn kill(&mut self, kill: Planned) -> Result<()> {
+        let in_flight = self.counts.in_flight();
+        let target = match kill.victim {
+            Victim::Broker => Target::Broker,
+            Victim::Consumer => Target::Consumer(self.busiest()?),
+        };
+        self.history.write(Step::Kill { target, in_flight })?;
+        match target {
+            Target::Broker => script::brokers("kill", &self.run.broker).await?,
+            Target::Consumer(number) => {
+                let mut child = self.consumers.remove(&number).context("the consumer is one that runs")?;
+                child.kill().await?;
+            }
+        }
+        self.history.write(Step::Dead { target })?;
+        self.counts.to_kill -= 1;
+        self.read()?;
+        let (confirmed, done) = (self.counts.confirmed.len(), self.counts.done.len());
+        // how long something is away is part of the schedule
+        let until = Instant::now() + kill.away;
+        self.wait("the victim has been away for as long as planned", |_| Instant::now() >= until).await?;
+        match target {
+            Target::Broker => script::brokers("start", &self.run.broker).await?,
+            Target::Consumer(_) => {
+                let number = self.start_consumer()?;
+                self.wait("a consumer starts", |counts| counts.ready.contains(&consumer(number))).await?;
+            }
+        }
+        self.history.write(Step::Back { target })?;
+        let goes_on = |counts: &Counts| counts.confirmed.len() > confirmed && counts.done.len() > done;
+        self.wait("confirms and effects go on after a kill", goes_on).await
+    }
+
+    fn busiest(&self) -> Result<u32> {
+        let name = self.counts.busiest.as_deref().unwrap_or_default();
+        let busiest = self.consumers.keys().find(|number| consumer(**number) == name);
+        busiest.or_else(|| self.consumers.keys().next()).copied().context("no consumer runs")
+    }
+
+    fn start_consumer(&mut self) -> Result<u32> {
+        self.started += 1;
+        let poison: &[&str] =
+            if self.run.case == Case::Poison { &["consume", "--poison"] } else { &["consume"] };
+        let child = self.spawn(&consumer(self.started), poison)?;
+        self.consumers.insert(self.started, child);
+        Ok(self.started)
+    }
+
+    fn spawn(&mut self, name: &str, role: &[&str]) -> Result<Child> {
+        let program = std::env::current_exe().context("this program's path is unknown")?;
+        let folder = &self.run.folder;
+        self.readers.insert(name.to_owned(), Reader::new(folder, name));
+        let errors = std::fs::File::create(folder.join(format!("{name}.log")))?;
+        let mut command = Command::new(program);
+        command.args(role).args(["--url", &self.run.url, "--name", name, "--folder"]).arg(folder);
+        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(errors).kill_on_drop(true);
+        command.spawn().with_context(|| format!("{name} can't be started"))
+    }
+
+    /// Reads histories and gives credit until `reached`.
+    async fn wait(&mut self, what: &str, reached: impl Fn(&Counts) -> bool) -> Result<()> {
+        let mut last = Instant::now();
+        loop {
+            if self.read()? {
+                last = Instant::now();
+            }
+            self.give_credit().await?;
+            if reached(&self.counts) {
+                return Ok(());
+            }
+            self.look_after()?;
+            if last.elapsed() > PATIENCE {
+                let (confirmed, done) = (self.counts.confirmed.len(), self.counts.done.len());
+                bail!(
+                    "nothing has happened for {} s while waiting until {what}: {confirmed} confirmed, {done} handled; the logs of the processes are in {}",
+                    PATIENCE.as_secs(),
+                    self.run.folder.display()
+                );
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    fn read(&mut self) -> Result<bool> {
+        let mut news = false;
+        for (name, reader) in &mut self.readers {
+            let entries = reader.read().with_context(|| format!("the history of {name} can't be read"))?;
+            for entry in &entries {
+                self.counts.add(name, entry.step);
+            }
+            news |= !entries.is_empty();
+            self.histories.entry(name.clone()).or_default().extend(entries);
+        }
+        Ok(news)
+    }
+
+    async fn give_credit(&mut self) -> Result<()> {
+        let most = u64::from(self.run.size.messages) - self.counts.to_kill * RESERVE;
+        let credit = (self.counts.done.len() as u64 + AHEAD).min(most);
+        if let Some(input) = self.publisher.as_mut().and_then(|child| child.stdin.as_mut())
+            && credit > self.counts.granted
+        {
+            self.counts.granted = credit;
+            // a publisher that has sent everything is gone, and needs none
+            let _ = input.write_all(format!("{credit}\n").as_bytes()).await;
+        }
+        Ok(())
+    }
+
+    /// A process that ends by itself ends the run.
+    fn look_after(&mut self) -> Result<()> {
+        for (number, child) in &mut self.consumers {
+            if let Some(status) = child.try_wait()? {
+                bail!(
+                    "{} ended by itself ({status}); see {}",
+                    consumer(*number),
+                    log(&self.run.folder, &consumer(*number))
+                );
+            }
+        }
+        if let Some(status) = self.publisher.as_mut().map(Child::try_wait).transpose()?.flatten() {
+            if !status.success() {
+                bail!("the publisher ended with {status}; see {}", log(&self.run.folder, "publisher"));
+            }
+            self.publisher = None;
+        }
+        Ok(())
+    }
+
+    /// Lets the consumers drain, and reads what they still had to say: a double that comes late is seen, too.
+    async fn end(&mut self) -> Result<()> {
+        for (number, mut child) in std::mem::take(&mut self.consumers) {
+            drop(child.stdin.take());
+            let ended = tokio::time::timeout(PATIENCE, child.wait()).await;
+            let status = ended.with_context(|| format!("{} doesn't drain", consumer(number)))??;
+            if !status.success() {
+                bail!(
+                    "{} ended with {status} when it drained; see {}",
+                    consumer(number),
+                    log(&self.run.folder, &consumer(number))
+                );
+            }
+        }
+        self.read()?;
+        Ok(())
+    }
+}
+
+fn consumer(number: u32) -> String {
+    crate::checker::consumer(number)
+}
+
+fn log(folder: &Path, name: &str) -> String {
+    folder.join(format!("{name}.log")).display().to_string()
+}

@@ -1,0 +1,293 @@
+//! The checker's self-test: a history of a run in which every promise was kept, and the same with a bug put in. Each bug must be
+//! caught as what it is; the sound history must pass.
+
+use std::time::Duration;
+
+use postrider_system_tests::checker::{Bounds, Histories, Verdict, check};
+use postrider_system_tests::history::{Entry, Hold, Id, Step, Target};
+
+const MS: u64 = 1_000_000;
+const KEYS: u32 = 20;
+const NUMBERS: u32 = 60;
+
+fn bounds() -> Bounds {
+    Bounds { claim_timeout: Duration::from_millis(300), least_in_flight: 10 }
+}
+
+fn id(key: u32, number: u32) -> Id {
+    Id { key, number }
+}
+
+fn hold(epoch: u32) -> Hold {
+    Hold { shard: 0, epoch }
+}
+
+/// When message `number` of `key` is sent; it is handled 5 ms later.
+fn sent(key: u32, number: u32) -> u64 {
+    (u64::from(number) * 20 + u64::from(key) % 7) * MS
+}
+
+/// A history that can be bent.
+#[derive(Clone, Default)]
+struct World(Histories);
+
+impl World {
+    /// Consumer 1 works until it is killed at 600 ms; consumer 2 works from then on, the broker is killed at 900 ms. What
+    /// consumer 1 handled last is handled again by consumer 2.
+    fn sound() -> Self {
+        let mut world = Self::default();
+        for key in 0..KEYS {
+            for number in 0..NUMBERS {
+                let at = sent(key, number);
+                world.add("publisher", at, Step::Send { id: id(key, number) });
+                world.add("publisher", at + MS, Step::Confirmed { id: id(key, number) });
+                if number % 10 == 9 && key == 3 {
+                    world.add("auditor", at + 6 * MS, Step::DeadLetter { id: id(key, number) });
+                } else if at + 5 * MS < 600 * MS {
+                    world.handle("consumer-1", at + 3 * MS, id(key, number), 1);
+                } else {
+                    world.handle("consumer-2", at + 3 * MS, id(key, number), 1);
+                }
+            }
+        }
+        world.kill(600, Target::Consumer(1), 40);
+        world.kill(900, Target::Broker, 40);
+        let last = id(5, 29);
+        world.handle("consumer-2", 605 * MS, last, 1);
+        world
+    }
+
+    fn add(&mut self, process: &str, at: u64, step: Step) {
+        self.0.entry(process.to_owned()).or_default().push(Entry { at, step });
+    }
+
+    /// 2 ms of work.
+    fn handle(&mut self, process: &str, at: u64, id: Id, epoch: u32) {
+        self.add(process, at, Step::Started { id, hold: hold(epoch) });
+        self.add(process, at + 2 * MS, Step::Effect { id, hold: hold(epoch) });
+    }
+
+    fn kill(&mut self, at_ms: u64, target: Target, in_flight: u64) {
+        self.add("driver", at_ms * MS, Step::Kill { target, in_flight });
+        self.add("driver", (at_ms + 1) * MS, Step::Dead { target });
+        self.add("driver", (at_ms + 2) * MS, Step::Back { target });
+    }
+
+    /// Takes out steps.
+    fn without(mut self, gone: impl Fn(&Step) -> bool) -> Self {
+        for entries in self.0.values_mut() {
+            entries.retain(|entry| !gone(&entry.step));
+        }
+        self
+    }
+
+    fn without_effects_of(self, of: impl Fn(Id) -> bool) -> Self {
+        self.without(|step| matches!(step, Step::Effect { id, .. } | Step::Started { id, .. } if of(*id)))
+    }
+
+    fn check(&self) -> Verdict {
+        let mut histories = self.0.clone();
+        for entries in histories.values_mut() {
+            entries.sort_by_key(|entry| entry.at);
+        }
+        check(&histories, &bounds())
+    }
+}
+
+#[test]
+fn a_sound_history_passes() {
+    let verdict = World::sound().check();
+    assert!(verdict.is_clean(), "{verdict:?}");
+    assert_eq!(verdict.confirmed.len(), (KEYS * NUMBERS) as usize);
+    assert_eq!((verdict.doubled.len(), verdict.dead_lettered.len()), (1, 6));
+    assert_eq!((verdict.counted(true, &bounds()), verdict.counted(false, &bounds())), (1, 1));
+}
+
+#[test]
+fn a_message_acknowledged_before_it_was_handled_is_lost() {
+    let verdict = World::sound().without_effects_of(|of| of == id(4, 10)).check();
+    assert_eq!(Vec::from_iter(verdict.lost), [id(4, 10)]);
+}
+
+#[test]
+fn the_very_last_message_is_missed_too() {
+    let verdict = World::sound().without_effects_of(|of| of == id(KEYS - 1, NUMBERS - 1)).check();
+    assert_eq!(verdict.lost.len(), 1);
+}
+
+#[test]
+fn a_partition_that_nobody_reads_is_lost() {
+    let verdict = World::sound().without_effects_of(|of| of.key == 7).check();
+    assert_eq!(verdict.lost.len(), NUMBERS as usize);
+}
+
+#[test]
+fn a_dead_letter_that_was_never_stored_is_a_loss() {
+    let verdict =
+        World::sound().without(|step| matches!(step, Step::DeadLetter { id: of } if *of == id(3, 9))).check();
+    assert_eq!(Vec::from_iter(verdict.lost), [id(3, 9)]);
+}
+
+#[test]
+fn what_was_begun_and_not_finished_is_lost() {
+    let verdict =
+        World::sound().without(|step| matches!(step, Step::Effect { id: of, .. } if *of == id(1, 1))).check();
+    assert_eq!(Vec::from_iter(verdict.lost), [id(1, 1)]);
+}
+
+#[test]
+fn an_effect_of_nothing_that_was_sent_is_a_phantom() {
+    let mut world = World::sound();
+    world.handle("consumer-2", 700 * MS, id(99, 0), 1);
+    assert_eq!(Vec::from_iter(world.check().phantom), [id(99, 0)]);
+}
+
+#[test]
+fn an_effect_before_its_message_was_sent_is_a_phantom() {
+    let mut world = World::sound().without_effects_of(|of| of == id(6, 5));
+    world.handle("consumer-1", sent(6, 5) - MS, id(6, 5), 1);
+    assert_eq!(Vec::from_iter(world.check().phantom), [id(6, 5)]);
+}
+
+#[test]
+fn a_body_under_another_message_s_key_is_a_phantom_and_a_loss() {
+    let mut world = World::sound().without_effects_of(|of| of == id(6, 5));
+    world.handle("consumer-1", sent(6, 5) + MS, id(6, 5_000), 1);
+    let verdict = world.check();
+    assert_eq!((verdict.phantom.len(), verdict.lost.len()), (1, 1));
+}
+
+#[test]
+fn a_dead_letter_of_nothing_that_was_sent_is_a_phantom() {
+    let mut world = World::sound();
+    world.add("auditor", 700 * MS, Step::DeadLetter { id: id(99, 1) });
+    assert_eq!(Vec::from_iter(world.check().phantom), [id(99, 1)]);
+}
+
+#[test]
+fn two_neighbours_of_a_key_that_changed_places_are_inverted() {
+    let mut world = World::sound().without_effects_of(|of| of == id(2, 10) || of == id(2, 11));
+    world.handle("consumer-1", sent(2, 11) + 3 * MS, id(2, 11), 1);
+    world.handle("consumer-1", sent(2, 11) + 6 * MS, id(2, 10), 1);
+    assert_eq!(Vec::from_iter(world.check().inverted), [id(2, 10)]);
+}
+
+#[test]
+fn a_retry_that_let_its_followers_pass_is_an_inversion() {
+    let mut world = World::sound().without_effects_of(|of| of == id(2, 10));
+    world.handle("consumer-1", sent(2, 25), id(2, 10), 1);
+    assert_eq!(Vec::from_iter(world.check().inverted), [id(2, 10)]);
+}
+
+#[test]
+fn a_hand_over_that_begins_with_the_newer_ones_is_an_inversion() {
+    let mut world = World::sound().without_effects_of(|of| of == id(2, 30));
+    world.handle("consumer-2", sent(2, 33), id(2, 30), 1);
+    assert_eq!(Vec::from_iter(world.check().inverted), [id(2, 30)]);
+}
+
+#[test]
+fn two_of_a_key_at_once_are_an_inversion() {
+    let mut world = World::sound().without_effects_of(|of| of == id(2, 11));
+    world.add("consumer-1", sent(2, 10) + 4 * MS, Step::Started { id: id(2, 11), hold: hold(1) });
+    world.add("consumer-1", sent(2, 11) + 3 * MS, Step::Effect { id: id(2, 11), hold: hold(1) });
+    let verdict = world.check();
+    assert!(verdict.inverted.contains(&id(2, 11)), "{verdict:?}");
+}
+
+#[test]
+fn a_member_that_works_on_long_after_it_was_cut_off_inverts() {
+    let mut world = World::sound().without_effects_of(|of| of == id(2, 28));
+    // within the claim time-out it is an overlap, which is allowed and counted
+    let mut soon = world.clone();
+    soon.handle("consumer-1", 700 * MS, id(2, 28), 1);
+    let verdict = soon.check();
+    assert_eq!((verdict.overlap.len(), verdict.inverted.len()), (1, 0), "{verdict:?}");
+    world.handle("consumer-1", 1_100 * MS, id(2, 28), 1);
+    assert_eq!(Vec::from_iter(world.check().inverted), [id(2, 28)]);
+}
+
+#[test]
+fn a_double_without_any_kill_is_unexplained() {
+    let mut world = World::sound();
+    world.handle("consumer-1", sent(8, 4) + 8 * MS, id(8, 4), 1);
+    let verdict = world.check();
+    assert_eq!(Vec::from_iter(verdict.doubled_unexplained), [id(8, 4)]);
+    assert!(verdict.doubled.contains(&id(8, 4)));
+}
+
+#[test]
+fn the_kill_of_another_process_explains_no_double() {
+    let mut world = World::sound()
+        .without(|step| matches!(step, Step::Kill { .. } | Step::Dead { .. } | Step::Back { .. }));
+    world.kill(600, Target::Consumer(2), 40);
+    assert_eq!(Vec::from_iter(world.check().doubled_unexplained), [id(5, 29)]);
+}
+
+#[test]
+fn a_kill_long_after_the_effect_explains_no_double() {
+    let mut world = World::sound();
+    world.handle("consumer-2", 610 * MS, id(5, 2), 1);
+    assert_eq!(Vec::from_iter(world.check().doubled_unexplained), [id(5, 2)]);
+}
+
+#[test]
+fn a_kill_after_both_effects_explains_no_double() {
+    let mut world = World::sound();
+    world.handle("consumer-1", 595 * MS, id(5, 28), 1);
+    let verdict = world.check();
+    assert!(verdict.doubled_unexplained.contains(&id(5, 28)), "{verdict:?}");
+}
+
+#[test]
+fn a_kill_explains_no_more_doubles_than_were_in_flight() {
+    let mut world = World::sound();
+    for key in 0..KEYS {
+        for number in 26..29 {
+            world.handle("consumer-2", 610 * MS + u64::from(number) * MS, id(key, number), 1);
+        }
+    }
+    // 61 doubles by now, 40 in flight
+    let verdict = world.check();
+    assert!(verdict.doubled_unexplained.len() >= 20, "{}", verdict.doubled_unexplained.len());
+}
+
+#[test]
+fn three_effects_need_two_kills() {
+    let mut world = World::sound();
+    world.handle("consumer-2", 620 * MS, id(5, 29), 1);
+    assert_eq!(Vec::from_iter(world.check().doubled_unexplained), [id(5, 29)]);
+}
+
+#[test]
+fn handled_and_dead_lettered_is_a_double() {
+    let mut world = World::sound();
+    world.add("auditor", 100 * MS, Step::DeadLetter { id: id(8, 2) });
+    assert_eq!(Vec::from_iter(world.check().doubled_unexplained), [id(8, 2)]);
+}
+
+#[test]
+fn two_dead_letters_of_a_message_are_a_double() {
+    let mut world = World::sound();
+    world.add("auditor", sent(3, 9) + 9 * MS, Step::DeadLetter { id: id(3, 9) });
+    assert_eq!(Vec::from_iter(world.check().doubled_unexplained), [id(3, 9)]);
+}
+
+#[test]
+fn a_kill_of_an_idle_run_does_not_count() {
+    let without = World::sound().without(|step| {
+        matches!(
+            step,
+            Step::Kill { target: Target::Broker, .. }
+                | Step::Dead { target: Target::Broker }
+                | Step::Back { target: Target::Broker }
+        )
+    });
+    let mut idle = without.clone();
+    idle.kill(900, Target::Broker, 9);
+    assert_eq!(idle.check().counted(true, &bounds()), 0);
+    // nor does one after which nothing was confirmed
+    let mut late = without;
+    late.kill(1_500, Target::Broker, 40);
+    assert_eq!(late.check().counted(true, &bounds()), 0);
+}

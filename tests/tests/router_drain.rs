@@ -1,0 +1,205 @@
+//! How a service ends: what runs is finished, what waits is given back, and neither counts as a failure.
+
+#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test says what it expects")]
+
+mod router_kit;
+
+use std::time::Duration;
+
+use postrider::prelude::*;
+use postrider::{Bytes, ErrorKind, RouteOptions};
+use router_kit::{
+    Invoiced, Log, Placed, broker, broker_with, finish, invoiced, lag, look, only, placed, retry, within,
+};
+use tokio::sync::mpsc;
+
+const SECOND: Duration = Duration::from_secs(1);
+const HOUR: Duration = Duration::from_hours(1);
+const LETTERS: &str = "orders.billing.dlq";
+
+fn billing() -> RouteOptions {
+    RouteOptions::new("orders", "billing").name("bill").retry(retry(3, HOUR))
+}
+
+fn orders(count: u64) -> Vec<Placed> {
+    (1..=count).map(|number| placed(&format!("c-{number}"), number)).collect()
+}
+
+/// What a fresh service finds: each order's number with its attempt and how often the broker delivered it.
+async fn leftovers(broker: &Broker) -> Vec<(u64, u32, Option<u32>)> {
+    let found = Log::default();
+    let log = found.clone();
+    let handler = move |order: Placed, meta: Meta| {
+        log.add((order.number, meta.attempt(), meta.deliveries()));
+        std::future::ready(())
+    };
+    finish(Router::new().route(billing().handle(handler)).start(broker).await.unwrap()).await;
+    found.all()
+}
+
+#[tokio::test(start_paused = true)]
+async fn stop_finishes_what_runs_and_starts_nothing_else() {
+    for workers in [1, 2] {
+        let (_, broker) = broker_with(&orders(4)).await;
+        let (began, mut begun) = mpsc::unbounded_channel();
+        // each ends ten seconds after the order to stop
+        let handler = move |order: Placed, stop: Stop| {
+            let _ = began.send(order.number);
+            async move {
+                stop.stopping().await;
+                tokio::time::sleep(10 * SECOND).await;
+            }
+        };
+        let route = billing().workers(workers).concurrency(2).timeout(HOUR).handle(handler);
+        let service = Router::new().route(route).start(&broker).await.unwrap();
+        assert_eq!((begun.recv().await, begun.recv().await), (Some(1), Some(2)));
+        let report = within("it stops", service.stop(30 * SECOND)).await.unwrap();
+        assert_eq!((report.drained, report.took), (true, 10 * SECOND));
+        let report = only(report);
+        assert_eq!((report.handled, report.given_back, report.cancelled), (2, 2, 0), "{workers} workers");
+        assert!(begun.try_recv().is_err(), "nothing has started after the order");
+        assert_eq!(leftovers(&broker).await, [(3, 1, Some(2)), (4, 1, Some(2))]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn at_the_deadline_the_rest_is_cancelled_and_given_back_and_is_no_failure() {
+    for workers in [1, 2] {
+        let (_, broker) = broker_with(&orders(5)).await;
+        let (began, mut begun) = mpsc::unbounded_channel();
+        let handler = move |order: Placed| {
+            let _ = began.send(order.number);
+            std::future::pending::<()>()
+        };
+        let route = billing().workers(workers).concurrency(2).timeout(HOUR).handle(handler);
+        let service = Router::new().route(route).start(&broker).await.unwrap();
+        assert_eq!((begun.recv().await, begun.recv().await), (Some(1), Some(2)));
+        let report = within("it stops", service.stop(5 * SECOND)).await.unwrap();
+        assert_eq!((report.drained, report.took), (false, 5 * SECOND));
+        let report = only(report);
+        assert_eq!((report.handled, report.cancelled, report.given_back), (0, 2, 5), "{workers} workers");
+        assert_eq!((report.retried, report.dead_lettered, report.dropped), (0, 0, 0));
+        assert_eq!(look(&broker, LETTERS).await.len(), 0);
+        let expected: Vec<_> = (1..=5).map(|number| (number, 1, Some(2))).collect();
+        assert_eq!(leftovers(&broker).await, expected);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_between_two_attempts_is_no_failure() {
+    let (_, broker) = broker_with(&[placed("ann", 1), placed("ann", 2), placed("bob", 3)]).await;
+    let handler = async |order: Placed| if order.number == 1 { Err("card service busy") } else { Ok(()) };
+    let service = Router::new().route(billing().handle(handler)).start(&broker).await.unwrap();
+    // bob is handled, ann's first waits an hour for its second attempt, and her second behind it
+    tokio::time::sleep(SECOND).await;
+    assert_eq!(lag(&service, "bill").await, 2);
+    let report = within("it stops", service.stop(30 * SECOND)).await.unwrap();
+    assert_eq!((report.drained, report.took), (true, Duration::ZERO), "a back-off is not waited for");
+    let report = only(report);
+    assert_eq!((report.handled, report.given_back, report.dead_lettered, report.cancelled), (1, 2, 0, 0));
+    assert_eq!(look(&broker, LETTERS).await.len(), 0);
+    assert_eq!(
+        leftovers(&broker).await,
+        [(1, 1, Some(2)), (2, 1, Some(2))],
+        "in their order, from attempt 1"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_attempt_that_fails_while_the_service_stops_is_given_back_unless_it_was_the_last() {
+    for (attempts, dead_lettered, given_back) in [(2, 0, 1), (1, 1, 0)] {
+        let (_, broker) = broker_with(&orders(1)).await;
+        let (began, mut begun) = mpsc::unbounded_channel();
+        let handler = move |_: Placed, stop: Stop| {
+            let _ = began.send(());
+            async move {
+                stop.stopping().await;
+                Err::<(), _>("card service busy")
+            }
+        };
+        let route = billing().retry(retry(attempts, SECOND)).handle(handler);
+        let service = Router::new().route(route).start(&broker).await.unwrap();
+        begun.recv().await.unwrap();
+        let report = only(within("it stops", service.stop(30 * SECOND)).await.unwrap());
+        assert_eq!((report.dead_lettered, report.given_back), (dead_lettered, given_back));
+        assert_eq!(look(&broker, LETTERS).await.len() as u64, dead_lettered);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_service_that_is_dropped_gives_back_all_it_holds() {
+    let (_, broker) = broker_with(&orders(3)).await;
+    let (began, mut begun) = mpsc::unbounded_channel();
+    let handler = move |order: Placed| {
+        let _ = began.send(order.number);
+        std::future::pending::<()>()
+    };
+    let service = Router::new().route(billing().handle(handler)).start(&broker).await.unwrap();
+    begun.recv().await.unwrap();
+    drop(service);
+    let expected: Vec<_> = (1..=3).map(|number| (number, 1, Some(2))).collect();
+    assert_eq!(leftovers(&broker).await, expected);
+}
+
+#[tokio::test(start_paused = true)]
+async fn idle_waits_for_what_handlers_publish_and_for_back_offs() {
+    let (_, broker) = broker();
+    let bill = async |order: Placed, attempt: Attempt| {
+        tokio::time::sleep(10 * SECOND).await;
+        if attempt.0 < 3 { Err("card service busy") } else { Ok(invoiced(&order)) }
+    };
+    let entered = Log::default();
+    let ledger = entered.clone();
+    let enter = move |invoice: Invoiced| {
+        let ledger = ledger.clone();
+        async move {
+            tokio::time::sleep(10 * SECOND).await;
+            ledger.add(invoice.number);
+        }
+    };
+    let router = Router::new()
+        .route(billing().publishes("invoices").handle(bill))
+        .route(RouteOptions::new("invoices", "ledger").handle(enter));
+    let service = router.start(&broker).await.unwrap();
+    within("an idle service is idle", service.idle()).await;
+    broker.publish("orders", &placed("ann", 1)).await.unwrap();
+    within("nothing is left to do", service.idle()).await;
+    assert_eq!(entered.all(), [1]);
+    assert_eq!(service.report().routes.iter().map(|r| r.handled).collect::<Vec<_>>(), [1, 1]);
+    service.stop(SECOND).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn run_until_drains_and_closes_the_broker() {
+    let (_, broker) = broker_with(&orders(1)).await;
+    let (began, mut begun) = mpsc::unbounded_channel();
+    let handler = move |_: Placed| {
+        let _ = began.send(());
+        tokio::time::sleep(10 * SECOND)
+    };
+    let router = Router::new().route(billing().handle(handler));
+    let until = async move { begun.recv().await.unwrap() };
+    let report = within("it ends", router.run_until(broker.clone(), until)).await.unwrap();
+    assert_eq!((report.drained, report.took), (true, 10 * SECOND));
+    assert_eq!(only(report).handled, 1);
+    let error = broker.publish("orders", Envelope::builder(Bytes::new())).await.unwrap_err();
+    assert_eq!(error.error().kind(), ErrorKind::Closed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn run_until_ends_with_the_reason_when_a_route_ends_by_itself() {
+    let (_, broker) = broker_with(&orders(1)).await;
+    let closer = broker.clone();
+    // the broker goes away under the service
+    let handler = move |_: Placed| {
+        let closer = closer.clone();
+        async move {
+            closer.close(closer.env().now()).await;
+        }
+    };
+    let router = Router::new().route(billing().handle(handler));
+    let error = within("it ends", router.run_until(broker, std::future::pending())).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Closed);
+    let text = error.to_string();
+    assert!(text.contains("ended the subscription") && text.contains("orders"), "{text}");
+}
