@@ -100,7 +100,7 @@ impl Proxy {
         self.shared.connections.load(Relaxed)
     }
 
-    /// How many bytes were passed on, in both directions.
+    /// How many bytes came to be passed on, in both directions.
     pub fn bytes(&self) -> u64 {
         self.shared.bytes.load(Relaxed)
     }
@@ -138,19 +138,18 @@ async fn pass(client: TcpStream, shared: Arc<Shared>) {
     // nothing is gathered that the other side should see at once
     let _ = (client.set_nodelay(true), server.set_nodelay(true));
     let mut cuts = shared.cuts.subscribe();
-    let (client_read, client_write) = client.into_split();
-    let (server_read, server_write) = server.into_split();
-    let (client_read, server_read) = (&mut { client_read }, &mut { server_read });
-    let (client_write, server_write) = (&mut { client_write }, &mut { server_write });
+    let (mut client_read, mut client_write) = client.into_split();
+    let (mut server_read, mut server_write) = server.into_split();
     tokio::select! {
         _ = cuts.changed() => {}
-        _ = copy(client_read, server_write, &shared) => {}
-        _ = copy(server_read, client_write, &shared) => {}
+        _ = copy(&mut client_read, &mut server_write, &shared) => {}
+        _ = copy(&mut server_read, &mut client_write, &shared) => {}
     }
     if shared.reset.load(Relaxed) {
-        for socket in [client_write.as_ref(), server_write.as_ref()] {
-            // closed with bytes unsent and no linger, the system answers with RST
-            let _ = socket.set_zero_linger();
+        for half in [client_write, server_write] {
+            // closed without linger, the system sends an RST; a half that is dropped would say good-bye before
+            let _ = half.as_ref().set_zero_linger();
+            half.forget();
         }
     }
 }
@@ -170,6 +169,7 @@ async fn copy(
         if stalled.wait_for(|stalled| !stalled).await.is_err() {
             return Ok(());
         }
+        shared.bytes.fetch_add(count as u64, Relaxed);
         let slice = shared.slice.load(Relaxed);
         let pieces = if slice == 0 { count } else { slice };
         for piece in buffer[..count].chunks(pieces) {
@@ -178,7 +178,6 @@ async fn copy(
                 tokio::time::sleep(Duration::from_micros(200)).await;
             }
         }
-        shared.bytes.fetch_add(count as u64, Relaxed);
     }
 }
 

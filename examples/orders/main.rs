@@ -29,6 +29,8 @@ async fn main() -> postrider::Result<()> {
         eprintln!("orders: {problem}\nusage: orders [--orders N] [--tenant NAME] [--serve]");
         std::process::exit(2)
     });
+    // some orders make the handler panic: that is one line here, not a stack trace
+    std::panic::set_hook(Box::new(|panic| eprintln!("{panic}")));
     let url = std::env::var("POSTRIDER_URL").unwrap_or_else(|_| "memory:".into());
     let joint = if url.contains('?') { '&' } else { '?' };
     let broker = postrider::connect(&format!("{url}{joint}tenant={}", arguments.tenant)).await?;

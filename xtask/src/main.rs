@@ -4,6 +4,7 @@
 //! workspace, so that it is built at once even while they don't compile.
 
 mod adapters;
+mod bench;
 mod brokers;
 mod conformance_table;
 mod counts;
@@ -38,6 +39,8 @@ enum Command {
     Test(test::Options),
     /// The fault run: brokers and consumers are killed under load, and nothing may be lost
     Faults(faults::Options),
+    /// Speed beside a hand-written loop, in one run
+    Bench(bench::Options),
     /// The reference and the book
     Docs,
     /// Install the cargo tools that `test` needs, where they are missing
@@ -49,6 +52,7 @@ fn main() -> ExitCode {
         Command::Brokers(action) => brokers::main(&action),
         Command::Test(options) => test::main(&options),
         Command::Faults(options) => faults::main(&options),
+        Command::Bench(options) => bench::main(&options),
         Command::Docs => docs::main(),
         Command::Tools => tools::main(),
     };

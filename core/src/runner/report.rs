@@ -21,7 +21,7 @@ pub struct RouteReport {
     pub group: String,
     /// Messages handled and acknowledged.
     pub handled: u64,
-    /// Attempts after the first.
+    /// Failed attempts after which another was decided on.
     pub retried: u64,
     /// Messages that went to the dead letters, confirmed.
     pub dead_lettered: u64,

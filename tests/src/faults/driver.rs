@@ -54,8 +54,8 @@ pub async fn run(run: Run) -> Result<Totals> {
     std::fs::create_dir_all(&run.folder)
         .with_context(|| format!("{} can't be made", run.folder.display()))?;
     let kills = u64::from(run.size.broker_kills + run.size.consumer_kills);
-    if u64::from(run.size.messages) < AHEAD + 2 * RESERVE * kills {
-        bail!("{kills} kills need at least {} messages", AHEAD + 2 * RESERVE * kills);
+    if u64::from(run.size.messages) < AHEAD + RESERVE * kills {
+        bail!("{kills} kills need at least {} messages", AHEAD + RESERVE * kills);
     }
     let bounds = Bounds { claim_timeout: CLAIM_TIMEOUT, least_in_flight: LEAST_IN_FLIGHT };
     let planned = (run.size.broker_kills as usize, run.size.consumer_kills as usize);

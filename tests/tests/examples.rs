@@ -1,0 +1,101 @@
+//! The examples do what they say, as the programs that a user runs.
+
+#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test says what it expects")]
+
+use std::path::PathBuf;
+use std::process::{Command, Output};
+
+/// The example's program, which cargo builds together with the workspace's tests.
+fn example(name: &str) -> Command {
+    let test = std::env::current_exe().expect("the test has a path");
+    let folder: PathBuf = test.ancestors().nth(2).expect("it lies in target/PROFILE/deps").join("examples");
+    let program = folder.join(format!("{name}{}", std::env::consts::EXE_SUFFIX));
+    assert!(
+        program.exists(),
+        "{} isn't built; run `cargo build --examples --all-features`",
+        program.display()
+    );
+    let mut command = Command::new(program);
+    command.env_remove("POSTRIDER_URL");
+    command
+}
+
+fn output(command: &mut Command) -> (Output, String) {
+    let output = command.output().expect("it runs");
+    let text = String::from_utf8(output.stdout.clone()).expect("it prints UTF-8");
+    (output, text)
+}
+
+/// The lines that are the same on every broker: group, handled, retried, dead-lettered.
+fn summary(text: &str) -> Vec<&str> {
+    text.lines().skip_while(|line| *line != "group handled retried dead-lettered").skip(1).collect()
+}
+
+/// What the shop's mix comes to for 200 orders: 4 declined cards, 2 panics and 2 unreadable bodies; every 20th order is
+/// tried three times.
+const OF_200: [&str; 3] = ["billing 194 18 8", "ledger 194 0 0", "shipping 200 0 2"];
+
+mod memory {
+    use super::*;
+
+    #[test]
+    fn the_quickstart_publishes_handles_and_settles() {
+        let (output, text) = output(&mut example("quickstart"));
+        assert!(output.status.success(), "{output:?}");
+        // it may be handled before its publisher has printed that it is published
+        let mut lines: Vec<_> = text.lines().collect();
+        lines[..2].sort_unstable_by_key(|line| !line.starts_with("published"));
+        insta::assert_snapshot!(lines.join("\n"), @r"
+        published: Receipt { shard: 0, position: 0, duplicate: false }
+        handled: o-1 owes 1999 cents
+        settled:
+        route                       handled   retried dead-lettered given back
+        bill (orders → billing)           1         0             0          0
+        ");
+    }
+
+    #[test]
+    fn orders_end_with_the_same_figures_in_every_run() {
+        for _ in 0..2 {
+            let (output, text) = output(&mut example("orders"));
+            assert!(output.status.success(), "{output:?}");
+            assert_eq!(summary(&text), OF_200, "{text}");
+        }
+    }
+
+    #[test]
+    fn another_mix_has_other_figures() {
+        let (_, text) = output(example("orders").args(["--orders", "400"]));
+        assert_eq!(summary(&text), ["billing 388 38 16", "ledger 388 0 0", "shipping 400 0 4"], "{text}");
+    }
+
+    #[test]
+    fn a_wrong_argument_is_told_with_the_usage() {
+        let (output, _) = output(example("orders").args(["--orders", "many"]));
+        assert_eq!(output.status.code(), Some(2));
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(errors.contains("--orders takes a whole number") && errors.contains("usage:"), "{errors}");
+    }
+
+    #[test]
+    fn an_unknown_scheme_lists_those_compiled_in() {
+        let (output, _) = output(example("orders").env("POSTRIDER_URL", "mqtt://h"));
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && errors.contains("memory"), "{errors}");
+    }
+}
+
+#[cfg(feature = "nats")]
+mod nats {
+    use super::*;
+
+    #[test]
+    fn orders_end_with_the_same_figures_on_a_nats_server() {
+        let url = std::env::var("POSTRIDER_TEST_NATS_URL").expect("POSTRIDER_TEST_NATS_URL names a server");
+        for _ in 0..2 {
+            let (output, text) = output(example("orders").env("POSTRIDER_URL", &url));
+            assert!(output.status.success(), "{output:?}");
+            assert_eq!(summary(&text), OF_200, "{text}");
+        }
+    }
+}
