@@ -26,15 +26,16 @@ impl Errors {
     }
 }
 
+/// What a misspelt word was most likely meant to be.
+pub(crate) fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
+    let near = known.iter().map(|candidate| (strsim::jaro_winkler(word, candidate), *candidate));
+    near.filter(|(likeness, _)| *likeness > 0.75).max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, near)| near)
+}
+
 /// "did you mean …?", or a list of what there is.
 pub(crate) fn suggestion(word: &str, known: &[&str]) -> String {
-    let near = known
-        .iter()
-        .map(|candidate| (strsim::jaro_winkler(word, candidate), candidate))
-        .filter(|(likeness, _)| *likeness > 0.75)
-        .max_by(|a, b| a.0.total_cmp(&b.0));
-    match near {
-        Some((_, near)) => format!("did you mean `{near}`?"),
+    match nearest(word, known) {
+        Some(near) => format!("did you mean `{near}`?"),
         None => format!("known: {}", known.iter().map(|k| format!("`{k}`")).collect::<Vec<_>>().join(", ")),
     }
 }

@@ -6,7 +6,7 @@ use syn::parse::Parser;
 use syn::punctuated::Punctuated;
 use syn::{Expr, LitStr, Meta, MetaNameValue, Token};
 
-use crate::errors::{Errors, suggestion};
+use crate::errors::{Errors, nearest, suggestion};
 use crate::values::{as_word, count, duration_tokens, named, positive, text, word};
 use crate::{names, retry};
 
@@ -59,9 +59,15 @@ pub(crate) fn parse(tokens: TokenStream, function: &str, errors: &mut Errors) ->
         }
     };
     let krate = krate(&items, errors);
-    let mut reader = Reader { krate: krate.clone(), calls: TokenStream::new(), seen: Vec::new(), errors };
+    let mut reader = Reader {
+        krate: krate.clone(),
+        calls: TokenStream::new(),
+        seen: Vec::new(),
+        meant: Vec::new(),
+        errors,
+    };
     items.iter().for_each(|item| reader.read(item));
-    let Reader { calls, seen, .. } = reader;
+    let Reader { calls, seen, meant, .. } = reader;
     let find = |name: &str| seen.iter().find(|(n, _)| n == name).map(|(_, meta)| meta.clone());
     let value = |name: &str| match find(name) {
         Some(Meta::NameValue(pair)) => match pair.value {
@@ -71,10 +77,12 @@ pub(crate) fn parse(tokens: TokenStream, function: &str, errors: &mut Errors) ->
         _ => None,
     };
     let call_site = |what: &str| syn::Error::new(Span::call_site(), what);
-    if find("channel").is_none() {
+    // a misspelt option isn't missing as well
+    if find("channel").is_none() && !meant.contains(&"channel") {
         errors.push(call_site("a handler needs a channel to read: `channel = \"orders\"`"));
     }
-    if find("group").is_none() && find("ephemeral").is_none() {
+    let has_group = find("group").is_some() || find("ephemeral").is_some();
+    if !has_group && !meant.contains(&"group") && !meant.contains(&"ephemeral") {
         errors.push(call_site("a handler needs a group to read for: `group = \"billing\"` (or `ephemeral` for a copy of its own)"));
     }
     let mut clash = |a: &str, b: &str, why: &str| {
@@ -134,6 +142,8 @@ struct Reader<'a> {
     krate: TokenStream,
     calls: TokenStream,
     seen: Vec<(String, Meta)>,
+    /// What misspelt options were meant to be.
+    meant: Vec<&'static str>,
     errors: &'a mut Errors,
 }
 
@@ -144,6 +154,7 @@ impl Reader<'_> {
             let known: Vec<_> =
                 KNOWN.iter().copied().filter(|k| !matches!(*k, "crate" | "idempotency")).collect();
             let written = item.path().to_token_stream().to_string();
+            self.meant.extend(nearest(&written, &known));
             return self
                 .errors
                 .at(item.path(), format!("unknown option `{written}`; {}", suggestion(&written, &known)));
@@ -208,6 +219,10 @@ impl Reader<'_> {
             }
             "dead_letter" => {
                 named(value, names::channel, self.errors).map(|channel| quote!(.dead_letter(#channel)))
+            }
+            "retry" if as_word(value).is_none() => {
+                self.errors.at(value, "write `retry(attempts = 5, …)` or `retry = never`");
+                None
             }
             "retry" => word(value, &["never"], self.errors).map(|_| quote!(.retry(#krate::Retry::never()))),
             "ephemeral" => {

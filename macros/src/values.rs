@@ -54,7 +54,10 @@ pub(crate) fn count(value: &Expr, errors: &mut Errors) -> Option<u64> {
 }
 
 pub(crate) fn duration(value: &Expr, errors: &mut Errors) -> Option<Duration> {
-    let text = text(value, errors)?;
+    let Expr::Lit(ExprLit { lit: Lit::Str(text), .. }) = value else {
+        errors.at(value, "expected a duration in quotes, a number with its unit: \"30s\"");
+        return None;
+    };
     match humantime::parse_duration(&text.value()) {
         Ok(duration) if u64::try_from(duration.as_millis()).is_ok() => Some(duration),
         _ => {

@@ -1,0 +1,18 @@
+#![allow(unused)]
+
+use postrider::prelude::*;
+use serde::{Deserialize, Serialize};
+
+#[derive(Message, Serialize, Deserialize)]
+#[message(name = "order.placed")]
+struct OrderPlaced;
+
+struct Billing;
+
+#[handlers(group = "billing")]
+impl Billing {
+    #[handler(channel = "orders", group = "billing")]
+    async fn bill(&self, order: OrderPlaced) {}
+}
+
+fn main() {}

@@ -1,0 +1,15 @@
+#![allow(unused)]
+
+use postrider::prelude::*;
+use serde::{Deserialize, Serialize};
+
+#[derive(Message, Serialize, Deserialize)]
+#[message(name = "order.placed")]
+struct OrderPlaced;
+
+#[handler(channel = "orders", group = "billing", publishes = "orders")]
+async fn bill(order: OrderPlaced) -> OrderPlaced {
+    order
+}
+
+fn main() {}
