@@ -30,6 +30,8 @@ pub(crate) fn expand(arguments: &TokenStream, item: &TokenStream) -> TokenStream
             continue;
         };
         let attribute = method.attrs.remove(at);
+        // a handler is async because it may wait, not because this one does
+        method.attrs.push(syn::parse_quote!(#[allow(clippy::unused_async)]));
         let tokens = match &attribute.meta {
             Meta::List(list) => list.tokens.clone(),
             Meta::Path(_) => TokenStream::new(),
