@@ -1,5 +1,7 @@
 //! The book and the README, as documentation of this crate: their code is compiled, and run where it needs no server.
 
+#![allow(clippy::doc_markdown, reason = "these are pages of prose")]
+
 #[doc = include_str!("../../README.md")]
 pub mod readme {}
 
