@@ -27,6 +27,11 @@ pub trait Factory: Send + Sync + 'static {
         "default"
     }
 
+    /// Whether partitions are the channel's, so that a group may ask for any number up to theirs, and not the group's own.
+    fn channel_has_partitions(&self) -> bool {
+        false
+    }
+
     /// Connects. Two connects with one tenant reach the same channels; an embedded broker answers the same broker again.
     fn connect(&self, settings: Settings) -> BoxFuture<'_, Broker>;
 

@@ -1,50 +1,18 @@
 //! A message with all that is said about it. How it looks on a broker is the adapter's; how it is encoded is `codec`'s.
 
 use std::fmt;
-use std::sync::Arc;
 
 use bytes::Bytes;
 
 use crate::env::Env;
 use crate::error::{Error, Result};
 use crate::headers::{Attribute, HeaderValue, Headers, HeadersMut};
+use crate::id::MessageId;
 
 mod structured;
 mod wire;
 
-pub(crate) use wire::rfc3339;
-pub use wire::{WireReader, derived_id, parse_rfc3339};
-
-/// Who a message is: our own ids are UUIDs, foreign ones any text. 24 bytes; the clone of a UUID doesn't allocate.
-#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum MessageId {
-    /// The 16 bytes of a UUID, in network order.
-    Uuid([u8; 16]),
-    /// Any other text, as it came.
-    Text(Arc<str>),
-}
-
-impl MessageId {
-    /// Reads an id: the canonical text of a UUID becomes [`MessageId::Uuid`], everything else stays text.
-    pub fn parse(text: &str) -> Self {
-        wire::parse_uuid(text).map_or_else(|| Self::Text(text.into()), Self::Uuid)
-    }
-}
-
-impl fmt::Display for MessageId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Uuid(bytes) => f.write_str(wire::format_uuid(bytes, &mut [0; 36])),
-            Self::Text(text) => f.write_str(text),
-        }
-    }
-}
-
-impl fmt::Debug for MessageId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
+pub use wire::{WireReader, derived_id};
 
 /// A message and its attributes: who, when, what, for which key, plus the user's headers. A clone is two reference counts.
 ///

@@ -100,7 +100,7 @@ impl fmt::Display for HeaderValue<'_> {
             }
             Self::Int(n) => n.fmt(f),
             Self::Bool(b) => b.fmt(f),
-            Self::Time(ms) => f.write_str(&crate::envelope::rfc3339(*ms)),
+            Self::Time(ms) => f.write_str(&crate::time::rfc3339(*ms)),
             Self::Null => f.write_str("null"),
         }
     }

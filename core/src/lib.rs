@@ -15,6 +15,7 @@ mod error;
 mod extract;
 mod handler;
 mod headers;
+mod id;
 mod layer;
 mod message;
 mod outcome;
@@ -25,6 +26,7 @@ mod router;
 mod runner;
 mod settle;
 mod subscribe;
+mod time;
 
 pub use address::{Address, Channel, GroupName, KEY_SLOTS, MAX_NAME, SEPARATOR, key_slot, murmur2};
 pub use broker::{Adapter, BoxSubscription, Broker, Declare};
@@ -32,7 +34,7 @@ pub use bytes::Bytes;
 pub use capability::{Capabilities, Capability};
 pub use delivery::{Delivery, Origin};
 pub use env::{BoxFuture, Env, SeededSource, Source, SystemSource};
-pub use envelope::{Envelope, EnvelopeBuilder, MessageId, WireReader, derived_id, parse_rfc3339};
+pub use envelope::{Envelope, EnvelopeBuilder, WireReader, derived_id};
 pub use error::{BoxError, Class, Classify, Error, ErrorKind, HandlerError, Result};
 pub use extract::{
     Attempt, Batch, Declaration, FromIncoming, FromRef, Incoming, Meta, Publish, Rejection, RouteContext,
@@ -46,6 +48,7 @@ pub use headers::{
     Attribute, HeaderValue, Headers, HeadersMut, MAX_HEADER_BYTES, MAX_HEADER_NAME, MAX_HEADER_VALUE,
     MAX_HEADERS, RESERVED_PREFIXES,
 };
+pub use id::MessageId;
 pub use layer::{Layer, Layered, Stack};
 pub use message::{DecodeError, EnvelopeContext, IntoEnvelope, Key, Message, ToKey, decode};
 pub use outcome::{IntoOutcome, IntoOutputs, Outcome, OutputContext, Reason};
@@ -62,3 +65,4 @@ pub use subscribe::{
     Control, Gap, Group, Health, HealthState, Order, Signal, Start, SubscribeOptions, Subscriber,
     Subscription,
 };
+pub use time::parse_rfc3339;

@@ -8,9 +8,10 @@ use serde::de::DeserializeOwned;
 
 use crate::codec::Codec;
 use crate::env::Env;
-use crate::envelope::{Envelope, EnvelopeBuilder, MessageId};
+use crate::envelope::{Envelope, EnvelopeBuilder};
 use crate::error::{BoxError, Error, ErrorKind, Result};
 use crate::headers::{Attribute, HeaderValue};
+use crate::id::MessageId;
 
 /// A type that can be published and handled. Derive it: `#[derive(Message)]`.
 #[diagnostic::on_unimplemented(

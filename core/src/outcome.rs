@@ -5,8 +5,9 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::env::Env;
-use crate::envelope::{Envelope, MessageId, derived_id};
+use crate::envelope::{Envelope, derived_id};
 use crate::error::{BoxError, Class};
+use crate::id::MessageId;
 use crate::message::{DecodeError, EnvelopeContext, IntoEnvelope, Message};
 
 /// Why a message went to the dead letters: the header `postrider-dlq-reason`.

@@ -17,6 +17,7 @@
 mod broker;
 mod channel;
 mod config;
+mod connector;
 mod faults;
 mod group;
 mod log;
@@ -26,6 +27,7 @@ mod settle;
 mod subscriber;
 
 pub use broker::MemoryBroker;
-pub use config::{MemoryConfig, MemoryConnector};
+pub use config::MemoryConfig;
+pub use connector::MemoryConnector;
 pub use faults::FaultPlan;
 pub use subscriber::MemorySubscription;

@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use async_nats::jetstream;
 use postrider_core::{
-    Adapter, BrokerUrl, Capabilities, Capability, Declare, Env, Error, ErrorKind, Health, Result,
+    Adapter, BrokerUrl, Capabilities, Capability, Confirm, Declare, DrainReport, Env, Error, ErrorKind,
+    Health, Outgoing, PublishError, Publisher, Result,
 };
 use tokio_util::task::TaskTracker;
 
@@ -89,10 +90,6 @@ impl NatsBroker {
         &self.0.topology
     }
 
-    pub(crate) fn outbox(&self) -> &Outbox {
-        &self.0.outbox
-    }
-
     pub(crate) fn tasks(&self) -> &TaskTracker {
         &self.0.tasks
     }
@@ -111,6 +108,30 @@ impl NatsBroker {
         }
         // a client that is closed already says so; that is what was wanted
         let _ = self.0.connection.client.drain().await;
+    }
+}
+
+impl Publisher for NatsBroker {
+    fn env(&self) -> &Env {
+        self.environment()
+    }
+
+    async fn send(&self, message: Outgoing<'_>) -> Confirm {
+        self.0.outbox.send(message).await
+    }
+
+    fn try_send<'a>(&self, message: Outgoing<'a>) -> std::result::Result<Confirm, Outgoing<'a>> {
+        self.0.outbox.try_send(message)
+    }
+
+    async fn flush(&self) -> std::result::Result<(), PublishError> {
+        self.0.outbox.flush().await
+    }
+
+    async fn close(&self, deadline: Instant) -> DrainReport {
+        let report = self.0.outbox.close(deadline).await;
+        self.end(deadline).await;
+        report
     }
 }
 

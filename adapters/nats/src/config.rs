@@ -3,10 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use postrider_core::{BoxFuture, Broker, BrokerUrl, Connector, Env, Error, Result};
+use postrider_core::{Error, Result};
 use serde::Deserialize;
-
-use crate::broker::NatsBroker;
 
 /// What `declare` may do at the broker.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -140,19 +138,5 @@ impl std::fmt::Debug for NatsConfig {
             .field("tenant", &self.tenant)
             .field("claim_timeout", &self.claim_timeout)
             .finish_non_exhaustive()
-    }
-}
-
-/// Connects `nats://` and `tls://`.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct NatsConnector;
-
-impl Connector for NatsConnector {
-    fn schemes(&self) -> &'static [&'static str] {
-        &["nats", "tls"]
-    }
-
-    fn connect<'a>(&'a self, url: &'a BrokerUrl, env: Env) -> BoxFuture<'a, Result<Broker>> {
-        Box::pin(async move { Ok(Broker::new(NatsBroker::connect(url, url.options()?, env).await?)) })
     }
 }

@@ -9,6 +9,7 @@ mod broker;
 mod config;
 mod confirms;
 mod connection;
+mod connector;
 mod convert;
 mod error;
 mod naming;
@@ -21,6 +22,7 @@ mod subscriber;
 mod topology;
 
 pub use broker::NatsBroker;
-pub use config::{DeclareMode, NatsConfig, NatsConnector, OnUnknown};
+pub use config::{DeclareMode, NatsConfig, OnUnknown};
+pub use connector::NatsConnector;
 pub use naming::Naming;
 pub use subscriber::NatsSubscription;

@@ -8,14 +8,13 @@ use std::time::{Duration, Instant};
 use async_nats::{Message, StatusCode};
 use futures_util::{FutureExt, StreamExt};
 use postrider_core::{
-    Confirm, Confirmed, DrainReport, Env, Error, ErrorKind, Outgoing, PublishError, PublishOrder, Publisher,
-    Receipt, Result, check_size, key_slot,
+    Confirm, Confirmed, DrainReport, Env, Error, ErrorKind, Outgoing, PublishError, PublishOrder, Receipt,
+    Result, check_size, key_slot,
 };
 use serde::Deserialize;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 
-use crate::broker::NatsBroker;
 use crate::config::{NatsConfig, OnUnknown};
 use crate::confirms::{Sent, Slots};
 use crate::connection::Connection;
@@ -166,7 +165,7 @@ impl Outbox {
         Confirm::tracked(Arc::clone(&self.slots) as Arc<dyn postrider_core::Confirms>, token)
     }
 
-    async fn send(&self, message: Outgoing<'_>) -> Confirm {
+    pub(crate) async fn send(&self, message: Outgoing<'_>) -> Confirm {
         if let Err(error) = self.check(&message) {
             return Confirm::failed(error);
         }
@@ -205,7 +204,7 @@ impl Outbox {
     }
 
     #[expect(clippy::result_large_err, reason = "the message is given back, not an error made")]
-    fn try_send<'a>(&self, message: Outgoing<'a>) -> std::result::Result<Confirm, Outgoing<'a>> {
+    pub(crate) fn try_send<'a>(&self, message: Outgoing<'a>) -> std::result::Result<Confirm, Outgoing<'a>> {
         if let Err(error) = self.check(&message) {
             return Ok(Confirm::failed(error));
         }
@@ -227,47 +226,33 @@ impl Outbox {
             None => Err(message),
         }
     }
-}
 
-impl Publisher for NatsBroker {
-    fn env(&self) -> &Env {
-        self.environment()
+    /// All that was handed over is answered.
+    pub(crate) async fn flush(&self) -> std::result::Result<(), PublishError> {
+        self.slots.flushed().await
     }
 
-    async fn send(&self, message: Outgoing<'_>) -> Confirm {
-        self.outbox().send(message).await
-    }
-
-    fn try_send<'a>(&self, message: Outgoing<'a>) -> std::result::Result<Confirm, Outgoing<'a>> {
-        self.outbox().try_send(message)
-    }
-
-    async fn flush(&self) -> std::result::Result<(), PublishError> {
-        self.outbox().slots.flushed().await
-    }
-
-    async fn close(&self, deadline: Instant) -> DrainReport {
-        let outbox = self.outbox();
-        outbox.closed.store(true, Relaxed);
-        let left = deadline.saturating_duration_since(outbox.env.now());
+    /// Takes no more, and waits until all is answered or the deadline has come.
+    pub(crate) async fn close(&self, deadline: Instant) -> DrainReport {
+        self.closed.store(true, Relaxed);
+        let left = deadline.saturating_duration_since(self.env.now());
         let in_time = tokio::select! {
             biased;
             // failures that nobody read are in the report
-            _ = outbox.slots.flushed() => true,
-            () = outbox.env.sleep(left) => false,
+            _ = self.slots.flushed() => true,
+            () = self.env.sleep(left) => false,
         };
         if !in_time {
-            for token in outbox.slots.unanswered() {
+            for token in self.slots.unanswered() {
                 let error = Error::new(
                     ErrorKind::Timeout,
                     "close",
                     "the server didn't answer before the publisher closed",
                 );
-                outbox.slots.resolve(token, Err(PublishError::Unknown(error)));
+                self.slots.resolve(token, Err(PublishError::Unknown(error)));
             }
         }
-        self.end(deadline).await;
-        outbox.slots.report()
+        self.slots.report()
     }
 }
 

@@ -4,8 +4,10 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 
-use super::{Envelope, EnvelopeBuilder, MessageId};
+use super::{Envelope, EnvelopeBuilder};
 use crate::headers::{Attribute, HeaderValue};
+use crate::id::{MessageId, format_uuid};
+use crate::time::{parse_rfc3339, rfc3339};
 
 /// The extension that says how a key that isn't text was written: `base64`.
 const KEY_ENCODING: &str = "partitionkeyencoding";
@@ -166,58 +168,6 @@ pub fn derived_id(parts: &[&[u8]]) -> MessageId {
     }
     let bits = hash.digest128() & !(0xf << 76) & !(0x3 << 62) | (0x8 << 76) | (0x2 << 62);
     MessageId::Uuid(bits.to_be_bytes())
-}
-
-/// Milliseconds since the Unix epoch as RFC 3339 in UTC.
-pub(crate) fn rfc3339(ms: i64) -> String {
-    jiff::Timestamp::from_millisecond(ms).map_or_else(|_| ms.to_string(), |t| t.to_string())
-}
-
-/// RFC 3339 with any offset, as milliseconds since the Unix epoch; `None` if it can't be read or lies before it.
-pub fn parse_rfc3339(text: &str) -> Option<u64> {
-    text.parse::<jiff::Timestamp>().ok().and_then(|t| u64::try_from(t.as_millisecond()).ok())
-}
-
-const DASHES: [usize; 4] = [8, 13, 18, 23];
-
-pub(super) fn format_uuid<'a>(bytes: &[u8; 16], out: &'a mut [u8; 36]) -> &'a str {
-    const HEX: &[u8; 16] = b"0123456789abcdef";
-    let mut at = 0;
-    for byte in bytes {
-        if DASHES.contains(&at) {
-            out[at] = b'-';
-            at += 1;
-        }
-        out[at] = HEX[usize::from(byte >> 4)];
-        out[at + 1] = HEX[usize::from(byte & 15)];
-        at += 2;
-    }
-    std::str::from_utf8(out).unwrap_or_default()
-}
-
-/// Only the canonical lower-case form: everything else must come back as the text that it was.
-pub(super) fn parse_uuid(text: &str) -> Option<[u8; 16]> {
-    let text = text.as_bytes();
-    if text.len() != 36 {
-        return None;
-    }
-    let digit = |b: u8| match b {
-        b'0'..=b'9' => Some(b - b'0'),
-        b'a'..=b'f' => Some(b - b'a' + 10),
-        _ => None,
-    };
-    let (mut out, mut at) = ([0; 16], 0);
-    for byte in &mut out {
-        if DASHES.contains(&at) {
-            if text[at] != b'-' {
-                return None;
-            }
-            at += 1;
-        }
-        *byte = digit(text[at])? << 4 | digit(text[at + 1])?;
-        at += 2;
-    }
-    Some(out)
 }
 
 #[cfg(test)]

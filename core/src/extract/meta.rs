@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use super::{FromIncoming, Incoming, Rejection, RouteContext, RouteNames};
-use crate::envelope::{Envelope, MessageId};
+use crate::envelope::Envelope;
 use crate::headers::Headers;
+use crate::id::MessageId;
 use crate::settle::ClaimId;
 
 /// All that is known of a message besides its body: attributes, headers, and which try this is.

@@ -51,8 +51,8 @@ pub(crate) fn dead_letter(delivery: &Delivery, failure: &Failure<'_>) -> (Envelo
     if let Some(deliveries) = delivery.deliveries {
         put("deliveries", &deliveries.to_string());
     }
-    put("first-failed-at", &crate::envelope::rfc3339(failure.first_failed_ms as i64));
-    put("last-failed-at", &crate::envelope::rfc3339(failure.last_failed_ms as i64));
+    put("first-failed-at", &crate::time::rfc3339(failure.first_failed_ms as i64));
+    put("last-failed-at", &crate::time::rfc3339(failure.last_failed_ms as i64));
     put("channel", failure.channel);
     put("group", failure.group);
     put("handler", failure.handler);
