@@ -14,13 +14,27 @@ pub(crate) fn connect(error: ConnectError, addresses: &str) -> Error {
         ConnectErrorKind::TimedOut => {
             (ErrorKind::Timeout, "the server didn't answer within the connect deadline")
         }
-        ConnectErrorKind::Tls => {
-            (ErrorKind::Connection, "no TLS connection could be made; check `tls_ca` and the host's name")
-        }
+        ConnectErrorKind::Tls => (ErrorKind::Connection, TLS),
+        // a certificate that isn't taken comes as an I/O error
+        ConnectErrorKind::Io if is_invalid_data(&error) => (ErrorKind::Connection, TLS),
         ConnectErrorKind::ServerParse => (ErrorKind::Config, "the address can't be read"),
         _ => (ErrorKind::Connection, "no connection could be made; is a server running there?"),
     };
     Error::new(kind, "connect", message).with("address", addresses).because(error)
+}
+
+const TLS: &str = "no TLS connection could be made; check `tls_ca` and the host's name";
+
+/// What rustls finds wrong arrives as an I/O error of that kind.
+fn is_invalid_data(error: &ConnectError) -> bool {
+    let mut next = std::error::Error::source(error);
+    while let Some(source) = next {
+        if let Some(io) = source.downcast_ref::<std::io::Error>() {
+            return io.kind() == std::io::ErrorKind::InvalidData;
+        }
+        next = source.source();
+    }
+    false
 }
 
 /// An answer of the JetStream API.

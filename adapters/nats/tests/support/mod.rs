@@ -12,6 +12,7 @@ use postrider_nats::NatsConnector;
 use tokio::process::Command;
 
 /// The server that all tests share.
+#[allow(dead_code, reason = "not every test file needs it")]
 pub(crate) fn shared_url() -> String {
     std::env::var("POSTRIDER_TEST_NATS_URL")
         .expect("POSTRIDER_TEST_NATS_URL names a NATS server; `cargo xtask test` starts one and sets it")
