@@ -295,8 +295,15 @@ pub struct HeadersMut {
     arena: SmallVec<[u8; 256]>,
     count: usize,
     bytes: usize,
+    /// Headers of the library's own that came off the wire.
+    own: usize,
     breach: bool,
 }
+
+/// What the library's own headers may be at most when they come off the wire: beside the user's, and bounded by themselves.
+const MAX_OWN: usize = 32;
+const MAX_OWN_VALUE: usize = 2 * 1024;
+const OWN_PREFIX: &str = "postrider-";
 
 impl HeadersMut {
     /// Nothing yet.
@@ -334,6 +341,12 @@ impl HeadersMut {
         let value = value.into();
         // a control character would read as an attribute; on no broker can a sane producer have meant it
         let hostile = name.is_empty() || name.len() > u16::MAX as usize || name.bytes().any(|b| b < 0x20);
+        let length = value.as_bytes().map_or(8, <[u8]>::len);
+        if !hostile && name.starts_with(OWN_PREFIX) && self.own < MAX_OWN && length <= MAX_OWN_VALUE {
+            // a dead letter has the user's headers, up to all that are allowed, and ours
+            self.own += 1;
+            return self.write(name, value);
+        }
         self.breach |= hostile || self.fits(name, value).is_err();
         if !hostile {
             self.put(name, value);
@@ -502,5 +515,22 @@ mod tests {
         headers.insert_foreign("big", &*"v".repeat(MAX_HEADER_VALUE + 1));
         assert!(headers.breach());
         assert_eq!(headers.freeze().len(), 1);
+    }
+
+    #[test]
+    fn headers_of_our_own_that_come_off_the_wire_are_bounded_by_themselves() {
+        let mut headers = HeadersMut::new();
+        for number in 0..MAX_HEADERS {
+            headers.insert_foreign(&format!("user-{number}"), "v");
+        }
+        for number in 0..MAX_OWN {
+            headers.insert_foreign(&format!("postrider-{number}"), &*"v".repeat(MAX_OWN_VALUE));
+        }
+        assert!(!headers.breach());
+        headers.insert_foreign("postrider-more", "v");
+        assert!(headers.breach());
+        let mut headers = HeadersMut::new();
+        headers.insert_foreign("postrider-long", &*"v".repeat(MAX_HEADER_VALUE + 1));
+        assert!(headers.breach());
     }
 }

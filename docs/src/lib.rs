@@ -1,4 +1,5 @@
-//! The book and the README, as documentation of this crate: their code is compiled, and run where it needs no server.
+//! The book and the README, as documentation of this crate: their code is compiled, and run where it needs no server. That no page
+//! is left out is tested in `tests/pages.rs`.
 
 #![allow(clippy::doc_markdown, reason = "these are pages of prose")]
 
@@ -20,6 +21,9 @@ pub mod tutorial_failures {}
 #[doc = include_str!("tutorial/outputs.md")]
 pub mod tutorial_outputs {}
 
+#[doc = include_str!("tutorial/testing.md")]
+pub mod tutorial_testing {}
+
 #[doc = include_str!("tutorial/nats.md")]
 pub mod tutorial_nats {}
 
@@ -32,8 +36,14 @@ pub mod guide_options {}
 #[doc = include_str!("guide/failures.md")]
 pub mod guide_failures {}
 
+#[doc = include_str!("guide/dead-letters.md")]
+pub mod guide_dead_letters {}
+
 #[doc = include_str!("guide/order.md")]
 pub mod guide_order {}
+
+#[doc = include_str!("guide/lifecycle.md")]
+pub mod guide_lifecycle {}
 
 #[doc = include_str!("guide/publishing.md")]
 pub mod guide_publishing {}
@@ -41,8 +51,8 @@ pub mod guide_publishing {}
 #[doc = include_str!("guide/messages.md")]
 pub mod guide_messages {}
 
-#[doc = include_str!("guide/lifecycle.md")]
-pub mod guide_lifecycle {}
+#[doc = include_str!("guide/envelope.md")]
+pub mod guide_envelope {}
 
 #[doc = include_str!("brokers/memory.md")]
 pub mod brokers_memory {}

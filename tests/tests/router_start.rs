@@ -12,8 +12,8 @@ use postrider::memory::{MemoryBroker, MemoryConnector, MemorySubscription};
 use postrider::prelude::*;
 use postrider::{
     Adapter, Backoff, BoxFuture, BrokerUrl, Capabilities, Capability, Confirm, Connector, Declare,
-    DrainReport, Env, Error, ErrorKind, Health, Order, Outgoing, PublishError, Registry, Retry, RouteOptions,
-    Start, SubscribeOptions, Subscriber,
+    DrainReport, Env, Error, ErrorKind, Health, OnGap, Order, Outgoing, PublishError, Registry, Retry,
+    RouteOptions, Start, SubscribeOptions, Subscriber,
 };
 use router_kit::{Invoiced, Placed, broker, broker_with, finish, invoiced, placed};
 
@@ -84,6 +84,7 @@ async fn a_capability_that_the_broker_lacks_is_named_before_any_io() {
         (route("orders", "billing").order(Order::Partition), Capability::PartitionOrder),
         (RouteOptions::ephemeral("orders").order(Order::None), Capability::Ephemeral),
         (route("orders", "billing").order(Order::None).start(Start::Time(1)), Capability::StartTime),
+        (route("orders", "billing").order(Order::None).on_gap(OnGap::Stop), Capability::Gaps),
     ] {
         let calls = Arc::new(AtomicUsize::new(0));
         let can = Capability::ALL.iter().filter(|has| **has != capability);

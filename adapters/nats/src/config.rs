@@ -123,8 +123,10 @@ impl NatsConfig {
         if self.tls_cert.is_some() != self.tls_key.is_some() {
             return refuse("`tls_cert` and `tls_key` go together: set both or neither");
         }
-        if self.connect_timeout.is_zero() || self.send_deadline.is_zero() {
-            return refuse("`connect_timeout` and `send_deadline` must be longer than nothing");
+        if self.connect_timeout.is_zero() || self.send_deadline.is_zero() || self.ping_interval.is_zero() {
+            return refuse(
+                "`connect_timeout`, `send_deadline` and `ping_interval` must be longer than nothing",
+            );
         }
         Ok(())
     }

@@ -34,6 +34,12 @@ impl Connection {
         if addresses.is_empty() {
             return Err(Error::config("connect", "the URL names no server; write `nats://host:4222`"));
         }
+        if !matches!(url.path(), "" | "/") {
+            return Err(Error::config(
+                "connect",
+                "a NATS URL has no path; write `nats://host:4222?option=value`",
+            ));
+        }
         let listed = addresses.join(", ");
         let (up, link) = watch::channel(Link { up: true, generation: 0 });
         let options = options(url, config, env, up).await?;

@@ -12,6 +12,7 @@ mod connection;
 mod connector;
 mod convert;
 mod error;
+mod members;
 mod naming;
 mod partition;
 mod publisher;

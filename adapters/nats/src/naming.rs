@@ -89,6 +89,11 @@ impl Naming {
     }
 }
 
+/// Where the members of a group tell each other that they are there.
+pub(crate) fn members_subject(stream: &str, group: &str) -> String {
+    format!("_postrider.members.{stream}.{group}")
+}
+
 /// Into how many partitions a group is split.
 pub(crate) fn partitions(order: Order, asked: Option<u32>) -> u32 {
     match order {

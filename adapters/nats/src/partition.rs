@@ -12,8 +12,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::connection::{Connection, Link};
 use crate::convert;
-use crate::pull::{self, Answer, PRIORITY_GROUP, Request, nanos};
-use crate::shared::{Arrived, Shared};
+use crate::pull::{self, Answer, PRIORITY_GROUP, Request, nanos, unpin_subject};
+use crate::shared::{Arrived, Shared, What};
 use crate::topology::{ConsumerPlan, Unsettled};
 
 /// How long a request may wait at the server.
@@ -45,6 +45,8 @@ struct Talk {
     link: Link,
     inbox: String,
     pin: Option<String>,
+    /// The pin under which the partition was given to another member.
+    given_up: Option<String>,
     requested: usize,
     heard: Instant,
     asked: Instant,
@@ -76,13 +78,14 @@ impl Puller {
             Err(e) => return self.shared.end(crate::error::request("subscribe", e)),
         };
         if !self.plan.pinned {
-            self.shared.assign(self.shard, false);
+            self.shared.assign(self.shard, false, self.env.now());
         }
         let now = self.env.now();
         let mut talk = Talk {
             link: self.connection.link(),
             inbox,
             pin: None,
+            given_up: None,
             requested: 0,
             heard: now,
             asked: now,
@@ -119,7 +122,12 @@ impl Puller {
                 },
                 found = async { match &mut look { Some(look) => look.await, None => std::future::pending().await } } => {
                     look = None;
-                    self.looked(&mut talk, found.ok().flatten().as_ref());
+                    match found {
+                        Ok(Some(found)) => self.looked(&mut talk, &found),
+                        Ok(None) => self.gone(&mut talk),
+                        // the server is still starting, or the connection is gone again: the next look will tell
+                        Err(_) => talk.look_at = self.env.now() + LOOK,
+                    }
                 }
                 () = room.notified() => {}
                 () = self.env.sleep(if talk.unsure || talk.gathering.is_some() { LOOK } else { tick }) => {}
@@ -137,13 +145,10 @@ impl Puller {
     }
 
     /// What the server says is unsettled, held against what is here.
-    fn looked(&self, talk: &mut Talk, found: Option<&Unsettled>) {
+    fn looked(&self, talk: &mut Talk, found: &Unsettled) {
         let now = self.env.now();
         talk.look_at = now + LOOK;
-        if talk.unsure
-            && let Some(found) = found
-        {
-            talk.unsure = false;
+        if std::mem::take(&mut talk.unsure) {
             if found.pin != talk.pin {
                 self.lose(talk);
             }
@@ -153,13 +158,7 @@ impl Puller {
             return;
         };
         let waited = now.saturating_duration_since(gathering.since);
-        if let Some(unsettled) = found {
-            gathering.missing =
-                unsettled.count.saturating_sub(self.shared.held_of(self.shard, unsettled.delivered));
-        } else {
-            // the consumer or the connection is gone: what follows of that is another's to find
-            gathering.missing = gathering.missing.max(1);
-        }
+        gathering.missing = found.count.saturating_sub(self.shared.held_of(self.shard, found.delivered));
         if gathering.missing > 0 && waited > self.claim_timeout * 3 {
             tracing::warn!(target: "postrider::claim", stream = self.plan.stream, consumer = self.plan.name,
                 missing = gathering.missing, "the server doesn't redeliver all that an earlier holder left; going on");
@@ -169,6 +168,17 @@ impl Puller {
             talk.gathering = None;
             self.shared.gathered(self.shard);
         }
+    }
+
+    /// The consumer is no longer there: it is brought back before the next request.
+    fn gone(&self, talk: &mut Talk) {
+        // another stream or consumer of that name counts anew
+        self.lose(talk);
+        self.shared.forget(self.shard);
+        self.shared.reach(self.shard, true);
+        (talk.requested, talk.unsure) = (0, false);
+        let now = self.env.now();
+        talk.unanswered = Some(now.checked_sub(Duration::from_secs(2)).unwrap_or(now));
     }
 
     fn heartbeat(&self) -> Duration {
@@ -209,7 +219,24 @@ impl Puller {
             }
             return Ok(());
         }
+        self.notice_release(talk);
         if now < talk.not_before || talk.unsure {
+            return Ok(());
+        }
+        if self
+            .shared
+            .moving(self.shard)
+            .is_some_and(|since| now.saturating_duration_since(since) > self.claim_timeout)
+        {
+            tracing::warn!(target: "postrider::claim", stream = self.plan.stream, consumer = self.plan.name,
+                "what is to be given to another member isn't settled in time; it is given up");
+            talk.given_up.clone_from(&talk.pin);
+            self.lose(talk);
+            (talk.requested, talk.not_before) = (0, now + COURTESY);
+            self.shared.tell(unpin_subject(&self.plan.stream, &self.plan.name).into(), What::Unpin);
+            return Ok(());
+        }
+        if self.plan.pinned && talk.pin.is_none() && !self.shared.may_take_another() {
             return Ok(());
         }
         if talk.unanswered.is_some_and(|since| now.saturating_duration_since(since) > Duration::from_secs(1))
@@ -217,7 +244,7 @@ impl Puller {
             self.plan.restore().await?;
             talk.unanswered = Some(now);
             if !self.plan.pinned && !self.is_assigned() {
-                self.shared.assign(self.shard, false);
+                self.shared.assign(self.shard, false, self.env.now());
             }
         }
         let silent = now.saturating_duration_since(talk.heard);
@@ -295,7 +322,14 @@ impl Puller {
         match answer {
             Answer::Delivery(place) => {
                 talk.requested = talk.requested.saturating_sub(usize::from(!renewal));
-                self.keep_pin(talk, pull::pin_of(&message));
+                self.notice_release(talk);
+                let pin = pull::pin_of(&message);
+                if self.plan.pinned && !self.keep_pin(talk, pin) {
+                    if let Some(reply) = message.reply {
+                        self.shared.tell(reply, What::Nak(None));
+                    }
+                    return Ok(());
+                }
                 let envelope = convert::envelope(
                     message.headers.as_ref(),
                     message.payload,
@@ -325,15 +359,7 @@ impl Puller {
                 talk.unanswered.get_or_insert(now);
                 talk.not_before = now + Duration::from_millis(100);
             }
-            Answer::Gone(_) => {
-                // another stream or consumer of that name counts anew
-                self.lose(talk);
-                self.shared.forget(self.shard);
-                talk.requested = 0;
-                // looked at before the next request
-                talk.unanswered =
-                    Some(self.env.now().checked_sub(Duration::from_secs(2)).unwrap_or(self.env.now()));
-            }
+            Answer::Gone(_) => self.gone(talk),
             Answer::Refused(why) => {
                 let error =
                     Error::new(ErrorKind::Broker, "receive", "the server refuses the request for messages");
@@ -346,19 +372,28 @@ impl Puller {
         Ok(())
     }
 
-    /// A delivery under another pin is another hold.
-    fn keep_pin(&self, talk: &mut Talk, pin: Option<&str>) {
-        if !self.plan.pinned {
-            return;
+    /// A delivery under another pin is another hold. Answers whether it is held: not under a pin that was given up.
+    fn keep_pin(&self, talk: &mut Talk, pin: Option<&str>) -> bool {
+        if pin.is_some() && talk.given_up.as_deref() == pin {
+            return false;
         }
         if self.is_assigned() && talk.pin.as_deref() == pin {
-            return;
+            return true;
         }
         self.lose(talk);
         talk.pin = pin.map(Into::into);
         let now = self.env.now();
         talk.gathering = Some(Gathering { since: now, missing: 0 });
-        self.shared.assign(self.shard, true);
+        self.shared.assign(self.shard, true, now)
+    }
+
+    /// After the partition was given to another member: the old pin is none, and the other one asks first.
+    fn notice_release(&self, talk: &mut Talk) {
+        if self.shared.take_released(self.shard) {
+            talk.given_up = talk.pin.take();
+            (talk.requested, talk.gathering, talk.unsure) = (0, None, false);
+            talk.not_before = self.env.now() + COURTESY;
+        }
     }
 
     fn is_assigned(&self) -> bool {

@@ -1,8 +1,8 @@
 //! What a subscription holds, shared by the tasks that fill it and those who empty it: buffers, claims, what is out.
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_nats::Subject;
 use postrider_core::{
@@ -42,6 +42,8 @@ struct Held {
     deliveries: u32,
     /// Which of all deliveries of the consumer this was.
     delivered: u64,
+    /// When it was stored.
+    time_ms: u64,
 }
 
 /// A message as it came.
@@ -60,33 +62,42 @@ const REMEMBERED: usize = 4_096;
 /// acknowledgements (it does so ten times a second) and delivers those messages as if for the first time.
 #[derive(Debug, Default)]
 struct Acknowledged {
-    sequences: HashSet<u64, foldhash::fast::FixedState>,
+    /// Sequences and times: a stream that was made anew counts anew, too.
+    times_ms: HashMap<u64, u64, foldhash::fast::FixedState>,
     oldest_first: VecDeque<u64>,
 }
 
 impl Acknowledged {
-    fn insert(&mut self, sequence: u64) {
+    fn insert(&mut self, sequence: u64, time_ms: u64) {
         if self.oldest_first.len() == REMEMBERED
             && let Some(oldest) = self.oldest_first.pop_front()
         {
-            self.sequences.remove(&oldest);
+            self.times_ms.remove(&oldest);
         }
-        if self.sequences.insert(sequence) {
+        if self.times_ms.insert(sequence, time_ms).is_none() {
             self.oldest_first.push_back(sequence);
         }
     }
 
-    fn contains(&self, sequence: u64) -> bool {
-        self.sequences.contains(&sequence)
+    fn contains(&self, place: Place) -> bool {
+        self.times_ms.get(&place.sequence) == Some(&place.time_ms)
     }
 }
 
 /// One partition as this member sees it.
+#[allow(
+    clippy::struct_excessive_bools,
+    reason = "each follows another event, and they come in any combination"
+)]
 #[derive(Debug)]
 pub(crate) struct Partition {
     pub(crate) epoch: u32,
     /// Whether this member holds it.
     pub(crate) assigned: bool,
+    /// Since when it is to be given to another member: nothing more is handed out, and what is out is waited for.
+    moving: Option<Instant>,
+    /// It was given to another member, and its puller doesn't know yet.
+    released: bool,
     /// Nothing is handed out while the server can't be heard: it could be another's by now, and couldn't be acknowledged.
     reachable: bool,
     /// Nothing is handed out before all is here that an earlier holder left unsettled.
@@ -107,6 +118,8 @@ impl Partition {
         Self {
             epoch: 0,
             assigned: false,
+            moving: None,
+            released: false,
             reachable: true,
             gathering: false,
             held: BTreeMap::new(),
@@ -115,6 +128,15 @@ impl Partition {
             acknowledged: Acknowledged::default(),
             room: Arc::new(Notify::new()),
         }
+    }
+
+    /// The hold is over; answers what was held under it.
+    fn end(&mut self) -> impl Iterator<Item = Held> + use<> {
+        (self.assigned, self.moving) = (false, None);
+        self.epoch += 1;
+        self.buffer.clear();
+        self.delayed.clear();
+        std::mem::take(&mut self.held).into_values()
     }
 
     /// Puts a held message where it belongs among those that wait.
@@ -138,6 +160,25 @@ struct State {
     closed: bool,
     /// Which partition is looked at first, so that each gets its turn.
     turn: usize,
+    /// How many partitions this member is to hold.
+    share: usize,
+}
+
+impl State {
+    /// Begins to give away what is held beyond the share.
+    fn balance(&mut self, now: Instant) {
+        let kept = self.partitions.iter().filter(|p| p.assigned && p.moving.is_none()).count();
+        let mut claims = Vec::new();
+        let held =
+            self.partitions.iter_mut().enumerate().rev().filter(|(_, p)| p.assigned && p.moving.is_none());
+        for (shard, partition) in held.take(kept.saturating_sub(self.share)) {
+            partition.moving = Some(now);
+            claims.push(ClaimId { shard: shard as u32, epoch: partition.epoch });
+        }
+        if !claims.is_empty() {
+            self.events.push_back(Signal::Revoking(claims));
+        }
+    }
 }
 
 /// What a subscription holds.
@@ -167,6 +208,7 @@ impl Shared {
             ended: None,
             closed: false,
             turn: 0,
+            share: usize::MAX,
         };
         Self { state: Mutex::new(state), order, arrived: Notify::new(), tell }
     }
@@ -185,19 +227,71 @@ impl Shared {
         self.state().partitions.get_mut(shard as usize).map(with)
     }
 
-    /// The member holds the partition from now on. With `gather`, it hands nothing out before [`gathered`](Self::gathered).
-    pub(crate) fn assign(&self, shard: u32, gather: bool) {
+    /// The member holds the partition from now on, unless it has just given it away. With `gather`, it hands nothing out
+    /// before [`gathered`](Self::gathered).
+    pub(crate) fn assign(&self, shard: u32, gather: bool, now: Instant) -> bool {
         let mut state = self.state();
-        let Some(partition) = state.partitions.get_mut(shard as usize) else {
-            return;
+        let Some(partition) = state.partitions.get_mut(shard as usize).filter(|p| !p.released) else {
+            return false;
         };
         partition.epoch += 1;
         partition.assigned = true;
         partition.gathering = gather;
         let claim = ClaimId { shard, epoch: partition.epoch };
         state.events.push_back(Signal::Assigned(vec![claim]));
+        state.balance(now);
         drop(state);
         self.arrived.notify_one();
+        true
+    }
+
+    /// Whether the partition was given to another member since the last time that this was asked.
+    pub(crate) fn take_released(&self, shard: u32) -> bool {
+        self.with_partition(shard, |partition| std::mem::take(&mut partition.released)).unwrap_or(false)
+    }
+
+    /// How many partitions this member is to hold from now on.
+    pub(crate) fn share(&self, partitions: u32, now: Instant) {
+        let mut state = self.state();
+        state.share = partitions as usize;
+        state.balance(now);
+        // those under their share may ask for more
+        state.partitions.iter().for_each(|partition| partition.room.notify_one());
+        drop(state);
+        self.arrived.notify_one();
+    }
+
+    /// Whether the share has room for another partition.
+    pub(crate) fn may_take_another(&self) -> bool {
+        let state = self.state();
+        state.partitions.iter().filter(|p| p.assigned).count() < state.share
+    }
+
+    /// Since when the partition is being given to another member.
+    pub(crate) fn moving(&self, shard: u32) -> Option<Instant> {
+        self.with_partition(shard, |partition| partition.moving).flatten()
+    }
+
+    /// Nothing that was handed out under these claims is unsettled: the rest is given back. Answers the partitions.
+    pub(crate) fn release(&self, claims: &[ClaimId]) -> Vec<u32> {
+        let mut state = self.state();
+        let state = &mut *state;
+        let mut released = Vec::new();
+        for claim in claims {
+            let partition = state.partitions.get_mut(claim.shard as usize);
+            if let Some(partition) = partition.filter(|p| p.moving.is_some() && p.epoch == claim.epoch) {
+                for held in partition.end() {
+                    if held.out {
+                        state.in_flight.settled(held.bytes);
+                    }
+                    let _ = self.tell.send(Tell { reply: held.reply, what: What::Nak(None) });
+                }
+                partition.released = true;
+                partition.room.notify_one();
+                released.push(claim.shard);
+            }
+        }
+        released
     }
 
     /// The member doesn't hold the partition any more. What it held is given back, so that it comes again soon.
@@ -210,12 +304,8 @@ impl Shared {
         if !partition.assigned {
             return;
         }
-        partition.assigned = false;
         let claim = ClaimId { shard, epoch: partition.epoch };
-        partition.epoch += 1;
-        partition.buffer.clear();
-        partition.delayed.clear();
-        for held in std::mem::take(&mut partition.held).into_values() {
+        for held in partition.end() {
             if held.out {
                 state.in_flight.settled(held.bytes);
             }
@@ -272,14 +362,15 @@ impl Shared {
             (held.reply, held.delivered) = (reply, place.delivered);
             return;
         }
-        if partition.acknowledged.contains(place.sequence) {
+        if partition.acknowledged.contains(place) {
             return self.tell(reply, What::Ack);
         }
         let bytes = envelope.byte_len();
-        let Place { deliveries, delivered, sequence, .. } = place;
-        partition
-            .held
-            .insert(sequence, Held { reply, bytes, key, out: false, envelope, deliveries, delivered });
+        let Place { deliveries, delivered, sequence, time_ms } = place;
+        partition.held.insert(
+            sequence,
+            Held { reply, bytes, key, out: false, envelope, deliveries, delivered, time_ms },
+        );
         partition.enqueue(sequence);
         drop(state);
         self.arrived.notify_one();
@@ -311,7 +402,7 @@ impl Shared {
         for step in 0..count {
             let shard = (state.turn + step) % count;
             let partition = &mut state.partitions[shard];
-            if partition.gathering || !partition.reachable {
+            if partition.gathering || partition.moving.is_some() || !partition.reachable {
                 continue;
             }
             let mut at = 0;
@@ -397,7 +488,7 @@ impl Shared {
                     let what = if let Settlement::GiveBack(after) = other {
                         What::Nak(*after)
                     } else {
-                        partition.acknowledged.insert(token.seq);
+                        partition.acknowledged.insert(token.seq, held.time_ms);
                         What::Ack
                     };
                     self.tell(held.reply, what);

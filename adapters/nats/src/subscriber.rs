@@ -16,6 +16,8 @@ use tokio_util::sync::CancellationToken;
 use crate::acks::{self, Acks, Lines};
 use crate::broker::NatsBroker;
 use crate::connection::Connection;
+use crate::members::Presence;
+use crate::naming::members_subject;
 use crate::partition::Puller;
 use crate::pull::unpin_subject;
 use crate::settle::Tracker;
@@ -85,6 +87,18 @@ impl Subscriber for NatsBroker {
             };
             pullers.spawn(puller.run());
         }
+        if let (Group::Named(group), [first, _, ..]) = (&options.group, &*plans) {
+            let presence = Presence {
+                connection: self.connection().clone(),
+                env: self.environment().clone(),
+                shared: Arc::clone(&shared),
+                subject: members_subject(&first.stream, group),
+                partitions: plans.len() as u32,
+                patience: claim_timeout,
+                stop: stop.clone(),
+            };
+            pullers.spawn(presence.run());
+        }
         let tracker = Arc::new(Tracker {
             shared,
             flush: lines.flush,
@@ -116,8 +130,12 @@ impl Subscription for NatsSubscription {
         }
     }
 
-    /// Nothing is revoked by the server here: a claim is held or lost.
-    async fn release(&mut self, _: &[ClaimId]) -> Result<()> {
+    async fn release(&mut self, claims: &[ClaimId]) -> Result<()> {
+        for shard in self.tracker.shared.release(claims) {
+            if let Some(plan) = self.plans.get(shard as usize) {
+                self.tracker.shared.tell(unpin_subject(&plan.stream, &plan.name).into(), What::Unpin);
+            }
+        }
         Ok(())
     }
 

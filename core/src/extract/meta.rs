@@ -79,8 +79,9 @@ impl Meta {
         self.deliveries
     }
 
-    /// The hold under which it was delivered: a fencing token. An effect that refuses a lower epoch of the same shard than
-    /// it has seen can't be overtaken by a member that was cut off.
+    /// The hold under which it was delivered. Where the broker numbers holds across members, it is a fencing token: an effect
+    /// that refuses a lower epoch of the same shard than it has seen can't be overtaken by a member that was cut off. On the
+    /// embedded broker that is so; on NATS each process counts its own holds, and the epoch only tells those apart.
     pub fn claim_epoch(&self) -> ClaimId {
         self.claim
     }

@@ -7,7 +7,7 @@ use crate::address::{Channel, GroupName};
 use crate::capability::{Capabilities, Capability};
 use crate::error::{Error, Result};
 use crate::extract::{Declaration, RouteNames};
-use crate::policy::{DeadLetter, RouteOptions};
+use crate::policy::{DeadLetter, OnGap, RouteOptions};
 use crate::runner::Plan;
 use crate::subscribe::{Group, Order, Start, SubscribeOptions};
 
@@ -147,6 +147,7 @@ pub(super) fn capabilities(plan: &Plan, can: &Capabilities) -> Result<()> {
         (plan.subscribe.order == Order::Partition, Capability::PartitionOrder),
         (plan.subscribe.group == Group::Ephemeral, Capability::Ephemeral),
         (matches!(plan.subscribe.start, Start::Time(_)), Capability::StartTime),
+        (plan.on_gap == OnGap::Stop, Capability::Gaps),
     ];
     for (_, capability) in wanted.into_iter().filter(|(asked, _)| *asked) {
         can.require(capability, "start").map_err(|error| error.with("route", &plan.names.handler))?;

@@ -10,6 +10,8 @@ const MAX_VALUE: usize = 2 * 1024;
 const CUT: &str = "… (cut)";
 /// The headers that every dead letter has, and the redrive count among them.
 const PREFIX: &str = "postrider-dlq-";
+/// The header that every dead letter has.
+pub(crate) const REASON: &str = "postrider-dlq-reason";
 const REDRIVES: &str = "postrider-dlq-redrives";
 
 /// Why and where a message failed.

@@ -16,6 +16,7 @@ use slab::Slab;
 use tokio_util::sync::CancellationToken;
 
 use super::crew::{Crew, Ended, Orders};
+use super::dead_letter::REASON;
 use super::events;
 use super::held::{Delayed, Held, Items};
 use super::lanes::{LaneId, Lanes};
@@ -316,6 +317,10 @@ impl<'a> Dispatcher<'a> {
     /// Why a message isn't handed to the handler at all.
     fn unfit(&self, held: &Held) -> Option<Unfit> {
         let envelope = &held.delivery.envelope;
+        if envelope.headers().get(REASON).is_some() {
+            // a dead letter is read as it is: that its headers break a bound or its time has passed may be why it is one
+            return None;
+        }
         if envelope.breaks_bounds() {
             return Some(Unfit::Reject(Reason::Oversize, "its headers are beyond the bounds".into()));
         }
@@ -412,6 +417,10 @@ impl<'a> Dispatcher<'a> {
 
     /// The first waits; what came after it in its lane waits for it.
     fn delay(&mut self, wait: Duration, items: Items) {
+        if self.is_revoking(&items[0]) {
+            // whoever holds the claim next tries again
+            return items.into_iter().for_each(|held| self.withhold(held));
+        }
         let mut items = items.into_iter();
         let Some(held) = items.next() else { return };
         if let Some(lane) = held.lane {

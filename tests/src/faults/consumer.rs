@@ -29,6 +29,11 @@ struct Poison(bool);
 /// # Errors
 /// If the routes can't be started or end by themselves.
 pub async fn run(url: &str, folder: &Path, name: &str, poison: bool) -> Result<()> {
+    tracing_subscriber::fmt()
+        .with_ansi(false)
+        .with_max_level(tracing::Level::INFO)
+        .with_writer(io::stderr)
+        .init();
     let history = Arc::new(Writer::open(folder, name)?);
     let broker = postrider::connect(url).await?;
     let world = World { history: Arc::clone(&history), poison: Poison(poison) };

@@ -241,6 +241,9 @@ impl Driver {
             self.look_after()?;
             if last.elapsed() > PATIENCE {
                 let (confirmed, done) = (self.counts.confirmed.len(), self.counts.done.len());
+                for id in self.counts.confirmed.difference(&self.counts.done).take(5) {
+                    eprintln!("confirmed and not handled: number {} of key {}", id.number, id.key);
+                }
                 bail!(
                     "nothing has happened for {} s while waiting until {what}: {confirmed} confirmed, {done} handled; the logs of the processes are in {}",
                     PATIENCE.as_secs(),

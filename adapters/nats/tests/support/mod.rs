@@ -1,5 +1,7 @@
 //! Servers for the tests: the shared one, and private ones that a test may kill.
 
+#![allow(dead_code, reason = "not every test file needs all of it")]
+
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -12,7 +14,6 @@ use postrider_nats::NatsConnector;
 use tokio::process::Command;
 
 /// The server that all tests share.
-#[allow(dead_code, reason = "not every test file needs it")]
 pub(crate) fn shared_url() -> String {
     std::env::var("POSTRIDER_TEST_NATS_URL")
         .expect("POSTRIDER_TEST_NATS_URL names a NATS server; `cargo xtask test` starts one and sets it")
@@ -57,7 +58,6 @@ impl PrivateServer {
     }
 
     /// `127.0.0.1:port`, without the proxy.
-    #[allow(dead_code, reason = "not every test file needs it")]
     pub(crate) fn address(&self) -> String {
         format!("127.0.0.1:{}", self.port)
     }

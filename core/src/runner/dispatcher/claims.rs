@@ -62,6 +62,21 @@ impl Dispatcher<'_> {
         }
     }
 
+    pub(super) fn is_revoking(&self, held: &Held) -> bool {
+        let claim = held.delivery.claim_id();
+        self.revoking.iter().any(|revocation| revocation.claims.contains(&claim))
+    }
+
+    /// What was under way under a claim that is being given up waits for that; its lane goes on.
+    pub(super) fn withhold(&mut self, held: Held) {
+        if let Some(lane) = held.lane {
+            self.release(lane);
+        }
+        if let Some(held) = self.keep_if_revoking(held) {
+            self.ready.push_back(held);
+        }
+    }
+
     /// From now on nothing starts.
     pub(crate) fn stop(&mut self) {
         events::draining(&self.plan.names, self.held);
@@ -100,6 +115,8 @@ impl Dispatcher<'_> {
                 self.forget(vec![held]);
             } else if self.stopping {
                 self.returned.push(held);
+            } else if self.is_revoking(&held) {
+                self.withhold(held);
             } else if let Some(lane) = held.lane
                 && requeued.iter().any(|other| other.lane == Some(lane))
             {
