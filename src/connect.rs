@@ -6,7 +6,13 @@ use postrider_core::{Broker, Env, Error, Registry, Result};
 const VARIABLE: &str = "POSTRIDER_URL";
 
 /// Every scheme that there is an adapter for, and the feature that compiles it in.
-const KNOWN: &[(&str, &str)] = &[("memory", "memory"), ("nats", "nats"), ("tls", "nats")];
+const KNOWN: &[(&str, &str)] = &[
+    ("memory", "memory"),
+    ("nats", "nats"),
+    ("tls", "nats"),
+    ("kafka", "kafka"),
+    ("kafka+ssl", "kafka-tls"),
+];
 
 /// The connectors of the compiled features.
 pub fn registry() -> Registry {
@@ -15,6 +21,8 @@ pub fn registry() -> Registry {
     let registry = registry.with(postrider_memory::MemoryConnector);
     #[cfg(feature = "nats")]
     let registry = registry.with(postrider_nats::NatsConnector);
+    #[cfg(feature = "kafka")]
+    let registry = registry.with(postrider_kafka::KafkaConnector);
     registry
 }
 

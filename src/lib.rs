@@ -29,7 +29,7 @@
 //! }
 //! ```
 //!
-//! Features choose the brokers that are compiled in (`memory`, on by default, and `nats`); the scheme of the URL chooses
+//! Features choose the brokers that are compiled in (`memory`, on by default, `nats` and `kafka`); the scheme of the URL chooses
 //! among those at run time. What is promised on each broker stands in the book, under `docs/`.
 
 mod connect;
@@ -40,6 +40,8 @@ pub use postrider_core::*;
 pub use postrider_macros::{FromRef, Message, handler, handlers};
 pub use run::RunExt;
 
+#[cfg(feature = "kafka")]
+pub use postrider_kafka as kafka;
 #[cfg(feature = "memory")]
 pub use postrider_memory as memory;
 #[cfg(feature = "nats")]

@@ -99,3 +99,18 @@ mod nats {
         }
     }
 }
+
+#[cfg(feature = "kafka")]
+mod kafka {
+    use super::*;
+
+    #[test]
+    fn orders_end_with_the_same_figures_on_a_kafka_broker() {
+        let url = std::env::var("POSTRIDER_TEST_KAFKA_URL").expect("POSTRIDER_TEST_KAFKA_URL names a broker");
+        for _ in 0..2 {
+            let (output, text) = output(example("orders").env("POSTRIDER_URL", &url));
+            assert!(output.status.success(), "{output:?}");
+            assert_eq!(summary(&text), OF_200, "{text}");
+        }
+    }
+}

@@ -17,11 +17,26 @@ pub(crate) struct Broker {
     pub(crate) name: &'static str,
     /// The variables that say its ports.
     pub(crate) ports: &'static [&'static str],
+    /// What else is set for tests.
+    pub(crate) settings: &'static [(&'static str, &'static str)],
 }
+
+/// Claims that end within a test's patience.
+const KAFKA_EXTRA: &str = "
+group.min.session.timeout.ms=500
+group.consumer.min.session.timeout.ms=1000
+group.consumer.session.timeout.ms=3000
+group.consumer.min.heartbeat.interval.ms=100
+group.consumer.heartbeat.interval.ms=300
+";
 
 /// All brokers.
 pub(crate) const BROKERS: &[Broker] = &[
-    Broker { name: "kafka", ports: &["KAFKA_PORT", "KAFKA_CONTROLLER_PORT", "KAFKA_TLS_PORT"] },
+    Broker {
+        name: "kafka",
+        ports: &["KAFKA_PORT", "KAFKA_CONTROLLER_PORT", "KAFKA_TLS_PORT"],
+        settings: &[("BROKERS_KAFKA_EXTRA", KAFKA_EXTRA)],
+    },
     Broker {
         name: "rabbitmq",
         ports: &[
@@ -31,8 +46,9 @@ pub(crate) const BROKERS: &[Broker] = &[
             "RABBITMQ_DIST_PORT",
             "RABBITMQ_EPMD_PORT",
         ],
+        settings: &[],
     },
-    Broker { name: "nats", ports: &["NATS_PORT", "NATS_MONITOR_PORT"] },
+    Broker { name: "nats", ports: &["NATS_PORT", "NATS_MONITOR_PORT"], settings: &[] },
     Broker {
         name: "rabbitmq4",
         ports: &[
@@ -42,6 +58,7 @@ pub(crate) const BROKERS: &[Broker] = &[
             "RABBITMQ4_DIST_PORT",
             "RABBITMQ4_EPMD_PORT",
         ],
+        settings: &[],
     },
 ];
 

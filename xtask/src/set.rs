@@ -70,6 +70,8 @@ impl Set {
         let shared = self.sets.join(SHARED);
         let mut up = self.command(&shared);
         up.arg("up").args(names).env("BROKERS_TLS", "1").envs(variables.into_iter().zip(ports));
+        let wanted = BROKERS.iter().filter(|broker| names.contains(&broker.name));
+        up.envs(wanted.flat_map(|broker| broker.settings).copied());
         if !interrupt.run(up.stdout(Stdio::null()))?.success() {
             bail!("brokers could not be brought up: {}", names.join(", "));
         }

@@ -66,8 +66,10 @@ pub(crate) fn main(options: &Options) -> Result<ExitCode> {
 }
 
 fn tested(options: &Options) -> Vec<&'static Adapter> {
-    let wanted =
-        |adapter: &&Adapter| options.only.is_empty() || options.only.iter().any(|name| name == adapter.name);
+    let wanted = |adapter: &&Adapter| match &*options.only {
+        [] => adapter.by_default,
+        only => only.iter().any(|name| name == adapter.name),
+    };
     let possible = |adapter: &&Adapter| adapter.brokers.is_empty() || !(options.no_brokers || options.quick);
     ADAPTERS.iter().filter(wanted).filter(possible).collect()
 }

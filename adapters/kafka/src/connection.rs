@@ -1,0 +1,255 @@
+//! The producing client and what it hears: whether brokers answer, what became of each message.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use postrider_core::{BrokerUrl, Env, Error, ErrorKind, Health, Receipt, Result};
+use rdkafka::client::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
+use rdkafka::message::{DeliveryResult, Message};
+use rdkafka::producer::{Producer, ProducerContext, ThreadedProducer};
+use rdkafka::{ClientConfig, client::Client};
+use serde::Deserialize;
+use tokio::sync::watch;
+
+use crate::config::KafkaConfig;
+use crate::confirms::Slots;
+use crate::error;
+use crate::properties;
+
+/// How long one request of metadata may take; it is tried again within its caller's own deadline.
+const REQUEST: Duration = Duration::from_secs(3);
+
+/// What is left for headers within a topic's bound on a message: the user's, and those of a dead letter.
+pub(crate) const HEADER_ROOM: usize = 96 * 1024;
+
+/// What the producing client reports.
+#[derive(Debug)]
+pub(crate) struct Ears {
+    up: watch::Sender<bool>,
+    slots: Arc<Slots>,
+    /// The first refusal of the credentials, and what ended the client for good.
+    refused: Mutex<Option<Code>>,
+    fatal: Mutex<Option<String>>,
+}
+
+/// The part of librdkafka's statistics that is looked at.
+#[derive(Deserialize)]
+struct Statistics {
+    #[serde(default)]
+    brokers: HashMap<String, BrokerState>,
+    eos: Option<Idempotence>,
+}
+
+#[derive(Deserialize)]
+struct Idempotence {
+    #[serde(default)]
+    producer_id: i64,
+}
+
+#[derive(Deserialize)]
+struct BrokerState {
+    #[serde(default)]
+    state: String,
+}
+
+impl ClientContext for Ears {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        log(level, facility, message);
+    }
+
+    fn stats_raw(&self, statistics: &[u8]) {
+        if let Ok(found) = serde_json::from_slice::<Statistics>(statistics) {
+            let up = found.brokers.values().any(|broker| broker.state == "UP");
+            self.up.send_if_modified(|known| std::mem::replace(known, up) != up);
+            if let Some(producer) = found.eos.map(|eos| eos.producer_id).filter(|id| *id >= 0) {
+                self.slots.produced_by(producer as u64);
+            }
+        }
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        let code = error.rdkafka_error_code();
+        tracing::debug!(target: "postrider::connection", ?code, reason, "client error");
+        match code {
+            Some(Code::AllBrokersDown) => {
+                self.up.send_if_modified(|up| std::mem::replace(up, false));
+            }
+            Some(code @ (Code::Authentication | Code::SaslAuthenticationFailed)) => {
+                self.refused.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(code);
+                self.up.send_if_modified(|up| std::mem::replace(up, false));
+            }
+            Some(Code::Fatal) => {
+                self.fatal.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(reason.to_owned());
+            }
+            _ => {}
+        }
+    }
+}
+
+impl ProducerContext for Ears {
+    type DeliveryOpaque = usize;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, token: usize) {
+        let outcome = match result {
+            Ok(message) => Ok(Receipt::new(message.partition() as u32, message.offset() as u64)),
+            Err((error, _)) => Err(error::delivery(error.rdkafka_error_code().unwrap_or(Code::Unknown))),
+        };
+        self.slots.delivered(token as u64, outcome);
+    }
+}
+
+/// librdkafka's log, as events of ours.
+pub(crate) fn log(level: RDKafkaLogLevel, facility: &str, message: &str) {
+    match level {
+        RDKafkaLogLevel::Emerg
+        | RDKafkaLogLevel::Alert
+        | RDKafkaLogLevel::Critical
+        | RDKafkaLogLevel::Error => {
+            tracing::warn!(target: "postrider::connection", facility, message, "client");
+        }
+        _ => tracing::debug!(target: "postrider::connection", facility, message, "client"),
+    }
+}
+
+/// The producing client, and a watch on its state.
+#[derive(Clone)]
+pub(crate) struct Connection {
+    pub(crate) producer: Arc<ThreadedProducer<Ears>>,
+    pub(crate) common: ClientConfig,
+    pub(crate) slots: Arc<Slots>,
+    up: watch::Receiver<bool>,
+}
+
+impl std::fmt::Debug for Connection {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Connection").field("up", &self.is_up()).finish_non_exhaustive()
+    }
+}
+
+impl Connection {
+    /// Connects within the deadline, or says why not.
+    pub(crate) async fn open(url: &BrokerUrl, config: &KafkaConfig, env: &Env) -> Result<Self> {
+        let common = properties::common(url, config)?;
+        let (sender, up) = watch::channel(true);
+        let slots = Arc::new(Slots::default());
+        let ears = Ears {
+            up: sender,
+            slots: Arc::clone(&slots),
+            refused: Mutex::new(None),
+            fatal: Mutex::new(None),
+        };
+        let producer: ThreadedProducer<Ears> = properties::producer(&common, config, HEADER_ROOM)
+            .create_with_context(ears)
+            .map_err(error::creation)?;
+        let connection = Self { producer: Arc::new(producer), common, slots, up };
+        connection.first_answer(url, config, env).await?;
+        Ok(connection)
+    }
+
+    /// Resolves when a broker has answered, or says why none did.
+    async fn first_answer(&self, url: &BrokerUrl, config: &KafkaConfig, env: &Env) -> Result<()> {
+        let listed: Vec<_> = url.hosts().iter().map(|host| host.address(9092)).collect();
+        let listed = listed.join(", ");
+        let deadline = env.now() + config.connect_timeout;
+        loop {
+            let left = deadline.saturating_duration_since(env.now());
+            let asked =
+                self.ask(move |client| client.fetch_cluster_id(left.min(Duration::from_millis(200)))).await?;
+            if asked.is_some() {
+                return Ok(());
+            }
+            if let Some(code) = *self.ears().refused.lock().unwrap_or_else(PoisonError::into_inner) {
+                return Err(error::code("connect", code).with("address", listed));
+            }
+            if left.is_zero() {
+                let message = format!(
+                    "no broker answered within {:?}; is one running there, and is its advertised address right?",
+                    config.connect_timeout
+                );
+                return Err(Error::new(ErrorKind::Timeout, "connect", message).with("address", listed));
+            }
+        }
+    }
+
+    fn ears(&self) -> &Ears {
+        self.producer.client().context()
+    }
+
+    /// Runs a request that blocks its thread.
+    pub(crate) async fn ask<T: Send + 'static>(
+        &self,
+        request: impl FnOnce(&Client<Ears>) -> T + Send + 'static,
+    ) -> Result<T> {
+        let producer = Arc::clone(&self.producer);
+        let asked = tokio::task::spawn_blocking(move || request(producer.client()));
+        asked
+            .await
+            .map_err(|e| Error::new(ErrorKind::Closed, "connect", "the runtime is stopping").because(e))
+    }
+
+    /// How many partitions the topic has; `None` where there is no such topic.
+    pub(crate) async fn partitions(&self, operation: &'static str, topic: &str) -> Result<Option<u32>> {
+        let asked = topic.to_owned();
+        let found = self.ask(move |client| {
+            let metadata = client.fetch_metadata(Some(&asked), REQUEST)?;
+            let topic = metadata.topics().iter().find(|topic| topic.name() == asked);
+            Ok::<_, KafkaError>(topic.map_or((0, true, None), |topic| {
+                let led = topic.partitions().iter().all(|partition| partition.leader() >= 0);
+                (topic.partitions().len() as u32, led, topic.error().map(Code::from))
+            }))
+        });
+        let (count, led, refused) =
+            found.await?.map_err(|e| error::client(operation, e).with("topic", topic))?;
+        match refused {
+            Some(Code::UnknownTopicOrPartition | Code::UnknownTopic) => Ok(None),
+            None if count == 0 => Ok(None),
+            // just made, or its leader is being chosen: it is there, but not to be written to yet
+            Some(Code::LeaderNotAvailable) => {
+                Err(error::code(operation, Code::LeaderNotAvailable).with("topic", topic))
+            }
+            Some(other) => Err(error::code(operation, other).with("topic", topic)),
+            None if !led => Err(error::code(operation, Code::LeaderNotAvailable).with("topic", topic)),
+            None => Ok(Some(count)),
+        }
+    }
+
+    pub(crate) fn is_up(&self) -> bool {
+        *self.up.borrow()
+    }
+
+    /// Resolves when a broker answers.
+    pub(crate) async fn up(&self) {
+        let mut up = self.up.clone();
+        // copied out at once: the reference holds a lock
+        let found = up.wait_for(|up| *up).await.map(|up| *up);
+        if found.is_err() {
+            // the client is gone, and with it whoever waits
+            std::future::pending::<()>().await;
+        }
+    }
+
+    pub(crate) fn health(&self) -> Health {
+        if let Some(reason) = &*self.ears().fatal.lock().unwrap_or_else(PoisonError::into_inner) {
+            return Health::down(format!("the producer can't go on: {reason}; connect again"));
+        }
+        if self.is_up() {
+            Health::up()
+        } else {
+            Health::degraded("no broker answers; the connection is being restored")
+        }
+    }
+
+    /// Throws away what the client still has, so that each send gets its outcome.
+    pub(crate) async fn purge(&self, until: Instant, env: &Env) {
+        let flags = rdkafka::producer::PurgeConfig::default().queue().inflight();
+        self.producer.purge(flags);
+        let left = until.saturating_duration_since(env.now()).max(Duration::from_millis(500));
+        tokio::select! {
+            _ = self.slots.flushed() => {}
+            () = env.sleep(left) => {}
+        }
+    }
+}

@@ -1,0 +1,230 @@
+//! Envelopes as Kafka records and back: the wire format's column for Kafka.
+
+use std::fmt::Write as _;
+use std::panic::AssertUnwindSafe;
+
+use bytes::Bytes;
+use postrider_core::{Envelope, HeaderValue, MAX_HEADERS, MessageId, WireReader};
+use rdkafka::Message;
+use rdkafka::message::{BorrowedMessage, Header, Headers, OwnedHeaders};
+
+const PREFIX: &str = "ce_";
+const CONTENT_TYPE: &str = "content-type";
+/// Kafka's headers are bytes; what kind those were that aren't text stands here: `INDEX:KIND`, separated by spaces, the index
+/// counted over the user's headers.
+const KINDS: &str = "postrider-header-kinds";
+/// More headers than this aren't looked at: the record breaks the bounds many times over.
+const MOST: usize = 4 * MAX_HEADERS;
+
+/// The headers of a record. (The key is the record's own.)
+pub(crate) fn headers(envelope: &Envelope) -> OwnedHeaders {
+    let mut out = Some(OwnedHeaders::new_with_capacity(16));
+    let mut put = |key: &str, value: Option<&[u8]>| {
+        out = out.take().map(|headers| headers.insert(Header { key, value }));
+    };
+    let text_key = envelope.key().is_none_or(|key| std::str::from_utf8(key).is_ok());
+    let mut name = String::with_capacity(32);
+    envelope.write_attributes(|attribute, text| {
+        if !text_key && attribute.starts_with("partitionkey") {
+            return; // the record's key says it, byte for byte
+        }
+        name.clear();
+        name.push_str(PREFIX);
+        name.push_str(attribute);
+        put(&name, Some(text.as_bytes()));
+    });
+    if let Some(text) = envelope.content_type() {
+        put(CONTENT_TYPE, Some(text.as_bytes()));
+    }
+    let mut kinds = String::new();
+    for (index, (name, value)) in envelope.headers().iter().enumerate() {
+        let mut number = String::new();
+        let (kind, bytes) = match value {
+            HeaderValue::Text(text) => (None, Some(text.as_bytes())),
+            // those that can't be text need no mark
+            HeaderValue::Bytes(bytes) | HeaderValue::Native(_, bytes) => {
+                (std::str::from_utf8(bytes).is_ok().then_some('b'), Some(bytes))
+            }
+            HeaderValue::Int(n) => (Some('i'), Some(text_of(&mut number, n))),
+            HeaderValue::Bool(b) => (Some('l'), Some(text_of(&mut number, b))),
+            HeaderValue::Time(ms) => (Some('t'), Some(text_of(&mut number, ms))),
+            _ => (None, None),
+        };
+        if let Some(kind) = kind {
+            let space = if kinds.is_empty() { "" } else { " " };
+            let _ = write!(kinds, "{space}{index}:{kind}");
+        }
+        put(name, bytes);
+    }
+    if !kinds.is_empty() {
+        put(KINDS, Some(kinds.as_bytes()));
+    }
+    out.unwrap_or_default()
+}
+
+fn text_of(buffer: &mut String, value: impl std::fmt::Display) -> &[u8] {
+    *buffer = value.to_string();
+    buffer.as_bytes()
+}
+
+/// The envelope of a record.
+pub(crate) fn envelope(message: &BorrowedMessage<'_>, topic: &str) -> Envelope {
+    let found = message.headers();
+    let count = found.map_or(0, Headers::count);
+    let mut fields = Vec::with_capacity(count.min(MOST));
+    let mut unreadable = count.saturating_sub(MOST);
+    for index in 0..count.min(MOST) {
+        // the client panics on a name that isn't UTF-8; such a header can't be carried, and is counted
+        let header =
+            std::panic::catch_unwind(AssertUnwindSafe(|| found.and_then(|headers| headers.try_get(index))));
+        match header {
+            Ok(Some(Header { key, value })) => fields.push((key, value)),
+            _ => unreadable += 1,
+        }
+    }
+    let record = Record {
+        key: message.key(),
+        body: message.payload().map(Bytes::copy_from_slice),
+        time_ms: message.timestamp().to_millis().unwrap_or(0).max(0) as u64,
+        unreadable,
+    };
+    read(record, &fields, || format!("{topic}/{}/{}", message.partition(), message.offset()))
+}
+
+/// What a record has beside its headers.
+struct Record<'a> {
+    key: Option<&'a [u8]>,
+    body: Option<Bytes>,
+    time_ms: u64,
+    /// How many headers can't be carried.
+    unreadable: usize,
+}
+
+fn read(record: Record<'_>, fields: &[(&str, Option<&[u8]>)], place: impl FnOnce() -> String) -> Envelope {
+    let mut reader = WireReader::new(record.body);
+    let kinds = fields.iter().find(|(name, _)| *name == KINDS).and_then(|(_, value)| *value);
+    let kinds: Vec<_> = kinds
+        .and_then(|text| std::str::from_utf8(text).ok())
+        .map_or(Vec::new(), |text| text.split(' ').filter_map(|mark| mark.split_once(':')).collect());
+    let mut index = 0;
+    for (name, value) in fields {
+        let text = value.and_then(|value| std::str::from_utf8(value).ok());
+        if let (Some(attribute), Some(text)) = (name.strip_prefix(PREFIX), text)
+            && reader.attribute(attribute, text)
+        {
+            continue;
+        }
+        if let (true, Some(text)) = (name.eq_ignore_ascii_case(CONTENT_TYPE), text) {
+            reader.content_type(text);
+            continue;
+        }
+        if *name == KINDS {
+            continue;
+        }
+        let kind = kinds.iter().find(|(at, _)| at.parse() == Ok(index)).map(|(_, kind)| *kind);
+        reader.header(name, typed(kind, *value, text));
+        index += 1;
+    }
+    if record.unreadable > 0 {
+        reader.header("postrider-unreadable-headers", &*record.unreadable.to_string());
+        // a header without a name breaks the bounds: so the runner dead-letters the record and loses no header in silence
+        reader.header("", HeaderValue::Null);
+    }
+    if let Some(key) = record.key {
+        reader.key(key);
+    }
+    reader.id_or(|| MessageId::Text(place().into()));
+    reader.time_or(record.time_ms);
+    reader.finish()
+}
+
+/// A value as the kind that it was; what doesn't read as that is what it looks like.
+fn typed<'a>(kind: Option<&str>, value: Option<&'a [u8]>, text: Option<&'a str>) -> HeaderValue<'a> {
+    let Some(bytes) = value else {
+        return HeaderValue::Null;
+    };
+    let typed = match (kind, text) {
+        (Some("b"), _) => Some(HeaderValue::Bytes(bytes)),
+        (Some("i"), Some(text)) => text.parse().ok().map(HeaderValue::Int),
+        (Some("t"), Some(text)) => text.parse().ok().map(HeaderValue::Time),
+        (Some("l"), Some(text)) => text.parse().ok().map(HeaderValue::Bool),
+        _ => None,
+    };
+    typed.unwrap_or_else(|| text.map_or(HeaderValue::Bytes(bytes), HeaderValue::Text))
+}
+
+#[cfg(test)]
+mod tests {
+    use postrider_core::{Attribute, Env};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn through(envelope: &Envelope) -> Envelope {
+        let written = headers(envelope);
+        let fields: Vec<_> = written.iter().map(|Header { key, value }| (key, value)).collect();
+        let body = (!envelope.is_null()).then(|| envelope.payload().clone());
+        read(Record { key: envelope.key(), body, time_ms: 7, unreadable: 0 }, &fields, || "t/0/1".into())
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read(key in prop::option::of(prop::collection::vec(any::<u8>(), 0..20)), subject in "\\PC{0,12}", name in "[ -~]{1,20}", text in "(?s).{0,30}", bytes in prop::collection::vec(any::<u8>(), 0..20), n in any::<i64>(), flag in any::<bool>()) {
+            let mut builder = Envelope::builder(Bytes::from_static(b"x")).type_name("t").version(2).attribute(Attribute::Subject, &*subject);
+            if let Some(key) = &key {
+                builder = builder.key(key);
+            }
+            let mut expected = Vec::new();
+            for value in [HeaderValue::Text(&text), HeaderValue::Bytes(&bytes), HeaderValue::Int(n), HeaderValue::Bool(flag), HeaderValue::Time(n), HeaderValue::Null] {
+                if builder.headers_mut().insert(&name, value).is_ok() {
+                    expected.push(value);
+                }
+            }
+            let envelope = builder.build(&Env::seeded(1)).unwrap();
+            let read = through(&envelope);
+            prop_assert_eq!(read.id(), envelope.id());
+            prop_assert_eq!((read.type_name(), read.version(), read.time_ms()), ("t", 2, envelope.time_ms()));
+            prop_assert_eq!(read.key(), key.as_deref());
+            prop_assert_eq!(read.subject(), Some(&*subject));
+            let values: Vec<_> = read.headers().get_all(&name).collect();
+            prop_assert_eq!(values, expected);
+        }
+    }
+
+    #[test]
+    fn a_foreign_record_gets_its_id_from_where_it_stood_and_keeps_its_headers() {
+        let fields: [(&str, Option<&[u8]>); 5] = [
+            ("trace", Some(b"1")),
+            ("trace", None),
+            ("ce_unknown", Some(b"kept")),
+            ("ce_time", Some(b"yesterday")),
+            ("raw", Some(&[0xff])),
+        ];
+        let record = Record { key: Some(b"k"), body: None, time_ms: 99, unreadable: 0 };
+        let envelope = read(record, &fields, || "orders/3/7".into());
+        assert_eq!((envelope.id().to_string().as_str(), envelope.time_ms()), ("orders/3/7", 99));
+        assert_eq!((envelope.key(), envelope.is_null()), (Some(&b"k"[..]), true));
+        let headers: Vec<_> = envelope.headers().iter().collect();
+        let expected = [
+            ("trace", HeaderValue::Text("1")),
+            ("trace", HeaderValue::Null),
+            ("ce_unknown", HeaderValue::Text("kept")),
+            ("ce_time", HeaderValue::Text("yesterday")),
+            ("raw", HeaderValue::Bytes(&[0xff])),
+        ];
+        assert_eq!(headers, expected);
+    }
+
+    #[test]
+    fn headers_that_cannot_be_carried_break_the_bounds() {
+        let record = Record { key: None, body: None, time_ms: 0, unreadable: 1 };
+        assert!(read(record, &[], || "t/0/0".into()).breaks_bounds());
+    }
+
+    #[test]
+    fn a_binary_key_stands_in_the_record_alone() {
+        let envelope = Envelope::builder(Bytes::new()).key([0xff]).build(&Env::seeded(1)).unwrap();
+        let written = headers(&envelope);
+        assert!(written.iter().all(|header| !header.key.starts_with("ce_partitionkey")));
+    }
+}

@@ -1,0 +1,509 @@
+//! The thread of one member: it polls the client, answers rebalances, writes down the group's place, keeps time. Messages don't
+//! pass through it, so that no handler can delay it, nor it a message.
+
+use std::sync::mpsc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use postrider_core::{Env, Error, ErrorKind, Result, Signal, Start};
+use rdkafka::consumer::Consumer;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
+use rdkafka::metadata::MetadataPartition;
+use rdkafka::topic_partition_list::Offset;
+use tokio::sync::{oneshot, watch};
+
+use crate::committer::Committer;
+use crate::error;
+use crate::positions::{self, Place};
+use crate::rebalance::{Client, Event};
+use crate::shared::{Commit, Shared};
+use crate::watermark::Watermark;
+
+/// How long the thread sleeps when nothing is due.
+const IDLE: Duration = Duration::from_millis(500);
+/// How long one request for positions may take before the client is looked after again.
+const REQUEST: Duration = Duration::from_secs(3);
+/// How long a leaving member waits for its last commit.
+const LAST_COMMIT: Duration = Duration::from_secs(5);
+/// How long something that failed isn't tried again.
+const BACK_OFF: Duration = Duration::from_millis(100);
+
+/// What a member is asked to do.
+#[derive(Debug)]
+pub(crate) enum Command {
+    /// Moves every partition held to another place.
+    Seek(Start, oneshot::Sender<Result<()>>),
+    /// Leaves.
+    Stop,
+}
+
+/// How far a member has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Progress {
+    /// How often partitions came or went.
+    pub(crate) rounds: u32,
+    /// How many are held.
+    pub(crate) held: usize,
+    /// It has ended by itself, and the subscription says why.
+    pub(crate) ended: bool,
+    /// The thread is through.
+    pub(crate) done: bool,
+}
+
+/// The members of a broker, counted, so that closing can wait for them.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Members(Arc<watch::Sender<usize>>);
+
+impl Members {
+    /// Resolves when no member's thread runs.
+    pub(crate) async fn ended(&self) {
+        let mut count = self.0.subscribe();
+        // the sender is ours, so it is there
+        let _ = count.wait_for(|count| *count == 0).await;
+    }
+
+    fn enter(&self) -> Entered {
+        self.0.send_modify(|count| *count += 1);
+        Entered(self.clone())
+    }
+}
+
+struct Entered(Members);
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        self.0.0.send_modify(|count| *count -= 1);
+    }
+}
+
+/// The client, as long as the member has it.
+pub(crate) type SharedClient = Arc<Mutex<Option<Arc<Client>>>>;
+
+/// What a member is made of.
+pub(crate) struct Member {
+    pub(crate) client: Arc<Client>,
+    pub(crate) committer: Committer,
+    pub(crate) lent: SharedClient,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) commands: mpsc::Receiver<Command>,
+    pub(crate) progress: watch::Sender<Progress>,
+    pub(crate) topic: String,
+    /// One of a group, or alone with all partitions.
+    pub(crate) group: bool,
+    pub(crate) start: Start,
+    pub(crate) env: Env,
+    pub(crate) commit_interval: Duration,
+    pub(crate) release_timeout: Duration,
+}
+
+/// Partitions on their way to another member.
+struct Revoking {
+    partitions: Vec<i32>,
+    /// What runs under them has until then.
+    deadline: Instant,
+    /// Nothing runs any more; the last commit has until then.
+    drained: Option<Instant>,
+}
+
+/// The member at work.
+struct Work {
+    member: Member,
+    /// Partitions that came and aren't taken yet, and when to try.
+    assigning: Option<(Vec<i32>, Instant)>,
+    revoking: Option<Revoking>,
+    /// What is being written down.
+    committing: Option<Vec<Commit>>,
+    next_commit: Instant,
+}
+
+impl Member {
+    /// Starts the thread.
+    pub(crate) fn start(self, members: &Members) -> Result<()> {
+        let entered = members.enter();
+        let builder = std::thread::Builder::new().name("postrider-kafka".into());
+        let spawned = builder.spawn(move || {
+            let _entered = entered;
+            let progress = self.progress.clone();
+            Work::run(self);
+            progress.send_modify(|progress| progress.done = true);
+        });
+        spawned.map(drop).map_err(|e| {
+            Error::new(ErrorKind::Broker, "subscribe", "the system gives no thread for the subscription")
+                .because(e)
+        })
+    }
+}
+
+impl Work {
+    fn run(member: Member) {
+        member.shared.waker.here();
+        let now = Instant::now();
+        let mut work = Self { member, assigning: None, revoking: None, committing: None, next_commit: now };
+        if !work.member.group {
+            work.take_all();
+        }
+        loop {
+            work.poll();
+            work.handle_events();
+            work.assign();
+            work.revoke();
+            work.mend();
+            if !work.obey() {
+                break;
+            }
+            let due = work.member.shared.wake_due(work.member.env.now());
+            work.commit();
+            std::thread::park_timeout(work.rest(due));
+        }
+        work.leave();
+    }
+
+    /// Lets the client speak until it has nothing more to say.
+    fn poll(&mut self) {
+        loop {
+            let before = self.member.client.context().calls();
+            match self.member.client.poll(Duration::ZERO) {
+                Some(Ok(message)) => {
+                    use rdkafka::Message as _;
+                    // every partition has a queue of its own; what came past it is read again from its place
+                    let partition = message.partition();
+                    drop(message);
+                    self.member.shared.trouble(partition);
+                }
+                Some(Err(error)) => self.complain(error),
+                None if self.member.client.context().calls() == before => return,
+                None => {}
+            }
+        }
+    }
+
+    fn complain(&self, found: KafkaError) {
+        let code = found.rdkafka_error_code();
+        let for_good = matches!(found, KafkaError::MessageConsumptionFatal(_))
+            || matches!(
+                code,
+                Some(
+                    Code::InvalidSessionTimeout
+                        | Code::InconsistentGroupProtocol
+                        | Code::InvalidGroupId
+                        | Code::GroupAuthorizationFailed
+                        | Code::TopicAuthorizationFailed
+                        | Code::UnsupportedVersion
+                        | Code::UnsupportedFeature
+                )
+            );
+        if for_good {
+            self.member.shared.end(error::client("receive", found).with("topic", &self.member.topic));
+            self.member.progress.send_modify(|progress| progress.ended = true);
+        } else {
+            tracing::debug!(target: "postrider::connection", ?code, topic = self.member.topic, "consumer error");
+        }
+    }
+
+    fn handle_events(&mut self) {
+        while let Some(event) = self.member.client.context().next() {
+            match event {
+                Event::Assign(partitions) => self.assigning = Some((partitions, Instant::now())),
+                Event::Revoke(partitions) => self.begin_revoke(partitions),
+                Event::Committed(result) => self.committed(result),
+            }
+        }
+    }
+
+    /// An ephemeral group: all partitions are this member's, and nothing is written down.
+    fn take_all(&mut self) {
+        let found = self.member.client.fetch_metadata(Some(&self.member.topic), REQUEST);
+        let partitions = found.map(|metadata| {
+            let topics = metadata.topics().iter().filter(|topic| topic.name() == self.member.topic);
+            topics.flat_map(|topic| topic.partitions().iter().map(MetadataPartition::id)).collect::<Vec<_>>()
+        });
+        match partitions {
+            Ok(partitions) => self.assigning = Some((partitions, Instant::now())),
+            Err(found) => {
+                self.member.shared.end(error::client("subscribe", found).with("topic", &self.member.topic));
+                self.member.progress.send_modify(|progress| progress.ended = true);
+            }
+        }
+    }
+
+    /// Takes the partitions that came, each at its place.
+    fn assign(&mut self) {
+        let now = Instant::now();
+        let Some((partitions, _)) = self.assigning.take_if(|(_, at)| *at <= now) else { return };
+        let Member { client, shared, topic, group, start, .. } = &self.member;
+        let places = match positions::resolve(client, topic, &partitions, *group, *start, REQUEST) {
+            Ok(places) if places.len() == partitions.len() => places,
+            found => {
+                let error = found.err();
+                tracing::debug!(target: "postrider::connection", ?error, topic, "positions are asked for again");
+                self.assigning = Some((partitions, now + BACK_OFF));
+                return;
+            }
+        };
+        let mut claims = Vec::new();
+        for place in &places {
+            // before the client fetches, so that every message takes this way
+            let Some(mut queue) = client.split_partition_queue(topic, place.partition) else { continue };
+            let arrived = Arc::clone(&shared.arrived);
+            queue.set_nonempty_callback(move || arrived.notify_one());
+            let mark = Watermark::new(place.position, place.ahead.iter().copied());
+            claims.push(shared.assign(place.partition, queue, mark, place.fresh && *group));
+        }
+        let list = positions::list(topic, places.iter().map(at));
+        let taken = if *group { client.incremental_assign(&list) } else { client.assign(&list) };
+        if let Err(error) = taken {
+            // the member was thrown out meanwhile; partitions come anew
+            tracing::debug!(target: "postrider::connection", %error, topic, "the assignment was refused");
+            shared.remove(&partitions);
+            return;
+        }
+        if !claims.is_empty() {
+            shared.event(Signal::Assigned(claims));
+        }
+        for gap in places.into_iter().filter_map(|place| place.gap) {
+            shared.event(Signal::Gap(gap));
+        }
+        self.round();
+    }
+
+    fn round(&self) {
+        let held = self.member.shared.numbers().len();
+        self.member.progress.send_modify(|progress| {
+            progress.rounds += 1;
+            progress.held = held;
+        });
+    }
+
+    fn begin_revoke(&mut self, partitions: Vec<i32>) {
+        // an assignment that wasn't taken yet goes with it
+        self.assigning = None;
+        let claims = self.member.shared.begin_revoke(&partitions);
+        if self.member.client.assignment_lost() {
+            if !claims.is_empty() {
+                self.member.shared.event(Signal::Lost(claims));
+            }
+            self.give_up(&partitions);
+            return;
+        }
+        if !claims.is_empty() {
+            self.member.shared.event(Signal::Revoking(claims));
+        }
+        let deadline = Instant::now() + self.member.release_timeout;
+        self.revoking = Some(Revoking { partitions, deadline, drained: None });
+    }
+
+    /// Goes on with a revocation: first what runs ends, then the place is written down, then the partitions go.
+    fn revoke(&mut self) {
+        let Some(mut revoking) = self.revoking.take() else { return };
+        let (now, shared) = (Instant::now(), &self.member.shared);
+        let lost = self.member.client.assignment_lost();
+        if !lost
+            && revoking.drained.is_none()
+            && (shared.is_drained(&revoking.partitions) || now >= revoking.deadline)
+        {
+            revoking.drained = Some(now + LAST_COMMIT);
+        }
+        let through = match revoking.drained {
+            _ if lost => true,
+            None => false,
+            Some(until) => {
+                if self.committing.is_none() {
+                    self.write(now);
+                }
+                now >= until || !self.member.shared.is_dirty()
+            }
+        };
+        if !through {
+            self.revoking = Some(revoking);
+            return;
+        }
+        self.give_up(&revoking.partitions);
+    }
+
+    fn give_up(&mut self, partitions: &[i32]) {
+        let Member { client, shared, topic, .. } = &self.member;
+        let cut = shared.remove(partitions);
+        if !cut.is_empty() {
+            shared.event(Signal::Lost(cut));
+        }
+        let list = positions::list(topic, partitions.iter().map(|partition| (*partition, Offset::Invalid)));
+        if let Err(error) = client.incremental_unassign(&list) {
+            tracing::debug!(target: "postrider::connection", %error, topic, "the partitions were gone already");
+        }
+        self.round();
+    }
+
+    /// Partitions whose place the log doesn't have any more go on where it begins, and the gap is told.
+    fn mend(&mut self) {
+        let troubled = self.member.shared.take_troubled();
+        if troubled.is_empty() {
+            return;
+        }
+        let Member { client, shared, topic, .. } = &self.member;
+        let numbers: Vec<_> = troubled.iter().map(|(number, _)| *number).collect();
+        let Ok(edges) = positions::edges(client, topic, &numbers, REQUEST) else {
+            for number in numbers {
+                shared.trouble(number);
+            }
+            return;
+        };
+        for (number, next) in troubled {
+            let Some(edges) = edges.get(&number) else { continue };
+            let inside = (edges.low..=edges.high).contains(&next);
+            let position = if inside { next } else { edges.low };
+            if let Err(error) = self.put(&[(number, position)]) {
+                tracing::debug!(target: "postrider::receive", %error, topic, number, "the place is set again");
+                shared.trouble(number);
+                continue;
+            }
+            if !inside {
+                shared.moved(number, position);
+                if next < edges.low {
+                    shared.event(Signal::Gap(postrider_core::Gap::new(number as u32, next, edges.low)));
+                }
+            }
+        }
+    }
+
+    /// Lets the client read these partitions from other places.
+    fn put(&self, places: &[(i32, u64)]) -> std::result::Result<(), KafkaError> {
+        let Member { client, shared, topic, group, .. } = &self.member;
+        let at = |(number, position): &(i32, u64)| (*number, Offset::Offset(*position as i64));
+        let moved = client.seek_partitions(positions::list(topic, places.iter().map(at)), REQUEST)?;
+        let moved = moved.elements();
+        let stuck = |number: i32| moved.iter().any(|e| e.partition() == number && e.error().is_err());
+        let stuck: Vec<_> = places.iter().filter(|(number, _)| stuck(*number)).copied().collect();
+        if stuck.is_empty() {
+            return Ok(());
+        }
+        // a partition whose place was outside the log isn't read at all any more, and can't be moved: it is taken anew
+        let list = positions::list(topic, stuck.iter().map(at));
+        if *group {
+            client.incremental_unassign(&list)?;
+            return client.incremental_assign(&list);
+        }
+        let others = shared.nexts().into_iter().filter(|(other, _)| stuck.iter().all(|(n, _)| n != other));
+        let all: Vec<_> = others.chain(stuck.iter().copied()).collect();
+        client.assign(&positions::list(topic, all.iter().map(at)))
+    }
+
+    /// Does what was asked for; `false`: it is to leave.
+    fn obey(&mut self) -> bool {
+        loop {
+            match self.member.commands.try_recv() {
+                Ok(Command::Seek(start, answer)) => {
+                    // nobody waits any more: fine
+                    let _ = answer.send(self.seek(start));
+                }
+                Ok(Command::Stop) | Err(mpsc::TryRecvError::Disconnected) => return false,
+                Err(mpsc::TryRecvError::Empty) => return true,
+            }
+        }
+    }
+
+    fn seek(&mut self, start: Start) -> Result<()> {
+        let Member { client, shared, topic, .. } = &self.member;
+        let numbers = shared.numbers();
+        if self.revoking.is_some() || self.assigning.is_some() || numbers.is_empty() {
+            let message = "partitions are changing hands at this moment; try again";
+            return Err(Error::new(ErrorKind::Broker, "seek", message).with("topic", topic).temporary(true));
+        }
+        let failed = |e| error::client("seek", e).with("topic", topic);
+        let begins = positions::begin(client, topic, &numbers, start, REQUEST).map_err(failed)?;
+        shared.begin_move(&numbers);
+        let places: Vec<_> = begins.iter().map(|(number, (_, begin))| (*number, *begin)).collect();
+        if let Err(e) = self.put(&places) {
+            shared.end_move(&numbers);
+            return Err(failed(e));
+        }
+        for (number, (_, begin)) in begins {
+            shared.moved(number, begin);
+        }
+        Ok(())
+    }
+
+    /// Writes the place down when it is time, or when somebody waits for it.
+    fn commit(&mut self) {
+        let now = Instant::now();
+        if self.committing.is_some() || !self.member.group {
+            return;
+        }
+        if now >= self.next_commit || self.member.shared.is_flush_wanted() {
+            self.write(now);
+        }
+    }
+
+    fn write(&mut self, now: Instant) {
+        let commits = self.member.shared.to_commit();
+        if commits.is_empty() {
+            return;
+        }
+        self.next_commit = now + self.member.commit_interval;
+        self.member.committer.write(commits.clone());
+        self.committing = Some(commits);
+    }
+
+    fn committed(&mut self, result: std::result::Result<(), Code>) {
+        let Some(commits) = self.committing.take() else { return };
+        match result {
+            Ok(()) => self.member.shared.committed(&commits),
+            Err(code) => {
+                // by another generation of the group, or the broker is away: it stays to be written
+                tracing::debug!(target: "postrider::settle", ?code, topic = self.member.topic, "the place wasn't written down");
+                self.next_commit = Instant::now() + BACK_OFF;
+            }
+        }
+    }
+
+    /// How long nothing is to be done.
+    fn rest(&self, timer: Option<Instant>) -> Duration {
+        let now = Instant::now();
+        let mut rest = IDLE;
+        if let Some((_, at)) = &self.assigning {
+            rest = rest.min(at.saturating_duration_since(now));
+        }
+        if self.revoking.is_some() {
+            rest = rest.min(Duration::from_millis(20));
+        }
+        if let Some(due) = timer {
+            rest = rest.min(due.saturating_duration_since(self.member.env.now()));
+        }
+        if self.member.group && self.committing.is_none() && self.member.shared.is_dirty() {
+            rest = rest.min(self.next_commit.saturating_duration_since(now));
+        }
+        rest
+    }
+
+    /// Writes down what was settled last, gives up the partitions and leaves the group.
+    fn leave(mut self) {
+        self.member.shared.close();
+        let until = Instant::now() + LAST_COMMIT;
+        while self.member.group
+            && (self.committing.is_some() || self.member.shared.is_dirty())
+            && !self.member.client.assignment_lost()
+            && Instant::now() < until
+        {
+            if self.committing.is_none() && Instant::now() >= self.next_commit.min(until) {
+                self.write(Instant::now());
+            }
+            std::thread::park_timeout(Duration::from_millis(10));
+            self.poll();
+            self.handle_events();
+        }
+        let Self { member, .. } = self;
+        member.shared.remove(&member.shared.numbers());
+        member.client.context().close();
+        drop(member.committer);
+        member.lent.lock().unwrap_or_else(PoisonError::into_inner).take();
+        // whoever still asks it something is through soon; the client leaves the group when it is dropped, here
+        let patience = Instant::now() + LAST_COMMIT;
+        while Arc::strong_count(&member.client) > 1 && Instant::now() < patience {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        drop(member.client);
+    }
+}
+
+fn at(place: &Place) -> (i32, Offset) {
+    (place.partition, Offset::Offset(place.position as i64))
+}

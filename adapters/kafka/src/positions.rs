@@ -1,0 +1,169 @@
+//! Where reading begins: from what the group wrote down, from the log's edges, from a time. Every request blocks its thread.
+
+use std::collections::HashMap;
+use std::panic::AssertUnwindSafe;
+use std::time::Duration;
+
+use postrider_core::{Gap, Start};
+use rdkafka::consumer::Consumer;
+use rdkafka::error::KafkaResult;
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+
+use crate::mark;
+use crate::rebalance::Client;
+
+/// Where a partition begins.
+#[derive(Clone, Debug)]
+pub(crate) struct Place {
+    pub(crate) partition: i32,
+    pub(crate) position: u64,
+    /// Settled above it.
+    pub(crate) ahead: Vec<u64>,
+    /// Retention was faster than the group.
+    pub(crate) gap: Option<Gap>,
+    /// The group has nothing written down for it.
+    pub(crate) fresh: bool,
+}
+
+/// The first offset of a partition's log, and the one behind the last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Edges {
+    pub(crate) low: u64,
+    pub(crate) high: u64,
+}
+
+/// What a group wrote down for a partition.
+#[derive(Clone, Debug)]
+pub(crate) struct Written {
+    pub(crate) position: u64,
+    pub(crate) ahead: Vec<u64>,
+}
+
+/// A list of these partitions, with an offset each.
+pub(crate) fn list(topic: &str, partitions: impl IntoIterator<Item = (i32, Offset)>) -> TopicPartitionList {
+    let mut list = TopicPartitionList::new();
+    for (partition, offset) in partitions {
+        // an offset of the broker's can be expressed
+        let _ = list.add_partition(topic, partition).set_offset(offset);
+    }
+    list
+}
+
+/// The edges of these partitions' logs.
+pub(crate) fn edges(
+    client: &Client,
+    topic: &str,
+    partitions: &[i32],
+    timeout: Duration,
+) -> KafkaResult<HashMap<i32, Edges>> {
+    // the protocol's own marks for a time: -2 is the beginning, -1 the end
+    let low = offsets(client, topic, partitions, Offset::Beginning, timeout)?;
+    let high = offsets(client, topic, partitions, Offset::End, timeout)?;
+    let edge = |partition: &i32| {
+        Some((*partition, Edges { low: *low.get(partition)?, high: *high.get(partition)? }))
+    };
+    Ok(partitions.iter().filter_map(edge).collect())
+}
+
+/// The first offset at or after a time; none where nothing is as young.
+fn offsets(
+    client: &Client,
+    topic: &str,
+    partitions: &[i32],
+    at: Offset,
+    timeout: Duration,
+) -> KafkaResult<HashMap<i32, u64>> {
+    let asked = list(topic, partitions.iter().map(|partition| (*partition, at)));
+    let found = client.offsets_for_times(asked, timeout)?;
+    let mut out = HashMap::new();
+    for element in found.elements() {
+        element.error()?;
+        if let Offset::Offset(offset) = element.offset() {
+            out.insert(element.partition(), offset as u64);
+        }
+    }
+    Ok(out)
+}
+
+/// What the group wrote down for these partitions.
+pub(crate) fn written(
+    client: &Client,
+    topic: &str,
+    partitions: &[i32],
+    timeout: Duration,
+) -> KafkaResult<HashMap<i32, Written>> {
+    let asked = list(topic, partitions.iter().map(|partition| (*partition, Offset::Invalid)));
+    let found = client.committed_offsets(asked, timeout)?;
+    let mut out = HashMap::new();
+    for element in found.elements() {
+        element.error()?;
+        let Offset::Offset(offset) = element.offset() else { continue };
+        let position = offset as u64;
+        // the client panics on what isn't UTF-8; that is somebody else's and says nothing to us
+        let ahead = std::panic::catch_unwind(AssertUnwindSafe(|| mark::read(position, element.metadata())));
+        out.insert(element.partition(), Written { position, ahead: ahead.unwrap_or_default() });
+    }
+    Ok(out)
+}
+
+/// Where these partitions begin: where the group stopped, else at `start`.
+pub(crate) fn resolve(
+    client: &Client,
+    topic: &str,
+    partitions: &[i32],
+    group: bool,
+    start: Start,
+    timeout: Duration,
+) -> KafkaResult<Vec<Place>> {
+    if partitions.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut written = if group { written(client, topic, partitions, timeout)? } else { HashMap::new() };
+    let begins = begin(client, topic, partitions, start, timeout)?;
+    let place = |partition: &i32| {
+        let (edges, begin) = *begins.get(partition)?;
+        let partition = *partition;
+        Some(match written.remove(&partition) {
+            None => Place { partition, position: begin, ahead: Vec::new(), gap: None, fresh: true },
+            Some(Written { position, .. }) if position < edges.low => {
+                let gap = Some(Gap::new(partition as u32, position, edges.low));
+                Place { partition, position: edges.low, ahead: Vec::new(), gap, fresh: true }
+            }
+            // another log under the same name: read it from its beginning rather than miss anything
+            Some(Written { position, .. }) if position > edges.high => {
+                Place { partition, position: edges.low, ahead: Vec::new(), gap: None, fresh: true }
+            }
+            Some(Written { position, ahead }) => {
+                Place { partition, position, ahead, gap: None, fresh: false }
+            }
+        })
+    };
+    Ok(partitions.iter().filter_map(place).collect())
+}
+
+/// The edges of these partitions, and where `start` is in them.
+pub(crate) fn begin(
+    client: &Client,
+    topic: &str,
+    partitions: &[i32],
+    start: Start,
+    timeout: Duration,
+) -> KafkaResult<HashMap<i32, (Edges, u64)>> {
+    let edges = edges(client, topic, partitions, timeout)?;
+    let times = match start {
+        Start::Time(ms) => {
+            let at = Offset::Offset(i64::try_from(ms).unwrap_or(i64::MAX));
+            offsets(client, topic, partitions, at, timeout)?
+        }
+        _ => HashMap::new(),
+    };
+    let begin = |(partition, edges): (i32, Edges)| {
+        let begin = match start {
+            Start::Latest => edges.high,
+            Start::Time(_) => times.get(&partition).copied().unwrap_or(edges.high),
+            _ => edges.low,
+        };
+        (partition, (edges, begin))
+    };
+    Ok(edges.into_iter().map(begin).collect())
+}

@@ -1,0 +1,358 @@
+//! Publishing: a bounded queue, handed over to the client only while a broker answers, and confirmed by its delivery report.
+
+use std::collections::HashMap;
+use std::hash::BuildHasher;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use postrider_core::{
+    Confirm, Confirms, DrainReport, Env, Error, ErrorKind, Outgoing, PublishError, PublishOrder, Publisher,
+    Result, check_size,
+};
+use rdkafka::error::RDKafkaErrorCode as Code;
+use rdkafka::producer::BaseRecord;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+use crate::broker::KafkaBroker;
+use crate::config::KafkaConfig;
+use crate::confirms::{Room, Slots, Target};
+use crate::connection::Connection;
+use crate::convert;
+use crate::error;
+use crate::naming::Naming;
+use crate::partitioner::{Place, Topic};
+
+/// The byte bound is counted in pieces of this size, since a semaphore counts to 2^29 at most on every machine.
+const PIECE: usize = 1024;
+
+/// How long a topic that wasn't there isn't asked for again.
+const MISSING: Duration = Duration::from_millis(500);
+
+/// The publishing half.
+#[derive(Debug)]
+pub(crate) struct Outbox {
+    connection: Connection,
+    naming: Naming,
+    env: Env,
+    slots: Arc<Slots>,
+    messages: Arc<Semaphore>,
+    bytes: Arc<Semaphore>,
+    all_bytes: u32,
+    deadline: Duration,
+    usable_payload: usize,
+    topics: Topics,
+    closed: AtomicBool,
+    hash: std::hash::RandomState,
+    _tasks: JoinSet<()>,
+}
+
+/// Which topics are there. What isn't known is asked for before anything is handed over: the client would take the message and
+/// find out later.
+#[derive(Debug, Default)]
+struct Topics {
+    known: RwLock<HashMap<String, Arc<Topic>>>,
+    missing: Mutex<HashMap<String, Instant>>,
+}
+
+impl Topics {
+    fn get(&self, topic: &str) -> Option<Arc<Topic>> {
+        self.known.read().unwrap_or_else(PoisonError::into_inner).get(topic).cloned()
+    }
+
+    fn forget(&self, topic: &str) {
+        self.known.write().unwrap_or_else(PoisonError::into_inner).remove(topic);
+    }
+
+    /// Asks for the topic.
+    async fn find(&self, connection: &Connection, env: &Env, topic: &str) -> Result<Arc<Topic>> {
+        let missing = || error::code("publish", Code::UnknownTopic).with("topic", topic);
+        let lately = self.missing.lock().unwrap_or_else(PoisonError::into_inner).get(topic).copied();
+        if lately.is_some_and(|at| env.now() < at + MISSING) {
+            return Err(missing());
+        }
+        // a topic that was made this moment may not have reached the broker that is asked
+        for wait in [20, 80, 0] {
+            if let Some(count) = connection.partitions("publish", topic).await? {
+                let (producer, now) = (connection.slots.producer(), env.now());
+                let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+                let found = match known.get(topic) {
+                    // somebody else asked meanwhile
+                    Some(old) if old.is_current(producer, now) => return Ok(Arc::clone(old)),
+                    Some(old) => old.renewed(count, producer, now),
+                    None => Topic::new(topic, count, producer, now),
+                };
+                let found = Arc::new(found);
+                known.insert(topic.into(), Arc::clone(&found));
+                return Ok(found);
+            }
+            env.sleep(Duration::from_millis(wait)).await;
+        }
+        self.forget(topic);
+        let mut all = self.missing.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = env.now();
+        all.retain(|_, at| now < *at + MISSING);
+        all.insert(topic.into(), now);
+        Err(missing())
+    }
+}
+
+/// Why a message couldn't be handed over now.
+enum Refused {
+    /// The client has no room; the message's own room is given back.
+    Full(Room),
+    Failed(Error),
+}
+
+impl Outbox {
+    pub(crate) fn open(
+        connection: Connection,
+        naming: Naming,
+        config: &KafkaConfig,
+        env: Env,
+        usable_payload: usize,
+    ) -> Self {
+        let slots = Arc::clone(&connection.slots);
+        let mut tasks = JoinSet::new();
+        tasks.spawn(watch(Arc::clone(&slots), env.clone()));
+        let all_bytes = u32::try_from(config.max_pending_bytes.div_ceil(PIECE)).unwrap_or(u32::MAX >> 4);
+        Self {
+            connection,
+            naming,
+            env,
+            slots,
+            messages: Arc::new(Semaphore::new(config.max_pending)),
+            bytes: Arc::new(Semaphore::new(all_bytes as usize)),
+            all_bytes,
+            deadline: config.send_deadline,
+            usable_payload,
+            topics: Topics::default(),
+            closed: AtomicBool::new(false),
+            hash: std::hash::RandomState::new(),
+            _tasks: tasks,
+        }
+    }
+
+    /// The topic of a message that may be sent.
+    fn check(&self, message: &Outgoing<'_>) -> Result<String> {
+        if self.closed.load(Relaxed) {
+            return Err(Error::new(ErrorKind::Closed, "publish", "the publisher is closed; connect again"));
+        }
+        // a dead letter may use the room that was left for its headers
+        let usable = if message.options.hop.is_some() { usize::MAX } else { self.usable_payload };
+        check_size(&message.envelope, usable)?;
+        if let Some((name, _)) = message.options.native.first() {
+            let text = "the Kafka adapter takes no properties of a single message; leave it out";
+            return Err(Error::config("publish", text).with("property", name));
+        }
+        let channel = message.address.channel();
+        postrider_core::Channel::new(channel)?;
+        self.naming.topic(channel)
+    }
+
+    fn pieces(&self, message: &Outgoing<'_>) -> u32 {
+        u32::try_from(message.envelope.byte_len().div_ceil(PIECE))
+            .unwrap_or(u32::MAX)
+            .clamp(1, self.all_bytes)
+    }
+
+    fn key(&self, message: &Outgoing<'_>) -> Option<u64> {
+        (message.options.order == PublishOrder::PerKey)
+            .then(|| message.envelope.key().map(|key| self.hash.hash_one(key)))
+            .flatten()
+    }
+
+    /// The topic, if it is known and needn't be asked for again. While gates are being opened they aren't exchanged.
+    fn known(&self, topic: &str) -> Option<Arc<Topic>> {
+        let found = self.topics.get(topic)?;
+        (found.is_current(self.slots.producer(), self.env.now()) || found.is_opening()).then_some(found)
+    }
+
+    /// Hands over to the client, which copies the message and answers by its delivery report.
+    fn hand_over(
+        &self,
+        message: &Outgoing<'_>,
+        topic: &Arc<Topic>,
+        place: Place,
+        room: Room,
+        key: Option<u64>,
+        deadline: Instant,
+    ) -> std::result::Result<Confirm, Refused> {
+        let envelope = &message.envelope;
+        let token = self.slots.open(deadline, key, room, Target { topic: Arc::clone(topic), place });
+        let mut record: BaseRecord<'_, [u8], [u8], usize> =
+            BaseRecord::with_opaque_to(&topic.name, token as usize)
+                .partition(place.partition as i32)
+                .headers(convert::headers(envelope));
+        record.key = envelope.key();
+        record.payload = (!envelope.is_null()).then(|| &envelope.payload()[..]);
+        // a copy is kept as long as the topic keeps what is written now, however old the message is
+        record.timestamp = message.options.hop.is_none().then_some(envelope.time_ms() as i64);
+        let Err((refused, _)) = self.connection.producer.send(record) else {
+            return Ok(Confirm::tracked(Arc::clone(&self.slots) as Arc<dyn Confirms>, token));
+        };
+        let room = self.slots.cancel(token);
+        match (refused.rdkafka_error_code(), room) {
+            (Some(Code::QueueFull), Some(room)) => Err(Refused::Full(room)),
+            (code, _) => {
+                if matches!(code, Some(Code::UnknownTopic | Code::UnknownPartition)) {
+                    self.topics.forget(&topic.name);
+                }
+                Err(Refused::Failed(error::client("publish", refused).with("topic", &topic.name)))
+            }
+        }
+    }
+
+    #[allow(clippy::async_yields_async, reason = "the confirm is awaited by whoever wants the outcome")]
+    async fn send(&self, message: Outgoing<'_>) -> Confirm {
+        let topic = match self.check(&message) {
+            Ok(topic) => topic,
+            Err(error) => return Confirm::failed(error),
+        };
+        let allowed = message.options.deadline.unwrap_or(self.deadline);
+        let deadline = self.env.now() + allowed;
+        let (pieces, key) = (self.pieces(&message), self.key(&message));
+        let ready = async {
+            // the semaphores are never closed
+            let (Ok(messages), Ok(bytes)) = (
+                Arc::clone(&self.messages).acquire_owned().await,
+                Arc::clone(&self.bytes).acquire_many_owned(pieces).await,
+            ) else {
+                return std::future::pending().await;
+            };
+            let mut room = (messages, bytes);
+            loop {
+                if let Some(key) = key {
+                    self.slots.until(|| !self.slots.has_key(key)).await;
+                }
+                self.connection.up().await;
+                let found = match self.known(&topic) {
+                    Some(found) => Ok(found),
+                    None => self.topics.find(&self.connection, &self.env, &topic).await,
+                };
+                let found = match found {
+                    Ok(found) => found,
+                    Err(error) if !error.is_temporary() => return Confirm::failed(error),
+                    Err(_) => {
+                        // no answer: the deadline bounds how often it is tried
+                        self.env.sleep(Duration::from_millis(50)).await;
+                        continue;
+                    }
+                };
+                let partition = found.partition(message.envelope.key());
+                let Some(place) = found.enter(partition, self.env.now()) else {
+                    self.slots.until(|| !found.is_under_way(partition)).await;
+                    continue;
+                };
+                match self.hand_over(&message, &found, place, room, key, deadline) {
+                    Ok(confirm) => return confirm,
+                    Err(Refused::Failed(error)) => return Confirm::failed(error),
+                    Err(Refused::Full(back)) => room = back,
+                }
+                self.env.sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::select! {
+            biased;
+            confirm = ready => confirm,
+            () = self.env.sleep(allowed) => {
+                let what = if self.connection.is_up() { "there was no room" } else { "no broker answered" };
+                let text = format!("{what} until the deadline of {allowed:?}; it was never handed over");
+                let error = Error::new(ErrorKind::Timeout, "publish", text);
+                Confirm::failed(error.with("channel", message.address.channel()))
+            }
+        }
+    }
+
+    #[expect(clippy::result_large_err, reason = "the message is given back, not an error made")]
+    fn try_send<'a>(&self, message: Outgoing<'a>) -> std::result::Result<Confirm, Outgoing<'a>> {
+        let topic = match self.check(&message) {
+            Ok(topic) => topic,
+            Err(error) => return Ok(Confirm::failed(error)),
+        };
+        let key = self.key(&message);
+        if !self.connection.is_up() || key.is_some_and(|key| self.slots.has_key(key)) {
+            return Err(message);
+        }
+        let Some(found) = self.known(&topic) else {
+            return Err(message);
+        };
+        let Ok(messages) = Arc::clone(&self.messages).try_acquire_owned() else {
+            return Err(message);
+        };
+        let pieces = self.pieces(&message);
+        let Ok(bytes) = Arc::clone(&self.bytes).try_acquire_many_owned(pieces) else {
+            return Err(message);
+        };
+        let now = self.env.now();
+        let Some(place) = found.enter(found.partition(message.envelope.key()), now) else {
+            return Err(message);
+        };
+        let deadline = now + message.options.deadline.unwrap_or(self.deadline);
+        match self.hand_over(&message, &found, place, (messages, bytes), key, deadline) {
+            Ok(confirm) => Ok(confirm),
+            Err(Refused::Failed(error)) => Ok(Confirm::failed(error)),
+            Err(Refused::Full(_)) => Err(message),
+        }
+    }
+}
+
+impl Publisher for KafkaBroker {
+    fn env(&self) -> &Env {
+        self.environment()
+    }
+
+    async fn send(&self, message: Outgoing<'_>) -> Confirm {
+        self.outbox().send(message).await
+    }
+
+    fn try_send<'a>(&self, message: Outgoing<'a>) -> std::result::Result<Confirm, Outgoing<'a>> {
+        self.outbox().try_send(message)
+    }
+
+    async fn flush(&self) -> std::result::Result<(), PublishError> {
+        self.outbox().slots.flushed().await
+    }
+
+    async fn close(&self, deadline: Instant) -> DrainReport {
+        let outbox = self.outbox();
+        outbox.closed.store(true, Relaxed);
+        let left = deadline.saturating_duration_since(outbox.env.now());
+        let in_time = tokio::select! {
+            biased;
+            // failures that nobody read are in the report
+            _ = outbox.slots.flushed() => true,
+            () = outbox.env.sleep(left) => false,
+        };
+        if !in_time {
+            // what was never sent is told apart from what may have been
+            outbox.connection.purge(deadline, &outbox.env).await;
+            for token in outbox.slots.unanswered() {
+                let text = "the broker didn't answer before the publisher closed";
+                let error = Error::new(ErrorKind::Timeout, "close", text);
+                outbox.slots.resolve(token, Err(PublishError::Unknown(error)));
+            }
+        }
+        self.end(deadline).await;
+        outbox.slots.report()
+    }
+}
+
+impl KafkaBroker {
+    pub(crate) fn is_closed(&self) -> bool {
+        self.outbox().closed.load(Relaxed)
+    }
+}
+
+/// Resolves what isn't answered by its deadline. It was handed over, so what became of it isn't known.
+async fn watch(slots: Arc<Slots>, env: Env) {
+    loop {
+        env.sleep(Duration::from_millis(50)).await;
+        for token in slots.overdue(env.now()) {
+            let text = "the broker didn't answer within the deadline";
+            let error = Error::new(ErrorKind::Timeout, "publish", text);
+            slots.resolve(token, Err(PublishError::Unknown(error)));
+        }
+    }
+}

@@ -1,0 +1,652 @@
+//! What a subscription holds, shared by its thread, those who receive and those who settle: queues, claims, what is out.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::hash::BuildHasher as _;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use foldhash::fast::FixedState;
+use postrider_core::{
+    Claim, ClaimId, Delivery, Env, Envelope, Error, InFlight, Order, Origin, Settlement, Signal, Token,
+    Window,
+};
+use rdkafka::consumer::base_consumer::PartitionQueue;
+use rdkafka::message::Message;
+use tokio::sync::Notify;
+
+use crate::convert;
+use crate::rebalance::{Listener, Waker};
+use crate::watermark::Watermark;
+
+/// A message that was read and isn't settled.
+#[derive(Debug)]
+struct Held {
+    envelope: Envelope,
+    bytes: usize,
+    /// Its key, hashed; `None` where no order is asked for.
+    key: Option<u64>,
+    /// Handed out; else it waits here.
+    out: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Phase {
+    Active,
+    /// Goes to another member: nothing more is handed out.
+    Revoking,
+    /// Its place is being changed.
+    Moving,
+}
+
+/// One partition that this member holds.
+pub(crate) struct Partition {
+    epoch: u32,
+    phase: Phase,
+    queue: PartitionQueue<Listener>,
+    mark: Watermark,
+    held: HashMap<u64, Held, FixedState>,
+    /// What waits to be handed out, before anything more is taken from the queue.
+    waiting: BTreeSet<u64>,
+    /// Keys of which something waits for its time.
+    delayed: HashMap<u64, usize, FixedState>,
+    out: usize,
+    /// The runner is through with it.
+    released: bool,
+    /// Which state of the watermark is written down; `None` before the first time.
+    written: Option<u64>,
+}
+
+impl Partition {
+    fn is_dirty(&self) -> bool {
+        self.written != Some(self.mark.version())
+    }
+
+    /// From here on other messages are meant: nothing that was handed out before can be settled.
+    fn restart(&mut self, mark: Watermark) {
+        self.epoch += 1;
+        self.mark = mark;
+        self.held.clear();
+        self.waiting.clear();
+        self.delayed.clear();
+        self.out = 0;
+        self.written = None;
+        self.phase = Phase::Active;
+    }
+}
+
+/// A place to be written down.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Commit {
+    pub(crate) partition: i32,
+    pub(crate) epoch: u32,
+    pub(crate) version: u64,
+    pub(crate) position: u64,
+    pub(crate) metadata: String,
+}
+
+struct State {
+    partitions: BTreeMap<i32, Partition>,
+    /// Of every partition that was ever held here.
+    epochs: HashMap<i32, u32>,
+    window: Window,
+    in_flight: InFlight,
+    events: VecDeque<Signal>,
+    timers: BTreeSet<(Instant, i32, u32, u64)>,
+    /// Partitions whose place isn't in the log any more.
+    troubled: BTreeSet<i32>,
+    paused: bool,
+    flush: bool,
+    ended: Option<Error>,
+    closed: bool,
+    /// Which partition is looked at first, so that each gets its turn.
+    turn: usize,
+}
+
+/// What a subscription holds.
+pub(crate) struct Shared {
+    state: Mutex<State>,
+    topic: String,
+    order: Order,
+    env: Env,
+    hash: FixedState,
+    pub(crate) waker: Arc<Waker>,
+    /// Something to receive.
+    pub(crate) arrived: Arc<Notify>,
+    /// Something was written down, or can't be any more.
+    written: Notify,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").field("topic", &self.topic).finish_non_exhaustive()
+    }
+}
+
+/// Whether the window has room for another message of unknown size.
+fn has_room(state_window: &Window, in_flight: InFlight) -> bool {
+    in_flight.has_room(state_window, 0) && (in_flight.messages == 0 || in_flight.bytes < state_window.bytes)
+}
+
+impl Shared {
+    pub(crate) fn new(topic: String, order: Order, window: Window, env: Env) -> Self {
+        let state = State {
+            partitions: BTreeMap::new(),
+            epochs: HashMap::new(),
+            window,
+            in_flight: InFlight::default(),
+            events: VecDeque::new(),
+            timers: BTreeSet::new(),
+            troubled: BTreeSet::new(),
+            paused: false,
+            flush: false,
+            ended: None,
+            closed: false,
+            turn: 0,
+        };
+        Self {
+            state: Mutex::new(state),
+            topic,
+            order,
+            env,
+            hash: FixedState::default(),
+            waker: Arc::default(),
+            arrived: Arc::default(),
+            written: Notify::new(),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The next event, or what the window has room for.
+    pub(crate) fn receive(
+        &self,
+        max: usize,
+        into: &mut Vec<Delivery>,
+        claim: impl Fn(Token) -> Claim,
+    ) -> Result<Option<Signal>, Error> {
+        let mut state = self.state();
+        let state = &mut *state;
+        if let Some(signal) = state.events.pop_front() {
+            return Ok(Some(signal));
+        }
+        if let Some(error) = state.ended.take() {
+            state.closed = true;
+            return Err(error);
+        }
+        if state.closed {
+            return Ok(Some(Signal::Closed));
+        }
+        if state.paused || state.partitions.is_empty() {
+            return Ok(None);
+        }
+        let (before, count) = (into.len(), state.partitions.len());
+        let numbers: Vec<i32> = state.partitions.keys().copied().collect();
+        let mut waiting: usize = state.partitions.values().map(|partition| partition.waiting.len()).sum();
+        for step in 0..count {
+            let number = numbers[(state.turn + step) % count];
+            let Some(partition) = state.partitions.get_mut(&number) else { continue };
+            if partition.phase != Phase::Active {
+                continue;
+            }
+            let ready: Vec<u64> = partition.ready().take(max - (into.len() - before)).collect();
+            let mut full = false;
+            for offset in ready {
+                let Some(held) = partition.held.get(&offset) else {
+                    partition.waiting.remove(&offset);
+                    continue;
+                };
+                if !state.in_flight.has_room(&state.window, held.bytes) {
+                    full = true;
+                    break;
+                }
+                waiting -= usize::from(partition.waiting.remove(&offset));
+                into.extend(partition.hand_out(number, offset, &mut state.in_flight, &claim));
+            }
+            while !full && into.len() - before < max {
+                if !has_room(&state.window, state.in_flight) || waiting >= state.window.messages {
+                    full = true;
+                    break;
+                }
+                let Some(offset) = self.pop(partition, number, &mut state.troubled) else { break };
+                let bytes = partition.held.get(&offset).map_or(0, |held| held.bytes);
+                if partition.is_held_back(offset) || !state.in_flight.has_room(&state.window, bytes) {
+                    partition.waiting.insert(offset);
+                    waiting += 1;
+                    continue;
+                }
+                into.extend(partition.hand_out(number, offset, &mut state.in_flight, &claim));
+            }
+            if full || into.len() - before == max {
+                break;
+            }
+        }
+        state.turn = (state.turn + 1) % count;
+        if !state.troubled.is_empty() {
+            self.waker.wake();
+        }
+        Ok((into.len() > before).then_some(Signal::Deliveries))
+    }
+
+    /// Takes the next open message out of the client's queue; answers its offset.
+    fn pop(&self, partition: &mut Partition, number: i32, troubled: &mut BTreeSet<i32>) -> Option<u64> {
+        loop {
+            let found = match partition.queue.poll(Duration::ZERO)? {
+                Ok(found) => found,
+                Err(error) => {
+                    tracing::debug!(target: "postrider::receive", topic = self.topic, partition = number, %error, "fetch error");
+                    troubled.insert(number);
+                    return None;
+                }
+            };
+            let offset = found.offset().max(0) as u64;
+            let dirty = partition.is_dirty();
+            if !partition.mark.take(offset) {
+                if !dirty && partition.is_dirty() {
+                    self.waker.wake();
+                }
+                continue;
+            }
+            let envelope = convert::envelope(&found, &self.topic);
+            let key = match self.order {
+                Order::None => None,
+                // the partition is what is ordered
+                Order::Partition => Some(0),
+                Order::Key => envelope.key().map(|key| self.hash.hash_one(key)),
+            };
+            let bytes = envelope.byte_len();
+            partition.held.insert(offset, Held { envelope, bytes, key, out: false });
+            return Some(offset);
+        }
+    }
+
+    /// Answers those that were stale.
+    pub(crate) fn settle(&self, batch: &[(Token, Settlement)]) -> Vec<Token> {
+        let (mut stale, mut wake) = (Vec::new(), false);
+        let mut state = self.state();
+        let state = &mut *state;
+        for (token, settlement) in batch {
+            let number = token.claim.shard as i32;
+            let found = state.partitions.get_mut(&number).filter(|partition| {
+                !state.closed
+                    && partition.epoch == token.claim.epoch
+                    && partition.held.get(&token.seq).is_some_and(|held| held.out)
+            });
+            let Some(partition) = found else {
+                stale.push(*token);
+                continue;
+            };
+            if *settlement == Settlement::Extend {
+                continue; // the client's own thread shows that the member lives
+            }
+            partition.out -= 1;
+            wake |= partition.phase == Phase::Revoking && partition.out == 0;
+            let Some(held) = partition.held.get_mut(&token.seq) else { continue };
+            state.in_flight.settled(held.bytes);
+            if let Settlement::GiveBack(after) = settlement {
+                held.out = false;
+                let key = held.key;
+                match (after, key) {
+                    (Some(_), Some(key)) => {
+                        *partition.delayed.entry(key).or_default() += 1;
+                        partition.waiting.insert(token.seq);
+                    }
+                    (Some(_), None) => {}
+                    (None, _) => {
+                        partition.waiting.insert(token.seq);
+                    }
+                }
+                if let Some(after) = after {
+                    let due = self.env.now() + *after;
+                    wake |= state.timers.first().is_none_or(|(first, ..)| due < *first);
+                    state.timers.insert((due, number, partition.epoch, token.seq));
+                }
+            } else {
+                partition.held.remove(&token.seq);
+                wake |= !partition.is_dirty();
+                partition.mark.settle(token.seq);
+            }
+        }
+        if wake {
+            self.waker.wake();
+        }
+        self.arrived.notify_one();
+        stale
+    }
+
+    /// Brings back what has waited for its time; answers when the next one is due.
+    pub(crate) fn wake_due(&self, now: Instant) -> Option<Instant> {
+        let mut state = self.state();
+        let state = &mut *state;
+        let mut woken = false;
+        while let Some((due, number, epoch, offset)) = state.timers.first().copied() {
+            if due > now {
+                break;
+            }
+            state.timers.pop_first();
+            let Some(partition) = state.partitions.get_mut(&number).filter(|p| p.epoch == epoch) else {
+                continue;
+            };
+            match partition.held.get(&offset).map(|held| held.key) {
+                Some(Some(key)) => {
+                    if let Some(count) = partition.delayed.get_mut(&key) {
+                        *count -= 1;
+                        if *count == 0 {
+                            partition.delayed.remove(&key);
+                        }
+                    }
+                }
+                Some(None) => {
+                    partition.waiting.insert(offset);
+                }
+                None => {}
+            }
+            woken = true;
+        }
+        if woken {
+            self.arrived.notify_one();
+        }
+        state.timers.first().map(|(due, ..)| *due)
+    }
+
+    /// The member holds a partition from now on.
+    pub(crate) fn assign(
+        &self,
+        number: i32,
+        queue: PartitionQueue<Listener>,
+        mark: Watermark,
+        fresh: bool,
+    ) -> ClaimId {
+        let mut state = self.state();
+        let epoch = state.epochs.entry(number).or_default();
+        *epoch += 1;
+        let epoch = *epoch;
+        let partition = Partition {
+            epoch,
+            phase: Phase::Active,
+            queue,
+            mark,
+            held: HashMap::default(),
+            waiting: BTreeSet::new(),
+            delayed: HashMap::default(),
+            out: 0,
+            released: false,
+            written: (!fresh).then_some(0),
+        };
+        state.partitions.insert(number, partition);
+        ClaimId { shard: number as u32, epoch }
+    }
+
+    /// Nothing more is handed out of these; answers the claims on them.
+    pub(crate) fn begin_revoke(&self, numbers: &[i32]) -> Vec<ClaimId> {
+        let mut state = self.state();
+        let mut claims = Vec::new();
+        for number in numbers {
+            if let Some(partition) = state.partitions.get_mut(number) {
+                partition.phase = Phase::Revoking;
+                claims.push(ClaimId { shard: *number as u32, epoch: partition.epoch });
+            }
+        }
+        claims
+    }
+
+    /// Whether nothing runs under any of these.
+    pub(crate) fn is_drained(&self, numbers: &[i32]) -> bool {
+        let state = self.state();
+        numbers
+            .iter()
+            .filter_map(|number| state.partitions.get(number))
+            .all(|partition| partition.released || partition.out == 0)
+    }
+
+    /// The runner is through with these.
+    pub(crate) fn release(&self, claims: &[ClaimId]) {
+        let mut state = self.state();
+        for claim in claims {
+            if let Some(partition) = state.partitions.get_mut(&(claim.shard as i32))
+                && partition.epoch == claim.epoch
+                && partition.phase == Phase::Revoking
+            {
+                partition.released = true;
+            }
+        }
+        drop(state);
+        self.waker.wake();
+    }
+
+    /// The member doesn't hold these any more. Answers the claims under which something was still out.
+    pub(crate) fn remove(&self, numbers: &[i32]) -> Vec<ClaimId> {
+        let mut state = self.state();
+        let state = &mut *state;
+        let mut cut = Vec::new();
+        for number in numbers {
+            let Some(partition) = state.partitions.remove(number) else { continue };
+            for held in partition.held.values().filter(|held| held.out) {
+                state.in_flight.settled(held.bytes);
+            }
+            if partition.out > 0 {
+                cut.push(ClaimId { shard: *number as u32, epoch: partition.epoch });
+            }
+            // a later hold has a later epoch, also where its place was changed meanwhile
+            state.epochs.insert(*number, partition.epoch);
+        }
+        self.written.notify_waiters();
+        self.arrived.notify_one();
+        cut
+    }
+
+    /// Nothing is handed out of these until they have their new places.
+    pub(crate) fn begin_move(&self, numbers: &[i32]) {
+        let mut state = self.state();
+        for number in numbers {
+            if let Some(partition) = state.partitions.get_mut(number) {
+                partition.phase = Phase::Moving;
+            }
+        }
+    }
+
+    /// A partition has another place: what was handed out before can't be settled any more.
+    pub(crate) fn moved(&self, number: i32, position: u64) {
+        let mut state = self.state();
+        let state = &mut *state;
+        let Some(partition) = state.partitions.get_mut(&number) else { return };
+        for held in partition.held.values().filter(|held| held.out) {
+            state.in_flight.settled(held.bytes);
+        }
+        let shard = number as u32;
+        let lost = ClaimId { shard, epoch: partition.epoch };
+        partition.restart(Watermark::new(position, []));
+        state.epochs.insert(number, partition.epoch);
+        state.events.push_back(Signal::Lost(vec![lost]));
+        state.events.push_back(Signal::Assigned(vec![ClaimId { shard, epoch: partition.epoch }]));
+        self.arrived.notify_one();
+    }
+
+    /// The place wasn't changed after all.
+    pub(crate) fn end_move(&self, numbers: &[i32]) {
+        let mut state = self.state();
+        for number in numbers {
+            if let Some(partition) = state.partitions.get_mut(number)
+                && partition.phase == Phase::Moving
+            {
+                partition.phase = Phase::Active;
+            }
+        }
+        self.arrived.notify_one();
+    }
+
+    /// Partitions whose place has to be found anew, each with what would have come next.
+    pub(crate) fn take_troubled(&self) -> Vec<(i32, u64)> {
+        let mut state = self.state();
+        let troubled = std::mem::take(&mut state.troubled);
+        let next = |number| Some((number, state.partitions.get(&number)?.mark.next()));
+        troubled.into_iter().filter_map(next).collect()
+    }
+
+    pub(crate) fn trouble(&self, number: i32) {
+        self.state().troubled.insert(number);
+    }
+
+    /// All that isn't written down yet.
+    pub(crate) fn to_commit(&self) -> Vec<Commit> {
+        let mut state = self.state();
+        state.flush = false;
+        let dirty = state.partitions.iter().filter(|(_, partition)| partition.is_dirty());
+        let commit = |(number, partition): (&i32, &Partition)| {
+            let position = partition.mark.position();
+            let metadata = crate::mark::write(position, partition.mark.settled_above());
+            Commit {
+                partition: *number,
+                epoch: partition.epoch,
+                version: partition.mark.version(),
+                position,
+                metadata,
+            }
+        };
+        dirty.map(commit).collect()
+    }
+
+    pub(crate) fn is_dirty(&self) -> bool {
+        self.state().partitions.values().any(Partition::is_dirty)
+    }
+
+    pub(crate) fn is_flush_wanted(&self) -> bool {
+        self.state().flush
+    }
+
+    /// These are written down.
+    pub(crate) fn committed(&self, commits: &[Commit]) {
+        let mut state = self.state();
+        for commit in commits {
+            if let Some(partition) = state.partitions.get_mut(&commit.partition)
+                && partition.epoch == commit.epoch
+            {
+                partition.written = Some(commit.version);
+            }
+        }
+        drop(state);
+        self.written.notify_waiters();
+    }
+
+    /// Resolves when all that is settled now is written down; answers those that can't be any more.
+    pub(crate) async fn flush(&self) -> Vec<Token> {
+        let targets: Vec<_> = {
+            let mut state = self.state();
+            state.flush = true;
+            let dirty = state.partitions.iter().filter(|(_, partition)| partition.is_dirty());
+            dirty.map(|(number, p)| (*number, p.epoch, p.mark.version(), p.mark.position())).collect()
+        };
+        self.waker.wake();
+        loop {
+            let written = self.written.notified();
+            tokio::pin!(written);
+            // before the look, so that nothing in between is missed
+            written.as_mut().enable();
+            {
+                let state = self.state();
+                let (mut open, mut gone) = (false, Vec::new());
+                for (number, epoch, version, position) in &targets {
+                    match state.partitions.get(number).filter(|partition| partition.epoch == *epoch) {
+                        Some(partition) => open |= partition.written < Some(*version),
+                        None => gone.push(Token {
+                            claim: ClaimId { shard: *number as u32, epoch: *epoch },
+                            seq: *position,
+                        }),
+                    }
+                }
+                if !open {
+                    return gone;
+                }
+            }
+            written.await;
+        }
+    }
+
+    pub(crate) fn event(&self, signal: Signal) {
+        self.state().events.push_back(signal);
+        self.arrived.notify_one();
+    }
+
+    /// The subscription ends with a reason that reconnecting doesn't mend.
+    pub(crate) fn end(&self, error: Error) {
+        self.state().ended.get_or_insert(error);
+        self.arrived.notify_one();
+    }
+
+    /// Why it ended, for whoever comes first.
+    pub(crate) fn take_end(&self) -> Option<Error> {
+        self.state().ended.take()
+    }
+
+    /// From now on nothing that was handed out can be settled.
+    pub(crate) fn close(&self) {
+        self.state().closed = true;
+        self.arrived.notify_one();
+        self.waker.wake();
+    }
+
+    pub(crate) fn pause(&self, paused: bool) {
+        self.state().paused = paused;
+        self.arrived.notify_one();
+    }
+
+    pub(crate) fn numbers(&self) -> Vec<i32> {
+        self.state().partitions.keys().copied().collect()
+    }
+
+    /// Of each partition held here: what comes next from the log.
+    pub(crate) fn nexts(&self) -> Vec<(i32, u64)> {
+        self.state().partitions.iter().map(|(number, partition)| (*number, partition.mark.next())).collect()
+    }
+
+    pub(crate) fn claims(&self) -> Vec<ClaimId> {
+        let claim = |(number, partition): (&i32, &Partition)| ClaimId {
+            shard: *number as u32,
+            epoch: partition.epoch,
+        };
+        self.state().partitions.iter().map(claim).collect()
+    }
+
+    /// Of each partition held here: the place, and how many are settled above it.
+    pub(crate) fn places(&self) -> HashMap<i32, (u64, u64)> {
+        let place = |(number, partition): (&i32, &Partition)| {
+            (*number, (partition.mark.position(), partition.mark.settled_above().count() as u64))
+        };
+        self.state().partitions.iter().map(place).collect()
+    }
+}
+
+impl Partition {
+    /// What waits and may be handed out, ascending.
+    fn ready(&self) -> impl Iterator<Item = u64> {
+        self.waiting.iter().copied().filter(|offset| !self.is_held_back(*offset))
+    }
+
+    /// Whether something of its key waits for its time.
+    fn is_held_back(&self, offset: u64) -> bool {
+        let key = self.held.get(&offset).and_then(|held| held.key);
+        key.is_some_and(|key| self.delayed.contains_key(&key))
+    }
+
+    fn hand_out(
+        &mut self,
+        number: i32,
+        offset: u64,
+        in_flight: &mut InFlight,
+        claim: impl Fn(Token) -> Claim,
+    ) -> Option<Delivery> {
+        let held = self.held.get_mut(&offset)?;
+        held.out = true;
+        self.out += 1;
+        in_flight.take(held.bytes);
+        let shard = number as u32;
+        let token = Token { claim: ClaimId { shard, epoch: self.epoch }, seq: offset };
+        Some(Delivery {
+            envelope: held.envelope.clone(),
+            origin: Origin { shard, position: offset },
+            deliveries: None,
+            claim: claim(token),
+        })
+    }
+}

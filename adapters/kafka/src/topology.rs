@@ -1,0 +1,143 @@
+//! What must exist at the broker, made or checked: topics. (Groups exist by being joined.)
+
+use std::time::Duration;
+
+use postrider_core::{Env, Error, ErrorKind, Result};
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::error::RDKafkaErrorCode as Code;
+
+use crate::config::{DeclareMode, KafkaConfig};
+use crate::connection::Connection;
+use crate::error;
+use crate::naming::Naming;
+use crate::properties;
+
+/// How long a broker may take to show a topic that was made.
+const SHOWN: Duration = Duration::from_secs(10);
+
+/// Makes and checks topics.
+#[derive(Debug)]
+pub(crate) struct Topology {
+    connection: Connection,
+    naming: Naming,
+    config: KafkaConfig,
+    env: Env,
+}
+
+/// What a topic is made with.
+struct Wanted<'a> {
+    channel: &'a str,
+    /// At least so many, where a number was asked for.
+    partitions: Option<u32>,
+    /// So many, where it is made.
+    made_with: u32,
+    settings: &'static [(&'static str, &'static str)],
+}
+
+impl Topology {
+    pub(crate) fn new(connection: Connection, naming: Naming, config: &KafkaConfig, env: Env) -> Self {
+        Self { connection, naming, config: config.clone(), env }
+    }
+
+    pub(crate) fn naming(&self) -> &Naming {
+        &self.naming
+    }
+
+    /// Makes sure of a channel's topic, with at least so many partitions as asked for.
+    pub(crate) async fn channel(&self, channel: &str, partitions: Option<u32>) -> Result<()> {
+        let made_with = partitions.unwrap_or(self.config.partitions);
+        self.topic(Wanted { channel, partitions, made_with, settings: &[] }).await
+    }
+
+    /// Makes sure of a dead-letter channel's topic, which keeps its messages until somebody deletes them.
+    pub(crate) async fn dead_letters(&self, channel: &str) -> Result<()> {
+        let settings = &[("retention.ms", "-1"), ("retention.bytes", "-1")];
+        self.topic(Wanted { channel, partitions: None, made_with: 1, settings }).await
+    }
+
+    async fn topic(&self, wanted: Wanted<'_>) -> Result<()> {
+        let topic = self.naming.topic(wanted.channel)?;
+        if self.config.declare == DeclareMode::None {
+            return Ok(());
+        }
+        match self.settled(&topic).await? {
+            Some(found) => check(&wanted, &topic, found),
+            None if self.config.declare == DeclareMode::Check => {
+                let message = "there is no such topic, and nothing may be created (`declare=check`); create it, or use `declare=create`";
+                let error = Error::new(ErrorKind::NotFound, "declare", message);
+                Err(error.with("topic", topic).with("channel", wanted.channel))
+            }
+            None => {
+                self.create(&wanted, &topic).await?;
+                self.shown(&wanted, &topic).await
+            }
+        }
+    }
+
+    /// The topic's partitions, once it has leaders for all of them.
+    async fn settled(&self, topic: &str) -> Result<Option<u32>> {
+        let deadline = self.env.now() + SHOWN;
+        loop {
+            match self.connection.partitions("declare", topic).await {
+                Err(error) if error.is_temporary() && self.env.now() < deadline => {
+                    self.env.sleep(Duration::from_millis(50)).await;
+                }
+                found => return found,
+            }
+        }
+    }
+
+    async fn create(&self, wanted: &Wanted<'_>, topic: &str) -> Result<()> {
+        let mut config = self.connection.common.clone();
+        properties::native(&mut config, &self.config);
+        let admin: AdminClient<DefaultClientContext> = config.create().map_err(error::creation)?;
+        let replication = TopicReplication::Fixed(self.config.replicas.map_or(-1, |copies| copies as i32));
+        let new = NewTopic::new(topic, wanted.made_with as i32, replication);
+        let new = wanted.settings.iter().fold(new, |new, (name, value)| new.set(name, value));
+        let options = AdminOptions::new()
+            .request_timeout(Some(self.config.connect_timeout))
+            .operation_timeout(Some(Duration::from_secs(5)));
+        let answers = admin.create_topics([&new], &options).await;
+        // ends with a join of the client's thread, which may take a moment
+        tokio::task::spawn_blocking(move || drop(admin));
+        let answers = answers.map_err(|e| error::client("declare", e).with("topic", topic))?;
+        match answers.into_iter().next() {
+            // another process was faster; whether it made the same one is checked next
+            Some(Ok(_) | Err((_, Code::TopicAlreadyExists))) => Ok(()),
+            Some(Err((_, Code::InvalidReplicationFactor))) => {
+                let message = "the cluster has fewer brokers than copies are asked for; lower `replicas`";
+                Err(Error::new(ErrorKind::Mismatch, "declare", message).with("topic", topic))
+            }
+            Some(Err((_, code))) => Err(error::code("declare", code).with("topic", topic)),
+            None => Err(Error::new(ErrorKind::Broker, "declare", "the broker didn't say what became of it")
+                .with("topic", topic)),
+        }
+    }
+
+    /// Resolves when the brokers show what was made.
+    async fn shown(&self, wanted: &Wanted<'_>, topic: &str) -> Result<()> {
+        let deadline = self.env.now() + SHOWN;
+        loop {
+            if let Some(found) = self.settled(topic).await? {
+                return check(wanted, topic, found);
+            }
+            if self.env.now() >= deadline {
+                let message = format!("the topic was made, but no broker shows it after {SHOWN:?}");
+                return Err(Error::new(ErrorKind::Timeout, "declare", message).with("topic", topic));
+            }
+            self.env.sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+fn check(wanted: &Wanted<'_>, topic: &str, found: u32) -> Result<()> {
+    let Some(asked) = wanted.partitions.filter(|asked| *asked > found) else {
+        return Ok(());
+    };
+    let message = format!(
+        "the topic has {found} partitions, fewer than the {asked} asked for; more would move keys to other places, so that is never done by itself: ask for fewer, or choose another channel"
+    );
+    let error = Error::new(ErrorKind::Mismatch, "declare", message).with("topic", topic);
+    Err(error.with("expected", format!("at least {asked}")).with("found", found))
+}

@@ -1,0 +1,147 @@
+//! How far a partition is settled: the place below which nothing is open, and what is settled above it. No I/O.
+
+use std::collections::{BTreeSet, VecDeque};
+
+/// The place of one partition. Offsets go in as they are handed out, ascending, with holes where the log has them.
+#[derive(Clone, Debug)]
+pub(crate) struct Watermark {
+    /// Where reading goes on.
+    next: u64,
+    /// From the oldest open one on: offset, and whether it is settled.
+    taken: VecDeque<(u64, bool)>,
+    /// Settled by an earlier holder above the place where it stopped; passed over when they come.
+    ahead: BTreeSet<u64>,
+    /// Rises with every change of what is to be written down.
+    version: u64,
+}
+
+impl Watermark {
+    /// A partition that is read from `position` on, of which `ahead` are settled already.
+    pub(crate) fn new(position: u64, ahead: impl IntoIterator<Item = u64>) -> Self {
+        let ahead = ahead.into_iter().filter(|offset| *offset >= position).collect();
+        Self { next: position, taken: VecDeque::new(), ahead, version: 0 }
+    }
+
+    /// An offset was read. `false`: it was settled before, or read before, and isn't to be handed out.
+    pub(crate) fn take(&mut self, offset: u64) -> bool {
+        if offset < self.next {
+            return false;
+        }
+        self.next = offset + 1;
+        let settled = self.ahead.remove(&offset);
+        // what lies below was compacted away
+        while self.ahead.first().is_some_and(|first| *first < offset) {
+            self.ahead.pop_first();
+        }
+        if settled && self.taken.is_empty() {
+            self.version += 1;
+        } else {
+            self.taken.push_back((offset, settled));
+        }
+        !settled
+    }
+
+    /// An offset is settled. `false`: it isn't open.
+    pub(crate) fn settle(&mut self, offset: u64) -> bool {
+        let Ok(at) = self.taken.binary_search_by_key(&offset, |(offset, _)| *offset) else {
+            return false;
+        };
+        if std::mem::replace(&mut self.taken[at].1, true) {
+            return false;
+        }
+        while self.taken.front().is_some_and(|(_, settled)| *settled) {
+            self.taken.pop_front();
+        }
+        self.version += 1;
+        true
+    }
+
+    /// Below this nothing is open: what a restart begins with.
+    pub(crate) fn position(&self) -> u64 {
+        self.taken.front().map_or(self.next, |(offset, _)| *offset)
+    }
+
+    /// What comes next from the log.
+    pub(crate) fn next(&self) -> u64 {
+        self.next
+    }
+
+    /// What is settled above the position, ascending.
+    pub(crate) fn settled_above(&self) -> impl Iterator<Item = u64> {
+        let taken = self.taken.iter().filter(|(_, settled)| *settled).map(|(offset, _)| *offset);
+        taken.chain(self.ahead.iter().copied())
+    }
+
+    /// Which state this is; a later one is greater.
+    pub(crate) fn version(&self) -> u64 {
+        self.version
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn the_position_waits_for_the_oldest_open_one() {
+        let mut mark = Watermark::new(5, []);
+        assert!(mark.take(5) && mark.take(6) && mark.take(9));
+        assert!(mark.settle(9) && mark.settle(6));
+        assert_eq!((mark.position(), mark.settled_above().collect::<Vec<_>>()), (5, vec![6, 9]));
+        assert!(mark.settle(5) && !mark.settle(5));
+        assert_eq!((mark.position(), mark.settled_above().count()), (10, 0));
+        assert!(!mark.take(9), "read before");
+    }
+
+    proptest! {
+        /// Against the plain model: sets of what was taken and settled, over a restart at any moment.
+        #[test]
+        fn nothing_is_lost_and_nothing_settled_comes_again(
+            steps in prop::collection::vec((any::<bool>(), 0_usize..8, 0_u64..3), 1..80),
+            restart in 0_usize..80,
+        ) {
+            let mut mark = Watermark::new(0, []);
+            let (mut log, mut open, mut settled) = (Vec::new(), Vec::new(), BTreeSet::new());
+            let (mut at, mut version) = (0, 0);
+            for (n, (take, pick, hole)) in steps.into_iter().enumerate() {
+                if n == restart {
+                    // what is written down is all that the next holder knows
+                    at = mark.position();
+                    mark = Watermark::new(at, mark.settled_above().collect::<Vec<_>>());
+                    version = 0;
+                    open.clear();
+                    let again: Vec<u64> = log.iter().copied().filter(|offset| *offset >= at).collect();
+                    for offset in again {
+                        prop_assert_eq!(mark.take(offset), !settled.contains(&offset), "{}", offset);
+                        if !settled.contains(&offset) {
+                            open.push(offset);
+                        }
+                    }
+                }
+                if take {
+                    let offset = log.last().map_or(0, |last| last + 1) + hole;
+                    prop_assert!(mark.take(offset));
+                    log.push(offset);
+                    open.push(offset);
+                } else if !open.is_empty() {
+                    let offset = open.remove(pick % open.len());
+                    prop_assert!(mark.settle(offset));
+                    settled.insert(offset);
+                }
+                prop_assert!(mark.version() >= version);
+                version = mark.version();
+                let oldest = open.iter().min().copied();
+                if let Some(oldest) = oldest {
+                    prop_assert_eq!(mark.position(), oldest);
+                } else {
+                    prop_assert!(log.iter().all(|offset| *offset < mark.position() || settled.contains(offset)));
+                }
+                prop_assert!(mark.position() >= at);
+                let above: BTreeSet<_> = mark.settled_above().collect();
+                prop_assert!(log.iter().all(|o| settled.contains(o) == (*o < mark.position() || above.contains(o))));
+            }
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! The conformance suite on a real Kafka broker, by both group protocols: `POSTRIDER_TEST_KAFKA_URL` names it (`cargo xtask
+//! test` sets it). Cases that kill, pause or cut off the broker have one of their own, started by the project's script.
+
+#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test says what it expects")]
+
+mod support;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use postrider_conformance::{Controls, Factory, Settings};
+use postrider_core::{BoxFuture, Broker, BrokerUrl, Bytes, Connector, Env, Error};
+use postrider_kafka::{KafkaConnector, Naming};
+use rdkafka::ClientConfig;
+use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+
+use support::{PrivateBroker, address, free_ports, shared_url, with_options};
+
+/// Kafka by one of its group protocols.
+struct Kafka(&'static str);
+
+async fn connect(url: &str) -> Result<Broker, Error> {
+    KafkaConnector.connect(&BrokerUrl::parse(url)?, Env::system()).await
+}
+
+impl Factory for Kafka {
+    fn adapter(&self) -> &'static str {
+        "kafka"
+    }
+
+    fn variant(&self) -> &'static str {
+        self.0
+    }
+
+    fn channel_has_partitions(&self) -> bool {
+        true
+    }
+
+    fn connect(&self, settings: Settings) -> BoxFuture<'_, Broker> {
+        Box::pin(async move {
+            connect(&with_options(&shared_url(), &settings, self.0)).await.expect("the broker answers")
+        })
+    }
+
+    fn write_foreign<'a>(
+        &'a self,
+        settings: &'a Settings,
+        channel: &'a str,
+        headers: &'a [(&'a str, &'a str)],
+        body: Bytes,
+    ) -> BoxFuture<'a, ()> {
+        Box::pin(async move {
+            let topic =
+                Naming::new(Some(&settings.tenant)).and_then(|n| n.topic(channel)).expect("a good name");
+            let mut all = OwnedHeaders::new();
+            for (key, value) in headers {
+                all = all.insert(Header { key, value: Some(*value) });
+            }
+            let producer: BaseProducer = ClientConfig::new()
+                .set("bootstrap.servers", address(&shared_url()))
+                .create()
+                .expect("a plain producer");
+            let record: BaseRecord<'_, (), [u8]> = BaseRecord::to(&topic).payload(&body[..]).headers(all);
+            producer.send(record).map_err(|(e, _)| e).expect("it is taken");
+            producer.flush(Duration::from_secs(10)).expect("it is stored");
+        })
+    }
+
+    fn controls(&self) -> BoxFuture<'_, Option<Arc<dyn Controls>>> {
+        Box::pin(async { Some(Arc::new(PrivateBroker::start(self.0).await) as Arc<dyn Controls>) })
+    }
+
+    fn connect_to_nothing(&self) -> Option<BoxFuture<'_, Error>> {
+        Some(Box::pin(async {
+            let [port] = free_ports();
+            let url = format!("kafka://ann:s3cret@127.0.0.1:{port}?connect_timeout=2s");
+            connect(&url).await.expect_err("nobody is there")
+        }))
+    }
+
+    fn wrong_credentials(&self) -> BoxFuture<'_, Option<Error>> {
+        Box::pin(async {
+            let [sasl] = free_ports();
+            let _broker = PrivateBroker::start_with(self.0, |port, controller| {
+                let listeners = format!("PLAINTEXT://127.0.0.1:{port},SASL_PLAINTEXT://127.0.0.1:{sasl}");
+                let login = "org.apache.kafka.common.security.plain.PlainLoginModule required user_ann=\"right\";";
+                format!(
+                    "listeners={listeners},CONTROLLER://127.0.0.1:{controller}\nadvertised.listeners={listeners}\n\
+                     listener.security.protocol.map=PLAINTEXT:PLAINTEXT,SASL_PLAINTEXT:SASL_PLAINTEXT,CONTROLLER:PLAINTEXT\n\
+                     sasl.enabled.mechanisms=PLAIN\nlistener.name.sasl_plaintext.plain.sasl.jaas.config={login}\n"
+                )
+            })
+            .await;
+            let address = format!("127.0.0.1:{sasl}");
+            connect(&format!("kafka://ann:right@{address}")).await.expect("the right ones are taken");
+            Some(connect(&format!("kafka://ann:s3cret@{address}")).await.expect_err("the wrong ones are not"))
+        })
+    }
+}
+
+mod classic {
+    use super::Kafka;
+
+    postrider_conformance::conformance!(Kafka("classic"));
+}
+
+mod consumer {
+    use super::Kafka;
+
+    postrider_conformance::conformance!(Kafka("consumer"));
+}
