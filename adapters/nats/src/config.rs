@@ -52,6 +52,9 @@ pub struct NatsConfig {
     pub declare: DeclareMode,
     /// What becomes of an unanswered publish.
     pub on_unknown: OnUnknown,
+    /// Whether the members of a group share its partitions evenly; off unless set: it is new, and a message was seen to wait for
+    /// ever in one of some ten fault runs with it. Without, who comes first holds all, and the others stand by.
+    pub balance: bool,
     /// Keeps programs on one server apart: goes in front of every stream's and subject's name.
     pub tenant: Option<String>,
     /// How many messages may be sent and unconfirmed; 4,096 unless set.
@@ -87,6 +90,7 @@ impl Default for NatsConfig {
             ping_interval: Duration::from_secs(10),
             declare: DeclareMode::default(),
             on_unknown: OnUnknown::default(),
+            balance: false,
             tenant: None,
             max_pending: 4096,
             max_pending_bytes: 32 * 1024 * 1024,

@@ -87,7 +87,8 @@ impl Subscriber for NatsBroker {
             };
             pullers.spawn(puller.run());
         }
-        if let (Group::Named(group), [first, _, ..]) = (&options.group, &*plans) {
+        if let (true, Group::Named(group), [first, _, ..]) = (self.config().balance, &options.group, &*plans)
+        {
             let presence = Presence {
                 connection: self.connection().clone(),
                 env: self.environment().clone(),

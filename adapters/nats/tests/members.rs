@@ -27,7 +27,10 @@ struct World {
 
 async fn connect(tenant: &str) -> Broker {
     let url = support::shared_url();
-    let url = format!("{url}{}tenant={tenant}&claim_timeout=3s", if url.contains('?') { '&' } else { '?' });
+    let url = format!(
+        "{url}{}tenant={tenant}&claim_timeout=3s&balance=true",
+        if url.contains('?') { '&' } else { '?' }
+    );
     NatsConnector.connect(&BrokerUrl::parse(&url).unwrap(), Env::system()).await.expect("the server answers")
 }
 
