@@ -134,7 +134,8 @@ impl Line {
         for tell in self.unconfirmed.iter().filter(|tell| tell.what != What::Unpin) {
             last.insert(consumer_of(&tell.reply), &tell.reply);
         }
-        if !self.connection.is_up() {
+        let link = self.connection.link();
+        if !link.up {
             return count == 0;
         }
         self.rounds += 1;
@@ -163,6 +164,8 @@ impl Line {
         };
         let came = tokio::select! {
             came = all => came,
+            // replies to the old connection don't come, and what is held wants its signs of life
+            _ = self.connection.changed(link) => false,
             () = env.sleep(Duration::from_secs(5)) => false,
         };
         if came {

@@ -48,6 +48,8 @@ struct Talk {
     /// The pin under which the partition was given to another member.
     given_up: Option<String>,
     requested: usize,
+    /// How often in a row there was a message for a renewal, and none for the requests before it.
+    starved: u32,
     heard: Instant,
     asked: Instant,
     /// Since when nobody answers requests though the connection is there.
@@ -87,6 +89,7 @@ impl Puller {
             pin: None,
             given_up: None,
             requested: 0,
+            starved: 0,
             heard: now,
             asked: now,
             unanswered: None,
@@ -113,7 +116,11 @@ impl Puller {
             tokio::select! {
                 biased;
                 () = self.stop.cancelled() => return self.farewell(&mut talk, messages).await,
-                link = self.connection.changed(talk.link) => self.link_changed(&mut talk, link),
+                link = self.connection.changed(talk.link) => {
+                    // its answer went with the old connection
+                    look = None;
+                    self.link_changed(&mut talk, link);
+                }
                 message = messages.next() => match message {
                     Some(message) => if let Err(error) = self.take(&mut talk, message, &mut messages) {
                         return self.shared.end(error);
@@ -261,7 +268,9 @@ impl Puller {
         let missing = talk.gathering.as_ref().map_or(0, |gathering| gathering.missing);
         let wanted = self.window.saturating_sub(self.shared.load()).max(missing).min(REQUEST);
         let free = wanted.saturating_sub(talk.requested);
-        if free > 0 && talk.requested <= wanted / 2 {
+        // of several requests without a pin one would get it, and the others would wait for ever
+        let enough = if self.plan.pinned && talk.pin.is_none() { 0 } else { wanted / 2 };
+        if free > 0 && talk.requested <= enough {
             let request = Request {
                 batch: free,
                 max_bytes: self.max_bytes,
@@ -322,6 +331,7 @@ impl Puller {
         match answer {
             Answer::Delivery(place) => {
                 talk.requested = talk.requested.saturating_sub(usize::from(!renewal));
+                talk.starved = 0;
                 self.notice_release(talk);
                 let pin = pull::pin_of(&message);
                 if self.plan.pinned && !self.keep_pin(talk, pin) {
@@ -348,7 +358,16 @@ impl Puller {
             }
             Answer::Heartbeat => {}
             Answer::Ended { .. } if renewal => {}
-            Answer::Ended { left } => talk.requested = talk.requested.saturating_sub(left),
+            // a request that the server keeps under another pin, or none, gets nothing: ask anew
+            Answer::TooLarge { .. } if renewal => {
+                talk.starved += u32::from(talk.requested > 0);
+                if talk.starved > 1 {
+                    (talk.requested, talk.starved) = (0, 0);
+                }
+            }
+            Answer::Ended { left } | Answer::TooLarge { left } => {
+                talk.requested = talk.requested.saturating_sub(left);
+            }
             Answer::WrongPin => {
                 self.lose(talk);
                 talk.requested = 0;

@@ -61,6 +61,8 @@ pub(crate) enum Answer {
     Heartbeat,
     /// A request ended with this many messages not delivered.
     Ended { left: usize },
+    /// A request ended because the next message is larger than what it still asks for.
+    TooLarge { left: usize },
     /// The pin isn't ours any more.
     WrongPin,
     /// The consumer or stream is gone.
@@ -99,6 +101,7 @@ pub(crate) fn read(message: &Message) -> Answer {
         (100, _) => Answer::Heartbeat,
         (423, _) => Answer::WrongPin,
         (503, _) => Answer::NoResponders,
+        (409, Some(left)) if description.contains("Exceeds MaxBytes") => Answer::TooLarge { left },
         // a request that ended early says how much of it was left
         (404 | 408 | 409, Some(left)) => Answer::Ended { left },
         (409, None) if description.to_ascii_lowercase().contains("deleted") => Answer::Gone(description),
