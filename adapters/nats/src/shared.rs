@@ -358,6 +358,10 @@ impl Shared {
         let Some(partition) = state.partitions.get_mut(shard as usize) else {
             return;
         };
+        if !partition.assigned {
+            // given to another member a moment ago, and the puller didn't know yet
+            return self.tell(reply, What::Nak(None));
+        }
         if let Some(held) = partition.held.get_mut(&place.sequence) {
             (held.reply, held.delivered) = (reply, place.delivered);
             return;

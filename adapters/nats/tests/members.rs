@@ -1,0 +1,137 @@
+//! The members of a group share its partitions: who comes gets some, who leaves leaves them to the others, and no key's order
+//! suffers.
+
+#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test says what it expects")]
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use postrider_core::{
+    Broker, BrokerUrl, Bytes, Connector, Env, Envelope, PublisherExt, RouteOptions, Router, Running,
+};
+use postrider_nats::NatsConnector;
+use tokio::sync::watch;
+
+const KEYS: u32 = 100;
+const ROUTE: &str = "work";
+
+/// What was handled: by which member, which number of which key.
+#[derive(Clone)]
+struct World {
+    handled: Arc<Mutex<Vec<(u32, u32, u32)>>>,
+    count: watch::Sender<usize>,
+}
+
+async fn connect(tenant: &str) -> Broker {
+    let url = support::shared_url();
+    let url = format!("{url}{}tenant={tenant}&claim_timeout=3s", if url.contains('?') { '&' } else { '?' });
+    NatsConnector.connect(&BrokerUrl::parse(&url).unwrap(), Env::system()).await.expect("the server answers")
+}
+
+/// A member on a connection of its own.
+async fn member(number: u32, tenant: &str, world: &World) -> Running {
+    let world = world.clone();
+    let work = RouteOptions::new("work", "workers").name(ROUTE).handle(move |envelope: Envelope| {
+        let world = world.clone();
+        async move {
+            tokio::task::yield_now().await;
+            let read = |at: usize| envelope.payload()[at..at + 4].try_into().map(u32::from_be_bytes).unwrap();
+            let mut handled = world.handled.lock().unwrap();
+            handled.push((number, read(0), read(4)));
+            world.count.send_replace(handled.len());
+        }
+    });
+    Router::new().route(work).start(&connect(tenant).await).await.expect("it starts")
+}
+
+async fn publish(broker: &Broker, numbers: std::ops::Range<u32>) {
+    for number in numbers {
+        let round = (0..KEYS).map(|key| {
+            let body = [key.to_be_bytes(), number.to_be_bytes()].concat();
+            Envelope::builder(Bytes::from(body)).key(format!("key-{key}"))
+        });
+        for outcome in broker.publish_all("work", round).await {
+            outcome.expect("it is confirmed");
+        }
+    }
+}
+
+/// Waits until the members hold so many partitions each, for which there is no event outside of them.
+async fn until_held(members: &[(&Running, usize)]) {
+    let held = || members.iter().map(|(member, _)| member.control(ROUTE).unwrap().claims().len());
+    let balanced = async {
+        while !held().eq(members.iter().map(|(_, expected)| *expected)) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), balanced)
+        .await
+        .unwrap_or_else(|_| panic!("held: {:?}", held().collect::<Vec<_>>()));
+}
+
+async fn until_handled(world: &World, count: usize) {
+    let mut counted = world.count.subscribe();
+    let done = counted.wait_for(|handled| *handled >= count);
+    tokio::time::timeout(Duration::from_secs(30), done)
+        .await
+        .expect("all is handled")
+        .expect("the world is there");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn members_that_come_and_go_share_the_partitions_and_keep_every_key_s_order() {
+    let tenant = format!("members-{:x}", Env::system().random());
+    let world = World { handled: Arc::default(), count: watch::channel(0).0 };
+    let broker = connect(&tenant).await;
+    let first = member(1, &tenant, &world).await;
+    publish(&broker, 0..20).await;
+    until_handled(&world, (20 * KEYS) as usize).await;
+    until_held(&[(&first, 8)]).await;
+
+    // while messages flow, two more come: 3, 3 and 2 partitions in some order
+    let publishing = publish(&broker, 20..60);
+    let joining = async { (member(2, &tenant, &world).await, member(3, &tenant, &world).await) };
+    let ((), (second, third)) = tokio::join!(publishing, joining);
+    publish(&broker, 60..80).await;
+    until_handled(&world, (80 * KEYS) as usize).await;
+    let held = |member: &Running| member.control(ROUTE).unwrap().claims().len();
+    let balanced = async {
+        loop {
+            let mut all = [held(&first), held(&second), held(&third)];
+            all.sort_unstable();
+            if all == [2, 3, 3] {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), balanced).await.expect("every member gets its share");
+
+    // two leave in good order, and the third goes on with everything
+    first.stop(Duration::from_secs(10)).await.expect("it drains");
+    second.stop(Duration::from_secs(10)).await.expect("it drains");
+    publish(&broker, 80..100).await;
+    until_handled(&world, (100 * KEYS) as usize).await;
+    until_held(&[(&third, 8)]).await;
+    third.stop(Duration::from_secs(10)).await.expect("it drains");
+
+    let handled = world.handled.lock().unwrap();
+    assert_eq!(handled.len(), (100 * KEYS) as usize, "none twice");
+    let mut last: BTreeMap<u32, u32> = BTreeMap::new();
+    for (member, key, number) in handled.iter() {
+        let expected = last.get(key).map_or(0, |last| last + 1);
+        let of_key =
+            || handled.iter().filter(|(_, of, _)| of == key).map(|(at, _, n)| (at, n)).collect::<Vec<_>>();
+        assert_eq!(*number, expected, "key {key} at member {member}: {:?}", of_key());
+        last.insert(*key, *number);
+    }
+    for number in 1..=3 {
+        assert!(
+            handled.iter().filter(|(member, ..)| *member == number).count() > 100,
+            "member {number} works"
+        );
+    }
+}
