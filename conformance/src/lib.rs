@@ -14,6 +14,7 @@ mod factory;
 mod kit;
 pub mod proxy;
 mod record;
+pub mod vectors;
 
 #[doc(hidden)]
 pub mod groups;

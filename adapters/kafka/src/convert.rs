@@ -227,4 +227,32 @@ mod tests {
         let written = headers(&envelope);
         assert!(written.iter().all(|header| !header.key.starts_with("ce_partitionkey")));
     }
+
+    #[test]
+    fn the_wire_format_s_vectors_hold() {
+        use postrider_conformance::vectors::{self, Record as Vector};
+        let write = |envelope: &Envelope, _: &str| {
+            let written = headers(envelope);
+            let header = |Header { key, value }: Header<'_, &[u8]>| (key.to_owned(), value.map(Into::into));
+            Vector {
+                key: envelope.key().map(Into::into),
+                headers: written.iter().map(header).collect(),
+                body: (!envelope.is_null()).then(|| envelope.payload()[..].into()),
+                ..Vector::default()
+            }
+        };
+        let read = |record: &Vector| {
+            let fields: Vec<_> = record
+                .headers
+                .iter()
+                .map(|(name, value)| (&**name, value.as_ref().map(|value| &*value.0)))
+                .collect();
+            let body = record.body.as_ref().map(|body| Bytes::copy_from_slice(&body.0));
+            let key = record.key.as_ref().map(|key| &*key.0);
+            read(Record { key, body, time_ms: 1_700_000_000_999, unreadable: 0 }, &fields, || {
+                "orders/0/7".into()
+            })
+        };
+        vectors::check("kafka", write, read);
+    }
 }

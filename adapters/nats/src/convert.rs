@@ -269,4 +269,33 @@ mod tests {
         assert!(!through(&empty).is_null());
         assert_ne!(message_id(&empty, ""), message_id(&empty, "dlq/g/0/x"));
     }
+
+    #[test]
+    fn the_wire_format_s_vectors_hold() {
+        use postrider_conformance::vectors::{self, Record};
+        let write = |envelope: &Envelope, hop: &str| {
+            let map = headers(envelope, (!hop.is_empty()).then_some(hop));
+            let values = |(name, values): (&HeaderName, &Vec<NatsValue>)| {
+                let name: &str = name.as_ref();
+                values
+                    .iter()
+                    .map(|value| (name.to_owned(), Some(value.as_str().as_bytes().into())))
+                    .collect::<Vec<_>>()
+            };
+            let mut headers: Vec<_> = map.iter().flat_map(values).collect();
+            // the client keeps the order of one name's values, and none between names
+            headers.sort_by(|(a, _), (b, _)| a.cmp(b));
+            Record { headers, body: Some(envelope.payload()[..].into()), ..Record::default() }
+        };
+        let read = |record: &Record| {
+            let mut map = HeaderMap::new();
+            for (name, value) in &record.headers {
+                let value = value.as_ref().expect("NATS has no null values");
+                append(&mut map, name, std::str::from_utf8(&value.0).expect("NATS has text values"));
+            }
+            let body = record.body.as_ref().expect("NATS has no null bodies");
+            super::envelope(Some(&map), Bytes::copy_from_slice(&body.0), "orders", 7, 1_700_000_000_999)
+        };
+        vectors::check("nats", write, read);
+    }
 }
