@@ -12,6 +12,8 @@ const KNOWN: &[(&str, &str)] = &[
     ("tls", "nats"),
     ("kafka", "kafka"),
     ("kafka+ssl", "kafka-tls"),
+    ("amqp", "rabbitmq"),
+    ("amqps", "rabbitmq"),
 ];
 
 /// The connectors of the compiled features.
@@ -23,6 +25,8 @@ pub fn registry() -> Registry {
     let registry = registry.with(postrider_nats::NatsConnector);
     #[cfg(feature = "kafka")]
     let registry = registry.with(postrider_kafka::KafkaConnector);
+    #[cfg(feature = "rabbitmq")]
+    let registry = registry.with(postrider_rabbitmq::RabbitmqConnector);
     registry
 }
 

@@ -29,7 +29,7 @@
 //! }
 //! ```
 //!
-//! Features choose the brokers that are compiled in (`memory`, on by default, `nats` and `kafka`); the scheme of the URL chooses
+//! Features choose the brokers that are compiled in (`memory`, on by default, `nats`, `kafka` and `rabbitmq`); the scheme of the URL chooses
 //! among those at run time. What is promised on each broker stands in the book, under `docs/`.
 
 mod connect;
@@ -46,6 +46,8 @@ pub use postrider_kafka as kafka;
 pub use postrider_memory as memory;
 #[cfg(feature = "nats")]
 pub use postrider_nats as nats;
+#[cfg(feature = "rabbitmq")]
+pub use postrider_rabbitmq as rabbitmq;
 
 /// What a program with handlers needs, in one import.
 pub mod prelude {

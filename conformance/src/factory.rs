@@ -66,6 +66,10 @@ pub trait Controls: Send + Sync {
     fn connect(&self, settings: Settings) -> BoxFuture<'_, Broker>;
     /// The proxy between.
     fn proxy(&self) -> &crate::proxy::Proxy;
+    /// Resolves when what was declared before survives a kill. (A broker may write down late what it has.)
+    fn settled(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async {})
+    }
     /// SIGKILL.
     fn kill(&self) -> BoxFuture<'_, ()>;
     /// Starts it again on its data, and waits until it is ready.

@@ -119,6 +119,23 @@ impl Bench {
         name
     }
 
+    /// A channel of the case's own with a group that reads it: on every broker, what is published before the group's members
+    /// come is kept for them.
+    pub(crate) async fn channel_for(&self, group: &str) -> String {
+        self.channel_with(group, |_| {}).await
+    }
+
+    /// The same, for a group that isn't as the default.
+    pub(crate) async fn channel_with(
+        &self,
+        group: &str,
+        change: impl FnOnce(&mut SubscribeOptions),
+    ) -> String {
+        let name = self.channel().await;
+        declare_group(&self.broker, &name, group, change).await;
+        name
+    }
+
     /// Another connection to the same channels.
     pub(crate) async fn reconnect(&self) -> Broker {
         self.factory.connect(self.settings.clone()).await
@@ -175,6 +192,18 @@ impl Bench {
 pub(crate) fn options(channel: &str, group: &str) -> SubscribeOptions {
     let group = GroupName::new(group).expect("a good group name");
     SubscribeOptions::new(Channel::new(channel).expect("a good channel name"), Group::Named(group))
+}
+
+/// Declares a group and its channel.
+pub(crate) async fn declare_group(
+    broker: &Broker,
+    channel: &str,
+    group: &str,
+    change: impl FnOnce(&mut SubscribeOptions),
+) {
+    let mut options = options(channel, group);
+    change(&mut options);
+    broker.declare_all(&[Declare::Group(options)]).await.expect("the group is declared");
 }
 
 pub(crate) async fn subscribe(

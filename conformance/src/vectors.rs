@@ -28,7 +28,10 @@ impl TryFrom<String> for Hex {
             u8::from_str_radix(pair, 16).ok()
         };
         let bytes: Option<Vec<u8>> = text.as_bytes().chunks(2).map(digit).collect();
-        bytes.filter(|_| text.len().is_multiple_of(2)).map(Self).ok_or_else(|| format!("not hexadecimal: {text}"))
+        bytes
+            .filter(|_| text.len().is_multiple_of(2))
+            .map(Self)
+            .ok_or_else(|| format!("not hexadecimal: {text}"))
     }
 }
 

@@ -114,3 +114,20 @@ mod kafka {
         }
     }
 }
+
+#[cfg(feature = "rabbitmq")]
+mod rabbitmq {
+    use super::*;
+
+    #[test]
+    fn orders_end_with_the_same_figures_on_rabbitmq() {
+        for variable in ["POSTRIDER_TEST_RABBITMQ_URL", "POSTRIDER_TEST_RABBITMQ4_URL"] {
+            let url = std::env::var(variable).unwrap_or_else(|_| panic!("{variable} names a broker"));
+            for _ in 0..2 {
+                let (output, text) = output(example("orders").env("POSTRIDER_URL", &url));
+                assert!(output.status.success(), "{output:?}");
+                assert_eq!(summary(&text), OF_200, "{text}");
+            }
+        }
+    }
+}

@@ -16,6 +16,7 @@ pub(crate) const ADAPTERS: &[Adapter] = &[
     Adapter { name: "memory", brokers: &[], by_default: true },
     Adapter { name: "nats", brokers: &["nats"], by_default: true },
     Adapter { name: "kafka", brokers: &["kafka"], by_default: false },
+    Adapter { name: "rabbitmq", brokers: &["rabbitmq", "rabbitmq4"], by_default: true },
 ];
 
 /// The names of all adapters.

@@ -10,7 +10,7 @@ use postrider_core::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::kit::{Bench, Reader, number, within};
+use crate::kit::{Bench, Reader, declare_group, number, within};
 use crate::record::Outcome::{self, Passed};
 
 #[derive(Serialize, Deserialize)]
@@ -31,9 +31,17 @@ fn quick(attempts: u32) -> Retry {
 /// A reader of the dead letters of group `g`; read as any other channel.
 async fn dead_letters(bench: &Bench, channel: &str) -> Reader {
     let letters = format!("{channel}.g.dlq");
+    bench.subscribe_with(&letters, "look", |options| options.partitions = Some(1)).await
+}
+
+/// A channel with the group that handles it, and the reader of its dead letters.
+async fn channel_of(bench: &Bench) -> String {
+    let channel = bench.channel_for("g").await;
+    let letters = format!("{channel}.g.dlq");
     let declare = Declare::DeadLetters(postrider_core::Channel::new(&*letters).expect("a good name"));
     bench.broker.declare_all(&[declare]).await.expect("it is declared");
-    bench.subscribe_with(&letters, "look", |options| options.partitions = Some(1)).await
+    declare_group(&bench.broker, &letters, "look", |options| options.partitions = Some(1)).await;
+    channel
 }
 
 /// Runs one route over what is there until nothing is left.
@@ -52,7 +60,7 @@ fn text(envelope: &Envelope, header: &str) -> String {
 }
 
 pub async fn error_is_retried_then_dead_lettered(bench: Bench) -> Outcome {
-    let channel = bench.channel().await;
+    let channel = channel_of(&bench).await;
     bench.broker.publish(&*channel, number(1).key("k")).await.expect("it is confirmed");
     let runs = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&runs);
@@ -69,7 +77,7 @@ pub async fn error_is_retried_then_dead_lettered(bench: Bench) -> Outcome {
 }
 
 pub async fn permanent_goes_straight(bench: Bench) -> Outcome {
-    let channel = bench.channel().await;
+    let channel = channel_of(&bench).await;
     bench.broker.publish(&*channel, number(1)).await.expect("it is confirmed");
     let report = handle(&bench, RouteOptions::new(&*channel, "g").retry(quick(4)), async |_: Envelope| {
         Err::<(), HandlerError>(HandlerError::msg("never")).permanent()
@@ -85,7 +93,7 @@ pub async fn permanent_goes_straight(bench: Bench) -> Outcome {
 }
 
 pub async fn panic_is_retried_and_the_service_lives(bench: Bench) -> Outcome {
-    let channel = bench.channel().await;
+    let channel = channel_of(&bench).await;
     bench.publish_count(&channel, 2).await;
     let runs = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&runs);
@@ -104,7 +112,7 @@ pub async fn panic_is_retried_and_the_service_lives(bench: Bench) -> Outcome {
 }
 
 pub async fn timeout_is_retried(bench: Bench) -> Outcome {
-    let channel = bench.channel().await;
+    let channel = channel_of(&bench).await;
     bench.broker.publish(&*channel, number(1)).await.expect("it is confirmed");
     let options = RouteOptions::new(&*channel, "g").retry(quick(2)).timeout(Duration::from_millis(50));
     let report = handle(&bench, options, async |_: Envelope| std::future::pending::<()>().await).await;
@@ -115,7 +123,7 @@ pub async fn timeout_is_retried(bench: Bench) -> Outcome {
 }
 
 pub async fn undecodable_keeps_its_bytes(bench: Bench) -> Outcome {
-    let channel = bench.channel().await;
+    let channel = channel_of(&bench).await;
     let body = Envelope::builder(Bytes::from_static(b"{\"number\":\xff"))
         .type_name("order")
         .version(2)
@@ -133,7 +141,7 @@ pub async fn undecodable_keeps_its_bytes(bench: Bench) -> Outcome {
 }
 
 pub async fn unknown_type_and_version(bench: Bench) -> Outcome {
-    let channel = bench.channel().await;
+    let channel = channel_of(&bench).await;
     let good = || Envelope::builder(Bytes::from_static(b"{\"number\":1}")).key("k");
     for builder in [
         good().type_name("refund").version(2),
@@ -151,7 +159,8 @@ pub async fn unknown_type_and_version(bench: Bench) -> Outcome {
 }
 
 pub async fn expired_by_policy(bench: Bench) -> Outcome {
-    let channel = bench.channel().await;
+    let channel = channel_of(&bench).await;
+    declare_group(&bench.broker, &channel, "h", |_| {}).await;
     let past = bench.broker.env().wall_ms() - 1000;
     bench.broker.publish(&*channel, number(1).expires_ms(past)).await.expect("it is confirmed");
     bench.broker.publish(&*channel, number(2).expires_ms(past + 3_600_000)).await.expect("it is confirmed");
@@ -167,7 +176,7 @@ pub async fn expired_by_policy(bench: Bench) -> Outcome {
 }
 
 pub async fn dead_letter_headers_are_true(bench: Bench) -> Outcome {
-    let channel = bench.channel().await;
+    let channel = channel_of(&bench).await;
     let before = bench.broker.env().wall_ms();
     let huge = "x".repeat(10_000);
     bench
@@ -196,7 +205,7 @@ pub async fn dead_letter_headers_are_true(bench: Bench) -> Outcome {
 }
 
 pub async fn poison_blocks_nobody(bench: Bench) -> Outcome {
-    let channel = bench.channel().await;
+    let channel = channel_of(&bench).await;
     let messages = (0..200).map(|n| number(n).key(format!("k{}", n % 10)));
     assert!(bench.broker.publish_all(&*channel, messages).await.iter().all(Result::is_ok));
     let report =
@@ -209,8 +218,9 @@ pub async fn poison_blocks_nobody(bench: Bench) -> Outcome {
 }
 
 pub async fn outputs_are_confirmed_first(bench: Bench) -> Outcome {
-    let channel = bench.channel().await;
+    let channel = channel_of(&bench).await;
     let outputs = format!("{channel}.out");
+    declare_group(&bench.broker, &outputs, "look", |_| {}).await;
     bench.publish_keys(&channel, &["k"; 20]).await;
     let options = RouteOptions::new(&*channel, "g").publishes(&*outputs);
     let report = handle(&bench, options, async |envelope: Envelope| Order {
@@ -227,7 +237,7 @@ pub async fn outputs_are_confirmed_first(bench: Bench) -> Outcome {
 }
 
 pub async fn output_ids_repeat(bench: Bench) -> Outcome {
-    let channel = bench.channel().await;
+    let channel = channel_of(&bench).await;
     let outputs = format!("{channel}.out");
     let seen: Arc<Mutex<Vec<String>>> = Arc::default();
     let input = number(1).build(bench.broker.env()).expect("it is legal");
@@ -235,7 +245,8 @@ pub async fn output_ids_repeat(bench: Bench) -> Outcome {
     for _ in 0..2 {
         let side = bench.reconnect_with(|settings| settings.tenant = crate::kit::unique("t")).await;
         let bench = Bench { broker: side, ..bench.clone() };
-        bench.broker.declare(&channel).await.expect("it is declared");
+        declare_group(&bench.broker, &channel, "g", |_| {}).await;
+        declare_group(&bench.broker, &outputs, "look", |_| {}).await;
         bench.broker.publish(&*channel, input.clone()).await.expect("it is confirmed");
         let options = RouteOptions::new(&*channel, "g").name("h").publishes(&*outputs);
         handle(&bench, options, async |_: Envelope| vec![Order { number: 1 }, Order { number: 2 }]).await;
@@ -255,7 +266,7 @@ pub async fn output_ids_repeat(bench: Bench) -> Outcome {
 }
 
 pub async fn oversize_headers_are_dead_lettered(bench: Bench) -> Outcome {
-    let channel = bench.channel().await;
+    let channel = channel_of(&bench).await;
     let huge = "v".repeat(postrider_core::MAX_HEADER_VALUE + 1);
     bench.foreign(&channel, &[("huge", &huge)], b"x").await;
     let report = handle(&bench, RouteOptions::new(&*channel, "g"), async |_: Envelope| {}).await;
@@ -266,7 +277,7 @@ pub async fn oversize_headers_are_dead_lettered(bench: Bench) -> Outcome {
 }
 
 pub async fn batch_with_a_failed_middle(bench: Bench) -> Outcome {
-    let channel = bench.channel().await;
+    let channel = channel_of(&bench).await;
     let orders = (0..30_u64).map(|n| {
         let body = serde_json::to_vec(&Order { number: n }).expect("it is JSON");
         Envelope::builder(Bytes::from(body)).type_name("order").version(2).key("k")

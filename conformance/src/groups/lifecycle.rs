@@ -221,6 +221,7 @@ pub async fn broker_killed_under_load_loses_nothing(bench: Bench) -> Outcome {
     };
     let route = RouteOptions::new(&*channel, "g").claim_timeout(Duration::from_secs(2)).handle(handler);
     let service = Router::new().route(route).start(&broker).await.expect("it starts");
+    controls.settled().await;
     let mut confirmed = BTreeSet::new();
     for round in 0..3 {
         let mut confirms = Vec::new();

@@ -11,7 +11,7 @@ use postrider_core::{
 };
 use tokio::sync::Semaphore;
 
-use crate::kit::{Bench, number, number_of, options, settle, subscribe, unique, within};
+use crate::kit::{Bench, number, number_of, options, settle, subscribe, within};
 use crate::record::Outcome::{self, Passed};
 
 type Log = Arc<Mutex<Vec<(String, usize)>>>;
@@ -122,7 +122,7 @@ pub async fn blocked_key_delays_no_other(bench: Bench) -> Outcome {
 }
 
 pub async fn graceful_hand_over_has_no_overlap(bench: Bench) -> Outcome {
-    let channel = bench.channel().await;
+    let channel = bench.channel_with("g", |options| options.partitions = Some(1)).await;
     let other = bench.reconnect().await;
     bench.publish_keys(&channel, &["k"; 500]).await;
     let one_partition = |options: &mut postrider_core::SubscribeOptions| options.partitions = Some(1);
@@ -145,12 +145,12 @@ pub async fn graceful_hand_over_has_no_overlap(bench: Bench) -> Outcome {
 
 pub async fn killed_holder_hands_over(bench: Bench) -> Outcome {
     let broker = bench.reconnect_with(|settings| settings.claim_timeout = Some(Duration::from_secs(1))).await;
-    let channel = bench.channel().await;
-    bench.publish_keys(&channel, &["k"; 50]).await;
     let short = |options: &mut postrider_core::SubscribeOptions| {
         options.partitions = Some(1);
         options.claim_timeout = Some(Duration::from_secs(1));
     };
+    let channel = bench.channel_with("g", short).await;
+    bench.publish_keys(&channel, &["k"; 50]).await;
     let mut first = subscribe(&broker, &channel, "g", short).await;
     let mut held = first.take(30).await;
     let rest = held.split_off(10);
@@ -188,9 +188,9 @@ pub async fn another_partition_count_is_refused(bench: Bench) -> Outcome {
 }
 
 pub async fn keyless_messages_all_come(bench: Bench) -> Outcome {
-    let channel = bench.channel().await;
+    let channel = bench.channel_for("g").await;
     bench.publish_count(&channel, 200).await;
-    let mut reader = bench.subscribe(&channel, &unique("g")).await;
+    let mut reader = bench.subscribe(&channel, "g").await;
     let held = reader.take(200).await;
     let numbers: BTreeSet<_> = held.iter().map(|delivery| number_of(&delivery.envelope)).collect();
     assert_eq!(numbers.len(), 200);

@@ -7,7 +7,7 @@ use postrider_core::{
     MAX_HEADERS, Outgoing, PublishError, PublishOptions, PublishOrder, Publisher, PublisherExt,
 };
 
-use crate::kit::{Bench, number, number_of, subscribe, within};
+use crate::kit::{Bench, declare_group, number, number_of, subscribe, within};
 use crate::record::Outcome::{self, Passed, Skipped};
 
 async fn round_trip(bench: &Bench, builder: EnvelopeBuilder) -> (Envelope, Envelope) {
@@ -45,7 +45,7 @@ pub async fn largest_usable_payload(bench: Bench) -> Outcome {
 }
 
 pub async fn one_byte_over_fails_before_io(bench: Bench) -> Outcome {
-    let channel = bench.channel().await;
+    let channel = bench.channel_for("g").await;
     let over = vec![7; bench.broker.capabilities().usable_payload() + 1];
     let error = bench
         .broker
@@ -143,7 +143,7 @@ pub async fn header_bounds_refused_before_io(bench: Bench) -> Outcome {
 }
 
 pub async fn thousand_pipelined_all_confirm(bench: Bench) -> Outcome {
-    let channel = bench.channel().await;
+    let channel = bench.channel_for("g").await;
     let mut confirms = Vec::new();
     for n in 0..1000 {
         confirms.push(bench.broker.enqueue(&*channel, number(n)).await);
@@ -159,7 +159,7 @@ pub async fn thousand_pipelined_all_confirm(bench: Bench) -> Outcome {
 }
 
 pub async fn every_seventh_unroutable_fails_alone(bench: Bench) -> Outcome {
-    let channel = bench.channel().await;
+    let channel = bench.channel_for("g").await;
     let mut confirms = Vec::new();
     for n in 0..1000 {
         let to = if n % 7 == 0 { "no-such-channel" } else { &*channel };
@@ -177,7 +177,7 @@ pub async fn every_seventh_unroutable_fails_alone(bench: Bench) -> Outcome {
 }
 
 pub async fn publish_all_answers_each(bench: Bench) -> Outcome {
-    let channel = bench.channel().await;
+    let channel = bench.channel_for("g").await;
     let over = vec![7; bench.broker.capabilities().usable_payload() + 1];
     let good = |n| number(n);
     let mixed =
@@ -191,7 +191,7 @@ pub async fn publish_all_answers_each(bench: Bench) -> Outcome {
 }
 
 pub async fn order_of_a_key_under_pipelining(bench: Bench) -> Outcome {
-    let channel = bench.channel().await;
+    let channel = bench.channel_for("g").await;
     bench.publish_keys(&channel, &["k"; 500]).await;
     let mut reader = bench.subscribe(&channel, "g").await;
     assert_eq!(reader.take_numbers(500).await, (0..500).collect::<Vec<_>>());
@@ -206,7 +206,7 @@ pub async fn per_key_order_across_a_cut(bench: Bench) -> Outcome {
     settings.resend = true;
     let broker = controls.connect(settings.clone()).await;
     let channel = crate::kit::unique("c");
-    broker.declare(&channel).await.expect("it is declared");
+    declare_group(&broker, &channel, "g", |_| {}).await;
     let mut options = PublishOptions::default();
     options.order = PublishOrder::PerKey;
     for n in 0..300 {
@@ -249,7 +249,7 @@ pub async fn send_after_close_is_an_error(bench: Bench) -> Outcome {
 pub async fn close_resolves_every_send(bench: Bench) -> Outcome {
     let other = bench.reconnect_with(|settings| settings.tenant = crate::kit::unique("t")).await;
     let channel = crate::kit::unique("c");
-    other.declare(&channel).await.expect("it is declared");
+    declare_group(&other, &channel, "g", |_| {}).await;
     let mut confirms = Vec::new();
     for n in 0..500 {
         confirms.push(other.enqueue(&*channel, number(n)).await);
@@ -268,7 +268,7 @@ pub async fn stalled_broker_bounds_memory(bench: Bench) -> Outcome {
     };
     let broker = controls.connect(bench.settings.clone()).await;
     let channel = crate::kit::unique("c");
-    broker.declare(&channel).await.expect("it is declared");
+    declare_group(&broker, &channel, "g", |_| {}).await;
     controls.proxy().stall(true);
     let (mut confirms, mut waited) = (Vec::new(), false);
     for n in 0..100_000 {
@@ -298,7 +298,7 @@ pub async fn deadline_while_disconnected_is_failed(bench: Bench) -> Outcome {
     };
     let broker = controls.connect(bench.settings.clone()).await;
     let channel = crate::kit::unique("c");
-    broker.declare(&channel).await.expect("it is declared");
+    declare_group(&broker, &channel, "g", |_| {}).await;
     controls.proxy().refuse(true);
     crate::kit::eventually("the loss is noticed", || broker.health() != postrider_core::Health::up()).await;
     let mut options = PublishOptions::default();
@@ -314,7 +314,7 @@ pub async fn deadline_while_disconnected_is_failed(bench: Bench) -> Outcome {
 }
 
 pub async fn two_publishers_interleave(bench: Bench) -> Outcome {
-    let channel = bench.channel().await;
+    let channel = bench.channel_for("g").await;
     let other = bench.reconnect().await;
     let half = |from: usize| (from..1000).step_by(2).map(|n| number(n).key(format!("k{}", n % 10)));
     let (a, b) =
@@ -327,7 +327,7 @@ pub async fn two_publishers_interleave(bench: Bench) -> Outcome {
 }
 
 pub async fn a_second_copy_is_handled_as_declared(bench: Bench) -> Outcome {
-    let channel = bench.channel().await;
+    let channel = bench.channel_for("g").await;
     let envelope = number(1).build(bench.broker.env()).expect("it is legal");
     let first = bench.broker.publish(&*channel, envelope.clone()).await.expect("it is confirmed");
     let second = bench.broker.publish(&*channel, envelope).await.expect("it is confirmed");
@@ -340,7 +340,7 @@ pub async fn a_second_copy_is_handled_as_declared(bench: Bench) -> Outcome {
 }
 
 pub async fn hops_are_never_dropped(bench: Bench) -> Outcome {
-    let channel = bench.channel().await;
+    let channel = bench.channel_for("g").await;
     let envelope = number(1).build(bench.broker.env()).expect("it is legal");
     for hop in ["", "dlq/g/0/x", "dlq/g/1/x"] {
         let mut options = PublishOptions::default();

@@ -11,7 +11,7 @@ use postrider_core::{
     Signal, Start, SubscribeOptions, Subscriber, Subscription,
 };
 
-use crate::kit::{Bench, QUIET, number, number_of, settle, subscribe, within};
+use crate::kit::{Bench, QUIET, declare_group, number, number_of, settle, subscribe, within};
 use crate::record::Outcome::{self, Passed};
 
 pub async fn new_group_reads_what_was_there(bench: Bench) -> Outcome {
@@ -23,7 +23,7 @@ pub async fn new_group_reads_what_was_there(bench: Bench) -> Outcome {
 }
 
 pub async fn start_latest(bench: Bench) -> Outcome {
-    let channel = bench.channel().await;
+    let channel = bench.channel_for("other").await;
     bench.publish_count(&channel, 5).await;
     let mut reader = bench.subscribe_with(&channel, "g", |options| options.start = Start::Latest).await;
     bench.broker.publish(&*channel, number(77)).await.expect("it is confirmed");
@@ -121,7 +121,7 @@ pub async fn twenty_channels_are_isolated(bench: Bench) -> Outcome {
     let parent = bench.channel().await;
     let names: Vec<_> = (0..19).map(|i| format!("{parent}.child{i}")).chain([parent.clone()]).collect();
     for name in &names {
-        bench.broker.declare(name).await.expect("it is declared");
+        declare_group(&bench.broker, name, "g", |options| options.partitions = Some(1)).await;
     }
     for (i, name) in names.iter().enumerate() {
         let messages = (0..100).map(|n| number(i * 1000 + n).key("k"));
@@ -136,7 +136,7 @@ pub async fn twenty_channels_are_isolated(bench: Bench) -> Outcome {
 }
 
 pub async fn receive_never_exceeds_max(bench: Bench) -> Outcome {
-    let channel = bench.channel().await;
+    let channel = bench.channel_for("g").await;
     bench.publish_count(&channel, 200).await;
     let mut reader = bench.subscribe(&channel, "g").await;
     let (mut got, three) = (Vec::new(), NonZeroUsize::new(3).expect("three"));
@@ -202,7 +202,7 @@ pub async fn close_ends_the_stream(bench: Bench) -> Outcome {
 }
 
 pub async fn window_in_messages_holds(bench: Bench) -> Outcome {
-    let channel = bench.channel().await;
+    let channel = bench.channel_for("g").await;
     bench.publish_count(&channel, 100).await;
     let mut reader = bench.subscribe_with(&channel, "g", |options| options.window.messages = 10).await;
     let held = reader.take(10).await;
@@ -215,7 +215,7 @@ pub async fn window_in_messages_holds(bench: Bench) -> Outcome {
 }
 
 pub async fn window_in_bytes_holds(bench: Bench) -> Outcome {
-    let channel = bench.channel().await;
+    let channel = bench.channel_for("g").await;
     for _ in 0..10 {
         let body = Envelope::builder(Bytes::from(vec![b'x'; 10_000]));
         bench.broker.publish(&*channel, body).await.expect("it is confirmed");
@@ -229,7 +229,7 @@ pub async fn window_in_bytes_holds(bench: Bench) -> Outcome {
 }
 
 pub async fn full_window_stops_and_settling_resumes(bench: Bench) -> Outcome {
-    let channel = bench.channel().await;
+    let channel = bench.channel_for("g").await;
     bench.publish_count(&channel, 300).await;
     let mut reader = bench.subscribe_with(&channel, "g", |options| options.window.messages = 4).await;
     let mut seen = BTreeSet::new();

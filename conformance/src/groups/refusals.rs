@@ -27,8 +27,17 @@ pub(crate) async fn refused(bench: &Bench, capability: Capability) {
         }
         Capability::StartTime => start(bench, RouteOptions::new(&*channel, "g").start(Start::Time(1))).await,
         Capability::Ephemeral => start(bench, RouteOptions::ephemeral(&*channel)).await,
+        // the default start can't be refused; what was there before the group is not, and a publish says so
+        Capability::Replay => {
+            let error =
+                postrider_core::PublisherExt::publish(&bench.broker, &*channel, crate::kit::number(1))
+                    .await
+                    .expect_err("nobody would ever read it");
+            assert!(matches!(error, postrider_core::PublishError::Failed(_)), "{error}");
+            return;
+        }
         // what can't be asked for by itself has nothing to refuse: the broker merely has less to offer
-        Capability::Partitions => {
+        Capability::Partitions | Capability::Delay => {
             let mut options = crate::kit::options(&channel, "g");
             options.partitions = Some(4);
             assert_eq!(options.group.name().map(|name| &**name), Some("g"));

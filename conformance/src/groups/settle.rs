@@ -9,7 +9,7 @@ use crate::kit::{Bench, number, number_of, settle, subscribe, within};
 use crate::record::Outcome::{self, Passed, Skipped};
 
 pub async fn ack_is_not_redelivered_after_restart(bench: Bench) -> Outcome {
-    let channel = bench.channel().await;
+    let channel = bench.channel_for("g").await;
     bench.publish_keys(&channel, &["k"; 10]).await;
     let mut reader = bench.subscribe(&channel, "g").await;
     assert_eq!(reader.take_numbers(10).await.len(), 10);
@@ -43,7 +43,7 @@ pub async fn give_back_is_redelivered(bench: Bench) -> Outcome {
 }
 
 pub async fn give_back_keeps_the_keys_order(bench: Bench) -> Outcome {
-    let channel = bench.channel().await;
+    let channel = bench.channel_for("g").await;
     bench.publish_keys(&channel, &["k"; 20]).await;
     let mut reader = bench.subscribe(&channel, "g").await;
     let mut held = reader.take(10).await;
@@ -67,7 +67,7 @@ pub async fn delayed_give_back_is_not_early(bench: Bench) -> Outcome {
 }
 
 pub async fn dropped_delivery_is_given_back(bench: Bench) -> Outcome {
-    let channel = bench.channel().await;
+    let channel = bench.channel_for("g").await;
     bench.broker.publish(&*channel, number(1).key("k")).await.expect("it is confirmed");
     let mut reader = bench.subscribe(&channel, "g").await;
     drop(reader.take(1).await);
@@ -76,7 +76,7 @@ pub async fn dropped_delivery_is_given_back(bench: Bench) -> Outcome {
 }
 
 pub async fn out_of_order_acks_survive_restart(bench: Bench) -> Outcome {
-    let channel = bench.channel().await;
+    let channel = bench.channel_for("g").await;
     bench.publish_keys(&channel, &["k"; 20]).await;
     let mut reader = bench.subscribe(&channel, "g").await;
     let held = reader.take(20).await;
@@ -92,7 +92,7 @@ pub async fn out_of_order_acks_survive_restart(bench: Bench) -> Outcome {
 }
 
 pub async fn stale_settle_is_harmless(bench: Bench) -> Outcome {
-    let channel = bench.channel().await;
+    let channel = bench.channel_for("g").await;
     bench.publish_keys(&channel, &["k"; 3]).await;
     let mut reader = bench.subscribe(&channel, "g").await;
     let held = reader.take(3).await;
@@ -119,6 +119,7 @@ pub async fn ack_while_the_broker_is_away(bench: Bench) -> Outcome {
         broker.publish(&*channel, number(n).key("k")).await.expect("it is confirmed");
     }
     let held = reader.take(10).await;
+    controls.settled().await;
     controls.kill().await;
     // recorded while nobody is there to hear it; lost or told later, redelivery absorbs it
     let mut batch: Vec<_> = held.into_iter().map(|delivery| (delivery.claim, Settlement::Ack)).collect();
@@ -139,7 +140,7 @@ pub async fn ack_while_the_broker_is_away(bench: Bench) -> Outcome {
 }
 
 pub async fn flush_waits_for_the_broker(bench: Bench) -> Outcome {
-    let channel = bench.channel().await;
+    let channel = bench.channel_for("g").await;
     bench.publish_keys(&channel, &["k"; 50]).await;
     let mut reader = bench.subscribe(&channel, "g").await;
     let mut held = reader.take(50).await;
@@ -156,7 +157,7 @@ pub async fn flush_waits_for_the_broker(bench: Bench) -> Outcome {
 }
 
 pub async fn ten_thousand_from_sixteen_tasks(bench: Bench) -> Outcome {
-    let channel = bench.channel().await;
+    let channel = bench.channel_for("g").await;
     let publisher = bench.clone();
     let to = channel.clone();
     let publishing = tokio::spawn(async move {

@@ -1,0 +1,305 @@
+//! Envelopes as AMQP messages and back: the wire format's column for RabbitMQ.
+
+use bytes::Bytes;
+use lapin::BasicProperties;
+use lapin::types::{AMQPValue, FieldTable, ShortString};
+use postrider_core::{Envelope, HeaderValue, MessageId, WireReader};
+
+use crate::field;
+
+const PREFIX: &str = "cloudEvents:";
+/// How others write the attributes' names.
+const PREFIXES: [&str; 3] = [PREFIX, "cloudEvents_", "ce-"];
+const NULL: &str = "postrider-null";
+/// Which send a returned message was.
+const SEND: &str = "postrider-send";
+/// Where headers go that would act on the broker.
+const MOVED: &str = "postrider-orig-";
+/// Properties that are no attributes are carried as headers of these names, and become properties again.
+const ENCODING: &str = "amqp-content-encoding";
+const PRIORITY: &str = "amqp-priority";
+const TYPE: &str = "amqp-type";
+const APP: &str = "amqp-app-id";
+const CONTENT_TYPE: &str = "datacontenttype";
+const PERSISTENT: u8 = 2;
+
+/// Whether the broker would act on a header of that name, or take it for its own.
+fn acts(name: &str) -> bool {
+    matches!(name, "CC" | "BCC" | "x-death" | "x-delivery-count" | "x-acquired-count")
+        || name.starts_with("x-first-death-")
+        || name.starts_with("x-last-death-")
+}
+
+/// A text for a property, whose room is 255 bytes.
+fn short(text: &str) -> Option<ShortString> {
+    ShortString::try_new(text).ok()
+}
+
+/// The properties of a message; `send` tells it apart when it is returned.
+pub(crate) fn properties(envelope: &Envelope, send: u64) -> BasicProperties {
+    let mut properties = BasicProperties::default().with_delivery_mode(PERSISTENT);
+    let mut table = FieldTable::default();
+    let mut put = |name: &str, value: AMQPValue| {
+        // longer names than AMQP has room for can't have come from AMQP, and no user's are that long
+        if let Some(name) = short(name) {
+            table.insert(name, value);
+        }
+    };
+    put(SEND, AMQPValue::LongLongInt(send as i64));
+    let mut name = String::with_capacity(32);
+    envelope.write_attributes(|attribute, text| {
+        name.clear();
+        name.push_str(PREFIX);
+        name.push_str(attribute);
+        put(&name, AMQPValue::LongString(text.into()));
+    });
+    if envelope.is_null() {
+        put(NULL, AMQPValue::LongString("1".into()));
+    }
+    if let Some(text) = envelope.content_type() {
+        match short(text) {
+            Some(text) => properties = properties.with_content_type(text),
+            None => put(&format!("{PREFIX}{CONTENT_TYPE}"), AMQPValue::LongString(text.into())),
+        }
+    }
+    if let Some(id) = short(&envelope.id().to_string()) {
+        properties = properties.with_message_id(id);
+    }
+    if let Some(id) = envelope.correlation_id().and_then(short) {
+        properties = properties.with_correlation_id(id);
+    }
+    if let Some(address) = envelope.reply_to().and_then(short) {
+        properties = properties.with_reply_to(address);
+    }
+    if envelope.time_ms() > 0 {
+        properties = properties.with_timestamp(envelope.time_ms() / 1000);
+    }
+    let headers = envelope.headers();
+    for (index, (name, value)) in headers.iter().enumerate() {
+        let text = value.as_text().and_then(short);
+        match (name, text, value) {
+            (ENCODING, Some(text), _) => properties = properties.with_content_encoding(text),
+            (TYPE, Some(text), _) => properties = properties.with_type(text),
+            (APP, Some(text), _) => properties = properties.with_app_id(text),
+            (PRIORITY, _, HeaderValue::Int(n @ 0..=255)) => properties = properties.with_priority(n as u8),
+            _ => {
+                let moved = acts(name).then(|| format!("{MOVED}{name}"));
+                let wire = moved.as_deref().unwrap_or(name);
+                if headers.iter().take(index).any(|(earlier, _)| earlier == name) {
+                    continue; // an AMQP table has each name once: all its values went with the first
+                }
+                if headers.iter().skip(index + 1).any(|(later, _)| later == name) {
+                    put(wire, field::array(headers.get_all(name).map(field::value)));
+                } else {
+                    put(wire, field::value(value));
+                }
+            }
+        }
+    }
+    properties.with_headers(table)
+}
+
+/// Which send a message was that the broker returned.
+pub(crate) fn returned(properties: &BasicProperties) -> Option<u64> {
+    match properties.headers().as_ref()?.inner().get(SEND) {
+        Some(AMQPValue::LongLongInt(send)) => Some(*send as u64),
+        _ => None,
+    }
+}
+
+/// How often the broker has delivered the message, this time included.
+pub(crate) fn deliveries(properties: &BasicProperties, redelivered: bool) -> u32 {
+    let count = |name: &str| {
+        let value = properties.headers().as_ref()?.inner().get(name)?;
+        let mut count = None;
+        field::each(value, |value| count = value.as_int());
+        count
+    };
+    // 4.3 counts by the second name; before, and in classic queues, the first or a flag alone
+    let before = count("x-acquired-count").max(count("x-delivery-count")).unwrap_or(i64::from(redelivered));
+    u32::try_from(before).unwrap_or(0).saturating_add(1)
+}
+
+/// The envelope of a message that came; `origin` is the id it gets if it brought none.
+pub(crate) fn envelope(
+    properties: &BasicProperties,
+    body: Bytes,
+    origin: impl FnOnce() -> String,
+) -> Envelope {
+    let empty = FieldTable::default();
+    let table = properties.headers().as_ref().unwrap_or(&empty).inner();
+    let is = |name: &str| table.get(name).and_then(field::text);
+    let null = body.is_empty() && is(NULL).is_some_and(|text| text == "1");
+    let ours = table.contains_key("cloudEvents:specversion");
+    let mut reader = WireReader::new((!null).then_some(body));
+    for (name, value) in table {
+        let name = name.as_str();
+        let attribute = PREFIXES.iter().find_map(|prefix| name.strip_prefix(prefix));
+        if let Some(attribute) = attribute
+            && let Some(text) = field::text(value)
+            && reader.attribute(attribute, &text)
+        {
+            continue;
+        }
+        // said by the envelope itself, or by the broker for this delivery alone
+        if !matches!(name, NULL | SEND | "x-delivery-count" | "x-acquired-count") {
+            field::each(value, |value| reader.header(name, value));
+        }
+    }
+    if let Some(text) = properties.content_type() {
+        reader.content_type(text.as_str());
+    }
+    for (name, text) in [
+        (ENCODING, properties.content_encoding()),
+        (TYPE, properties.kind()),
+        (APP, properties.app_id()),
+        ("postrider-orig-user-id", properties.user_id()),
+        ("postrider-orig-expiration", properties.expiration()),
+    ] {
+        if let Some(text) = text {
+            reader.header(name, text.as_str());
+        }
+    }
+    if let Some(priority) = properties.priority() {
+        reader.header(PRIORITY, i64::from(*priority));
+    }
+    if !ours {
+        for (attribute, text) in
+            [("correlationid", properties.correlation_id()), ("replyto", properties.reply_to())]
+        {
+            if let Some(text) = text {
+                reader.attribute(attribute, text.as_str());
+            }
+        }
+    }
+    if !table.contains_key("postrider-dlq-reason")
+        && let Some(AMQPValue::FieldArray(deaths)) = table.get("x-death")
+        && let Some(AMQPValue::FieldTable(death)) = deaths.as_slice().first()
+    {
+        broker_made(death, &mut reader);
+    }
+    reader.id_or(|| match properties.message_id() {
+        Some(id) if !id.as_str().is_empty() => MessageId::parse(id.as_str()),
+        _ => MessageId::Text(origin().into()),
+    });
+    if let Some(seconds) = properties.timestamp() {
+        reader.time_or(seconds.saturating_mul(1000));
+    }
+    reader.finish()
+}
+
+/// A dead letter that the broker itself made says so in its own way; it is put into the words of ours.
+fn broker_made(death: &FieldTable, reader: &mut WireReader) {
+    let text = |name: &str| death.inner().get(name).and_then(field::text).unwrap_or_default();
+    let reason = match &*text("reason") {
+        "delivery_limit" => "crash-loop",
+        "expired" => "expired",
+        "rejected" => "rejected",
+        _ => "exhausted",
+    };
+    reader.header("postrider-dlq-reason", reason);
+    reader.header("postrider-dlq-error", &*format!("the broker gave it up: {}", text("reason")));
+    reader.header("postrider-dlq-channel", &*text("exchange"));
+    reader.header("postrider-dlq-origin", &*format!("rabbitmq:{}", text("queue")));
+    reader.header("postrider-dlq-deliveries", &*text("count"));
+}
+
+#[cfg(test)]
+mod tests {
+    use postrider_core::{Attribute, Env};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn through(envelope: &Envelope) -> Envelope {
+        super::envelope(&properties(envelope, 7), envelope.payload().clone(), || "q/1".into())
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read(key in prop::option::of(prop::collection::vec(any::<u8>(), 0..20)), subject in "\\PC{0,12}", name in "[ -~]{1,20}", text in "(?s).{0,30}", bytes in prop::collection::vec(any::<u8>(), 0..20), n in any::<i64>(), flag in any::<bool>()) {
+            prop_assume!(!acts(&name));
+            let mut builder = Envelope::builder(Bytes::from_static(b"x")).type_name("t").version(2).attribute(Attribute::Subject, &*subject);
+            if let Some(key) = &key {
+                builder = builder.key(key);
+            }
+            let mut expected = Vec::new();
+            for value in [HeaderValue::Text(&text), HeaderValue::Bytes(&bytes), HeaderValue::Int(n), HeaderValue::Bool(flag), HeaderValue::Time(n), HeaderValue::Null] {
+                if builder.headers_mut().insert(&name, value).is_ok() {
+                    expected.push(value);
+                }
+            }
+            let envelope = builder.build(&Env::seeded(1)).unwrap();
+            let read = through(&envelope);
+            prop_assert_eq!(read.id(), envelope.id());
+            prop_assert_eq!((read.type_name(), read.version(), read.time_ms()), ("t", 2, envelope.time_ms()));
+            prop_assert_eq!(read.key(), key.as_deref());
+            prop_assert_eq!(read.subject(), Some(&*subject));
+            let values: Vec<_> = read.headers().get_all(&name).collect();
+            prop_assert_eq!(values, expected);
+        }
+    }
+
+    #[test]
+    fn a_foreign_message_says_what_it_can_and_nothing_of_it_acts_again() {
+        let mut table = FieldTable::default();
+        for (name, value) in [("CC", "elsewhere"), ("cloudEvents_type", "order"), ("ce-subject", "s")] {
+            table.insert(name.into(), AMQPValue::LongString(value.into()));
+        }
+        table.insert("cloudEvents:time".into(), AMQPValue::Timestamp(9));
+        let foreign = BasicProperties::default()
+            .with_headers(table)
+            .with_message_id("theirs".into())
+            .with_correlation_id("c".into())
+            .with_user_id("guest".into())
+            .with_expiration("60000".into())
+            .with_content_encoding("gzip".into())
+            .with_priority(3);
+        let read = super::envelope(&foreign, Bytes::from_static(b"x"), || "q/1".into());
+        assert_eq!(
+            (read.id().to_string().as_str(), read.type_name(), read.subject()),
+            ("theirs", "order", Some("s"))
+        );
+        assert_eq!((read.time_ms(), read.correlation_id()), (9000, Some("c")));
+        let again = properties(&read, 8);
+        let headers = again.headers().as_ref().unwrap().inner();
+        assert!(!headers.contains_key("CC") && headers.contains_key("postrider-orig-CC"));
+        assert!(headers.contains_key("postrider-orig-user-id") && again.user_id().is_none());
+        assert!(headers.contains_key("postrider-orig-expiration") && again.expiration().is_none());
+        assert_eq!(
+            (again.content_encoding().as_ref().map(ShortString::as_str), *again.priority()),
+            (Some("gzip"), Some(3))
+        );
+        assert_eq!(returned(&again), Some(8));
+    }
+
+    #[test]
+    fn a_dead_letter_of_the_broker_is_readable() {
+        let mut death = FieldTable::default();
+        for (name, value) in [("reason", "delivery_limit"), ("queue", "orders--g--2"), ("exchange", "orders")]
+        {
+            death.insert(name.into(), AMQPValue::LongString(value.into()));
+        }
+        death.insert("count".into(), AMQPValue::LongLongInt(1));
+        let mut table = FieldTable::default();
+        table.insert("x-death".into(), field::array([AMQPValue::FieldTable(death)].into_iter()));
+        let read =
+            super::envelope(&BasicProperties::default().with_headers(table), Bytes::new(), || "q/1".into());
+        let get = |name: &str| read.headers().get(name).and_then(HeaderValue::as_text).map(str::to_owned);
+        assert_eq!(get("postrider-dlq-reason").as_deref(), Some("crash-loop"));
+        assert_eq!(get("postrider-dlq-origin").as_deref(), Some("rabbitmq:orders--g--2"));
+        assert!(matches!(read.headers().get("x-death"), Some(HeaderValue::Native(b'A', _))));
+    }
+
+    #[test]
+    fn null_is_not_empty_and_deliveries_are_counted() {
+        let null = postrider_core::EnvelopeBuilder::null().build(&Env::seeded(1)).unwrap();
+        assert!(through(&null).is_null());
+        let empty = Envelope::builder(Bytes::new()).build(&Env::seeded(1)).unwrap();
+        assert!(!through(&empty).is_null());
+        let mut table = FieldTable::default();
+        table.insert("x-delivery-count".into(), AMQPValue::LongLongInt(4));
+        let counted = BasicProperties::default().with_headers(table);
+        assert_eq!((deliveries(&counted, true), deliveries(&BasicProperties::default(), true)), (5, 2));
+    }
+}

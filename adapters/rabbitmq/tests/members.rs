@@ -1,0 +1,230 @@
+//! What members of a group share, and what an operator may do under them: on the shared broker.
+
+#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test says what it expects")]
+
+mod support;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroUsize;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use lapin::ConnectionProperties;
+use lapin::options::QueueDeleteOptions;
+use postrider_core::{
+    Broker, BrokerUrl, Bytes, Capability, Channel, Connector, Declare, Delivery, Env, Envelope, ErrorKind,
+    Group, GroupName, HealthState, Order, PublisherExt, RouteOptions, Router, Settlement, Signal,
+    SubscribeOptions, Subscriber, Subscription,
+};
+use postrider_rabbitmq::{Naming, RabbitmqConnector};
+
+use support::{PrivateBroker, Version};
+
+fn unique(prefix: &str) -> String {
+    let time = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    format!("{prefix}{:x}-{:x}", std::process::id(), time.as_nanos())
+}
+
+async fn connect(options: &str) -> Broker {
+    let url = Version::V3_10.shared_url();
+    let url = format!("{url}{}{options}", if url.contains('?') { '&' } else { '?' });
+    RabbitmqConnector.connect(&BrokerUrl::parse(&url).unwrap(), Env::system()).await.expect("it connects")
+}
+
+fn options(channel: &str, group: &str) -> SubscribeOptions {
+    let group = Group::Named(GroupName::new(group).unwrap());
+    SubscribeOptions::new(Channel::new(channel).unwrap(), group)
+}
+
+fn number(n: usize) -> postrider_core::EnvelopeBuilder {
+    Envelope::builder(Bytes::from(n.to_string()))
+}
+
+fn number_of(envelope: &Envelope) -> usize {
+    std::str::from_utf8(envelope.payload()).unwrap().parse().unwrap()
+}
+
+async fn take(subscription: &mut impl Subscription, count: usize) -> Vec<Delivery> {
+    let mut got = Vec::new();
+    let taking = async {
+        while got.len() < count {
+            let max = NonZeroUsize::new(count - got.len()).unwrap();
+            let _: Signal = subscription.receive(max, &mut got).await.expect("it goes on");
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), taking).await.expect("they come");
+    got
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_joins_gets_its_share_and_no_key_loses_its_order() {
+    type Log = Arc<Mutex<Vec<(usize, String, usize)>>>;
+    let tenant = format!("tenant={}", unique("t"));
+    let log = Log::default();
+    let route = |member: usize| {
+        let log = Arc::clone(&log);
+        RouteOptions::new("orders", "g").handle(move |envelope: Envelope| {
+            let log = Arc::clone(&log);
+            async move {
+                tokio::task::yield_now().await;
+                let key = String::from_utf8_lossy(envelope.key().unwrap_or_default()).into_owned();
+                log.lock().unwrap().push((member, key, number_of(&envelope)));
+            }
+        })
+    };
+    let (one, two) = (connect(&tenant).await, connect(&tenant).await);
+    let first = Router::new().route(route(1)).start(&one).await.expect("it starts");
+    let mut next = 0;
+    let mut publish = async |rounds: usize| {
+        for _ in 0..rounds {
+            let round = (0..64).map(|k| number(next).key(format!("k{k}")));
+            assert!(one.publish_all("orders", round).await.iter().all(Result::is_ok));
+            next += 1;
+        }
+    };
+    publish(20).await;
+    let second = Router::new().route(route(2)).start(&two).await.expect("it starts");
+    let shared = async {
+        while log.lock().unwrap().iter().filter(|(member, ..)| *member == 2).count() < 200 {
+            publish(1).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), shared).await.expect("the second member gets its share");
+    publish(20).await;
+    first.idle().await;
+    second.idle().await;
+    for service in [second, first] {
+        service.stop(Duration::from_secs(10)).await.expect("it stops");
+    }
+    let log = log.lock().unwrap();
+    let mut seen: BTreeMap<&str, usize> = BTreeMap::new();
+    for (member, key, n) in log.iter() {
+        let expected = seen.entry(key).or_default();
+        assert_eq!(n, expected, "key {key} at member {member}: in order, nothing twice, nothing lost");
+        *expected += 1;
+    }
+    assert_eq!((seen.len(), log.len()), (64, 64 * next));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_queue_that_is_deleted_comes_back_and_new_messages_flow() {
+    let tenant = unique("t");
+    let broker = connect(&format!("tenant={tenant}")).await;
+    let mut options = options("orders", "g");
+    options.partitions = Some(1);
+    let mut subscription = broker.subscribe(&options).await.expect("it starts");
+    broker.publish("orders", number(1).key("k")).await.expect("it is confirmed");
+    let held = take(&mut subscription, 1).await.pop().unwrap();
+    let url = Version::V3_10.shared_url();
+    let other = lapin::Connection::connect(&url, ConnectionProperties::default()).await.unwrap();
+    let queue = Naming::new(Some(&tenant)).unwrap().queue("orders", "g", 0, 1).unwrap();
+    let channel = other.create_channel().await.unwrap();
+    channel.queue_delete(queue.as_str().into(), QueueDeleteOptions::default()).await.unwrap();
+    // unroutable until the member has noticed
+    let published = async { while broker.publish("orders", number(2).key("k")).await.is_err() {} };
+    tokio::time::timeout(Duration::from_secs(10), published).await.expect("it flows again");
+    let next = take(&mut subscription, 1).await.pop().unwrap();
+    assert_eq!(number_of(&next.envelope), 2);
+    held.claim.settle(Settlement::Ack).expect_err("the claim went with the queue");
+    next.claim.settle(Settlement::Ack).expect("the new one holds");
+    subscription.close().await.expect("it closes");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_broker_gives_up_is_a_readable_dead_letter() {
+    let broker = connect(&format!("tenant={}&delivery_limit=2", unique("t"))).await;
+    assert!(broker.capabilities().has(Capability::DeliveryCount));
+    let mut options = options("orders", "g");
+    options.order = Order::None;
+    let mut look = self::options("orders.g.dlq", "look");
+    look.partitions = Some(1);
+    broker.declare_all(&[Declare::Group(options.clone()), Declare::Group(look.clone())]).await.unwrap();
+    let mut subscription = broker.subscribe(&options).await.expect("it starts");
+    broker.publish("orders", number(7).key("k").header("mine", "1")).await.expect("it is confirmed");
+    let mut deliveries = Vec::new();
+    for _ in 0..3 {
+        let delivery = take(&mut subscription, 1).await.pop().unwrap();
+        deliveries.push(delivery.deliveries);
+        delivery.claim.settle(Settlement::GiveBack(None)).expect("the claim holds");
+    }
+    assert_eq!(deliveries, [Some(1), Some(2), Some(3)]);
+    let mut letters = broker.subscribe(&look).await.expect("it starts");
+    let letter = take(&mut letters, 1).await.pop().unwrap();
+    let text = |name: &str| letter.envelope.headers().get(name).and_then(|v| v.as_text().map(str::to_owned));
+    assert_eq!((number_of(&letter.envelope), letter.envelope.key()), (7, Some(&b"k"[..])));
+    assert_eq!(
+        (text("postrider-dlq-reason").as_deref(), text("mine").as_deref()),
+        (Some("crash-loop"), Some("1"))
+    );
+    letter.claim.settle(Settlement::Ack).expect("the claim holds");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn other_arguments_are_refused_with_what_was_expected_and_found() {
+    let tenant = unique("t");
+    let broker = connect(&format!("tenant={tenant}")).await;
+    broker.declare_all(&[Declare::Group(options("orders", "g"))]).await.unwrap();
+    let other = connect(&format!("tenant={tenant}&delivery_limit=77")).await;
+    let error = other.declare_all(&[Declare::Group(options("orders", "g"))]).await.expect_err("it differs");
+    assert_eq!(error.kind(), ErrorKind::Mismatch, "{error}");
+    assert!(
+        error.to_string().contains("x-delivery-limit=77") && error.to_string().contains("10000"),
+        "{error}"
+    );
+    let check = connect(&format!("tenant={tenant}&declare=check")).await;
+    check.declare_all(&[Declare::Group(options("orders", "g"))]).await.expect("it is there");
+    let error = check.declare_all(&[Declare::Group(options("orders", "h"))]).await.expect_err("it is not");
+    assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_channel_that_nobody_reads_fails_and_shows_until_somebody_does() {
+    let broker = connect(&format!("tenant={}", unique("t"))).await;
+    broker.declare("orders").await.expect("it is declared");
+    assert_eq!(broker.health().state, HealthState::Up);
+    broker.publish("orders", number(1)).await.expect_err("no queue takes it");
+    let health = broker.health();
+    assert_eq!(health.state, HealthState::Degraded);
+    assert!(health.reason.is_some_and(|reason| reason.contains("orders")));
+    broker.declare_all(&[Declare::Group(options("orders", "g"))]).await.unwrap();
+    broker.publish("orders", number(2)).await.expect("it is confirmed");
+    assert_eq!(broker.health().state, HealthState::Up);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_alarm_holds_publishes_back_and_lets_acknowledgements_pass() {
+    let server = PrivateBroker::start(Version::V3_10, "").await;
+    let url = format!("amqp://guest:guest@{}/?heartbeat=2s", server.address());
+    let url = BrokerUrl::parse(&url).unwrap();
+    let broker = RabbitmqConnector.connect(&url, Env::system()).await.expect("it connects");
+    let mut options = options("orders", "g");
+    options.partitions = Some(1);
+    let mut subscription = broker.subscribe(&options).await.expect("it starts");
+    for n in 0..50 {
+        broker.publish("orders", number(n).key("k")).await.expect("it is confirmed");
+    }
+    server.ctl(&["set_vm_memory_high_watermark", "0.00001"]).await;
+    // the broker blocks a connection when it publishes next
+    let waiting = broker.enqueue("orders", number(50).key("k")).await;
+    let degraded = async {
+        while broker.health().state != HealthState::Degraded {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), degraded).await.expect("the alarm shows");
+    assert!(broker.health().reason.is_some_and(|reason| reason.contains("alarm")));
+    let more = broker.enqueue("orders", number(51).key("k")).await;
+    for delivery in take(&mut subscription, 50).await {
+        delivery.claim.settle(Settlement::Ack).expect("the claim holds");
+    }
+    let lag = async { while subscription.control().lag().await.expect("it is told") > 1 {} };
+    tokio::time::timeout(Duration::from_secs(20), lag).await.expect("acknowledgements pass");
+    server.ctl(&["set_vm_memory_high_watermark", "0.4"]).await;
+    let confirmed = async { (waiting.await, more.await) };
+    let (first, second) = tokio::time::timeout(Duration::from_secs(20), confirmed).await.expect("they go on");
+    assert!(first.is_ok() && second.is_ok(), "{first:?} {second:?}");
+    let numbers: BTreeSet<_> =
+        take(&mut subscription, 2).await.iter().map(|delivery| number_of(&delivery.envelope)).collect();
+    assert_eq!(numbers, BTreeSet::from([50, 51]));
+    assert_eq!(broker.health().state, HealthState::Up);
+}

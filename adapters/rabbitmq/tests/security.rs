@@ -1,0 +1,93 @@
+//! TLS, credentials and virtual hosts, on brokers that demand them.
+
+#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test says what it expects")]
+
+mod support;
+
+use std::time::Duration;
+
+use postrider_core::{
+    Broker, BrokerUrl, Bytes, Channel, Connector, Declare, Env, Envelope, ErrorKind, Group, GroupName,
+    HealthState, PublisherExt, SubscribeOptions,
+};
+use postrider_rabbitmq::RabbitmqConnector;
+
+use support::{PrivateBroker, Version};
+
+async fn connect(url: &str) -> Result<Broker, postrider_core::Error> {
+    RabbitmqConnector.connect(&BrokerUrl::parse(url)?, Env::system()).await
+}
+
+/// Declares a group and publishes to it.
+async fn use_it(broker: &Broker) {
+    let group = Group::Named(GroupName::new("g").unwrap());
+    let mut options = SubscribeOptions::new(Channel::new("orders").unwrap(), group);
+    options.partitions = Some(1);
+    broker.declare_all(&[Declare::Group(options)]).await.expect("it is declared");
+    broker.publish("orders", Envelope::builder(Bytes::from_static(b"1"))).await.expect("it is confirmed");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tls_broker_is_believed_by_its_authority_alone() {
+    let server = PrivateBroker::start_with(Version::V3_10, "", true).await;
+    let authority = server.certificates().join("ca.pem");
+    let address = server.address().replace("127.0.0.1", "localhost");
+    let good = format!("amqps://guest:guest@{address}/%2f?tls_ca={}", authority.display());
+    use_it(&connect(&good).await.expect("its authority is known")).await;
+    let error =
+        connect(&format!("amqps://guest:s3cret@{address}/?connect_timeout=5s")).await.expect_err("it is not");
+    assert_eq!(error.kind(), ErrorKind::Connection, "{error}");
+    assert!(error.to_string().contains("tls_ca") && !format!("{error:?}").contains("s3cret"), "{error:?}");
+    let error = connect(&format!("amqp://guest:guest@{address}/?tls_ca=x")).await.expect_err("no TLS");
+    assert_eq!(error.kind(), ErrorKind::Config, "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn users_and_virtual_hosts_are_checked_and_escapes_read() {
+    let server = PrivateBroker::start(Version::V3_10, "").await;
+    for arguments in [
+        &["add_vhost", "a/b"][..],
+        &["add_user", "ann@x", "p/w:d?"],
+        &["set_permissions", "-p", "a/b", "ann@x", ".*", ".*", ".*"],
+        &["add_user", "bob", "b"],
+        &["set_permissions", "-p", "a/b", "bob", "", "", ""],
+    ] {
+        server.ctl(arguments).await;
+    }
+    let address = server.address();
+    let ann = connect(&format!("amqp://ann%40x:p%2Fw%3Ad%3F@{address}/a%2fb")).await.expect("she may");
+    use_it(&ann).await;
+    let error =
+        connect(&format!("amqp://ann%40x:p%2Fw%3Ad%3F@{address}/nowhere")).await.expect_err("no such host");
+    assert_eq!(error.kind(), ErrorKind::Unauthorized, "{error}");
+    assert!(error.to_string().contains("virtual host"), "{error}");
+    let bob = connect(&format!("amqp://bob:b@{address}/a%2fb")).await.expect("he may connect");
+    let error = bob.declare("orders").await.expect_err("he may do nothing");
+    assert_eq!(error.kind(), ErrorKind::Unauthorized, "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn credentials_that_are_taken_away_show_and_work_again_when_they_are_given_back() {
+    let server = PrivateBroker::start(Version::V3_10, "").await;
+    let give = async || {
+        for arguments in [&["add_user", "ann", "s3cret"][..], &["set_permissions", "ann", ".*", ".*", ".*"]] {
+            server.ctl(arguments).await;
+        }
+    };
+    give().await;
+    let ann = connect(&format!("amqp://ann:s3cret@{}/", server.address())).await.expect("she may");
+    use_it(&ann).await;
+    server.ctl(&["delete_user", "ann"]).await;
+    server.ctl(&["close_all_connections", "gone"]).await;
+    let until = async |state: HealthState| {
+        while ann.health().state != state {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), until(HealthState::Down)).await.expect("it shows");
+    let reason = ann.health().reason.unwrap_or_default();
+    assert!(reason.contains("credentials") && !reason.contains("s3cret"), "{reason}");
+    give().await;
+    tokio::time::timeout(Duration::from_secs(20), until(HealthState::Up)).await.expect("it is back");
+    use_it(&ann).await;
+}

@@ -1,0 +1,109 @@
+//! What the suite asks of RabbitMQ, for each version that is tested.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use lapin::options::BasicPublishOptions;
+use lapin::types::{AMQPValue, FieldArray, FieldTable};
+use lapin::{BasicProperties, ConnectionProperties};
+use postrider_conformance::{Controls, Factory, Settings};
+use postrider_core::{BoxFuture, Broker, BrokerUrl, Bytes, Connector, Env, Error};
+use postrider_rabbitmq::{Naming, RabbitmqConnector};
+
+use super::{PrivateBroker, Version, free_port, with_options};
+
+async fn connect(url: &str) -> Result<Broker, Error> {
+    RabbitmqConnector.connect(&BrokerUrl::parse(url)?, Env::system()).await
+}
+
+impl Factory for Version {
+    fn adapter(&self) -> &'static str {
+        "rabbitmq"
+    }
+
+    fn variant(&self) -> &'static str {
+        match self {
+            Self::V3_10 => "3.10",
+            Self::V4_0 => "4.0",
+        }
+    }
+
+    fn connect(&self, settings: Settings) -> BoxFuture<'_, Broker> {
+        Box::pin(async move {
+            connect(&with_options(&self.shared_url(), &settings)).await.expect("the broker answers")
+        })
+    }
+
+    fn write_foreign<'a>(
+        &'a self,
+        settings: &'a Settings,
+        channel: &'a str,
+        headers: &'a [(&'a str, &'a str)],
+        body: Bytes,
+    ) -> BoxFuture<'a, ()> {
+        Box::pin(async move {
+            let url = self.shared_url();
+            let connection = lapin::Connection::connect(&url, ConnectionProperties::default());
+            let connection = connection.await.expect("the broker answers");
+            let (mut properties, mut each) = (BasicProperties::default(), BTreeMap::<_, Vec<_>>::new());
+            for (name, value) in headers {
+                if *name == "content-type" {
+                    properties = properties.with_content_type((*value).into());
+                } else {
+                    each.entry(*name).or_default().push(AMQPValue::LongString((*value).into()));
+                }
+            }
+            let mut table = FieldTable::default();
+            for (name, mut values) in each {
+                // a table has each name once: AMQP's way to repeat a header is an array
+                let value = if values.len() == 1 {
+                    values.pop().expect("one")
+                } else {
+                    AMQPValue::FieldArray(FieldArray::from(values))
+                };
+                table.insert(name.into(), value);
+            }
+            let exchange = Naming::new(Some(&settings.tenant)).expect("a good tenant").exchange(channel);
+            let publisher = connection.create_channel().await.expect("a channel opens");
+            publisher
+                .confirm_select(lapin::options::ConfirmSelectOptions::default())
+                .await
+                .expect("it confirms");
+            let options = BasicPublishOptions { mandatory: true, immediate: false };
+            let key = "theirs".into();
+            let properties = properties.with_headers(table);
+            let sent = publisher.basic_publish(
+                exchange.expect("a good name").into(),
+                key,
+                options,
+                &body,
+                properties,
+            );
+            let confirmed = sent.await.expect("it is sent").await.expect("it is stored");
+            assert!(confirmed.is_ack() && confirmed.take_message().is_none(), "it is routed");
+        })
+    }
+
+    fn controls(&self) -> BoxFuture<'_, Option<Arc<dyn Controls>>> {
+        Box::pin(async { Some(Arc::new(PrivateBroker::start(*self, "").await) as Arc<dyn Controls>) })
+    }
+
+    fn connect_to_nothing(&self) -> Option<BoxFuture<'_, Error>> {
+        Some(Box::pin(async {
+            let url = format!("amqp://ann:s3cret@127.0.0.1:{}?connect_timeout=2s", free_port());
+            connect(&url).await.expect_err("nobody is there")
+        }))
+    }
+
+    fn wrong_credentials(&self) -> BoxFuture<'_, Option<Error>> {
+        Box::pin(async {
+            let url = BrokerUrl::parse(&self.shared_url()).expect("a good URL");
+            let address = url.hosts()[0].address(5672);
+            Some(
+                connect(&format!("amqp://guest:s3cret@{address}/%2f"))
+                    .await
+                    .expect_err("the wrong ones are not taken"),
+            )
+        })
+    }
+}
