@@ -45,7 +45,7 @@ pub struct Verdict {
     pub doubled: BTreeSet<Id>,
     /// Of those, the ones that no kill explains.
     pub doubled_unexplained: BTreeSet<Id>,
-    /// The kills of the run.
+    /// The kills, pauses and cuts of the run.
     pub kills: Vec<Kill>,
 }
 
@@ -56,10 +56,12 @@ impl Verdict {
         broken.iter().all(|ids| ids.is_empty())
     }
 
-    /// How many kills of brokers or of consumers count: enough was in flight, and there were confirms and effects after it.
-    pub fn counted(&self, broker: bool, bounds: &Bounds) -> usize {
-        let kills = self.kills.iter().filter(|kill| (kill.target == Target::Broker) == broker);
-        kills.filter(|kill| kill.counts(bounds)).count()
+    /// How many kills of the broker and of consumers count: enough was in flight, and there were confirms and effects after it.
+    pub fn counted(&self, bounds: &Bounds) -> (usize, usize) {
+        let count = |of: fn(Target) -> bool| {
+            self.kills.iter().filter(|kill| of(kill.target) && kill.counts(bounds)).count()
+        };
+        (count(|target| target == Target::Broker), count(|target| matches!(target, Target::Consumer(_))))
     }
 }
 
@@ -79,6 +81,7 @@ struct Done<'a> {
 pub fn check(histories: &Histories, bounds: &Bounds) -> Verdict {
     let mut verdict = Verdict::default();
     let mut sent: HashMap<Id, u64> = HashMap::new();
+    let mut confirmed: HashMap<Id, u64> = HashMap::new();
     let mut done = Vec::new();
     for (process, entries) in histories {
         let mut started = HashMap::new();
@@ -90,6 +93,7 @@ pub fn check(histories: &Histories, bounds: &Bounds) -> Verdict {
                 }
                 Step::Confirmed { id } => {
                     verdict.confirmed.insert(id);
+                    confirmed.insert(id, *at);
                 }
                 Step::Started { id, hold } => {
                     started.insert((id, hold), *at);
@@ -123,6 +127,11 @@ pub fn check(histories: &Histories, bounds: &Bounds) -> Verdict {
     verdict.lost = verdict.confirmed.iter().filter(arrived).copied().collect();
     (verdict.inverted, verdict.overlap) = order::check(&done, bounds);
     verdict.kills = doubles::kills(histories);
-    (verdict.doubled, verdict.doubled_unexplained) = doubles::check(&done, &verdict.kills, bounds);
+    (verdict.doubled, verdict.doubled_unexplained) = doubles::check(
+        &done,
+        &verdict.kills,
+        |id| Some((*sent.get(&id)?, confirmed.get(&id).copied().unwrap_or(u64::MAX))),
+        bounds,
+    );
     verdict
 }

@@ -40,15 +40,31 @@ pub struct Size {
     pub messages: u32,
     /// How often the broker is killed.
     pub broker_kills: u32,
-    /// How often a consumer is killed.
+    /// How often a consumer is killed: in turn anywhere, before its effect and after it.
     pub consumer_kills: u32,
+    /// How often the broker is stopped and goes on.
+    pub pauses: u32,
+    /// How often every connection is cut.
+    pub cuts: u32,
+    /// How often a consumer drains and another comes.
+    pub replaced: u32,
 }
 
 impl Size {
     /// The run that every change passes.
-    pub const SHORT: Self = Self { messages: 20_000, broker_kills: 3, consumer_kills: 3 };
-    /// The full run.
-    pub const LONG: Self = Self { messages: 100_000, broker_kills: 5, consumer_kills: 5 };
+    pub const SHORT: Self =
+        Self { messages: 20_000, broker_kills: 3, consumer_kills: 3, pauses: 1, cuts: 1, replaced: 1 };
+
+    /// The full run: a broker that is quickly back is killed more often.
+    pub fn long(broker: &str) -> Self {
+        let broker_kills = if broker == "nats" { 20 } else { 10 };
+        Self { messages: 200_000, broker_kills, consumer_kills: 20, pauses: 5, cuts: 5, replaced: 5 }
+    }
+
+    /// All of them together.
+    pub const fn harms(&self) -> u32 {
+        self.broker_kills + self.consumer_kills + self.pauses + self.cuts + self.replaced
+    }
 }
 
 /// How many keys the messages have.

@@ -16,7 +16,7 @@ pub struct Id {
     pub number: u32,
 }
 
-/// What a run can kill.
+/// What a run can harm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Target {
@@ -24,6 +24,10 @@ pub enum Target {
     Broker,
     /// The consumer of that number.
     Consumer(u32),
+    /// The broker, which is stopped for a while and goes on (SIGSTOP, SIGCONT).
+    Pause,
+    /// Every connection to the broker.
+    Cut,
 }
 
 /// The hold under which a message was delivered: partition and epoch, of one process.
@@ -80,7 +84,7 @@ pub enum Step {
         /// What.
         id: Id,
     },
-    /// Something is about to be killed.
+    /// Something is about to be killed, paused or cut.
     Kill {
         /// What.
         target: Target,

@@ -64,7 +64,7 @@ struct Talk {
 }
 
 /// A holder's first work: to wait for what the one before it left unsettled, since the server redelivers that in no
-/// particular order, and after newer messages where its time runs out only then.
+/// particular order, and after newer messages where its time runs out only then. The same after a connection was lost.
 struct Gathering {
     since: Instant,
     /// What was still missing at the last look.
@@ -158,6 +158,10 @@ impl Puller {
         if std::mem::take(&mut talk.unsure) {
             if found.pin != talk.pin {
                 self.lose(talk);
+            } else if talk.pin.is_some() && talk.gathering.is_none() {
+                // what was on its way over the old connection comes again later, and after newer messages
+                talk.gathering = Some(Gathering { since: now, missing: 0 });
+                self.shared.gather(self.shard);
             }
             self.shared.reach(self.shard, true);
         }

@@ -345,6 +345,11 @@ impl Shared {
         self.with_partition(shard, |partition| partition.acknowledged = Acknowledged::default());
     }
 
+    /// Nothing is handed out before [`gathered`](Self::gathered).
+    pub(crate) fn gather(&self, shard: u32) {
+        self.with_partition(shard, |partition| partition.gathering = true);
+    }
+
     /// All is here that an earlier holder left: it can be handed out, in its order.
     pub(crate) fn gathered(&self, shard: u32) {
         self.with_partition(shard, |partition| partition.gathering = false);

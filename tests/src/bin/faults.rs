@@ -1,10 +1,12 @@
 //! The fault run as a program. `cargo xtask faults` builds it, brings up a broker for it, and calls it.
 
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use postrider_conformance::proxy::Proxy;
 use postrider_system_tests::faults::driver::{self, Run};
 use postrider_system_tests::faults::totals::Totals;
 use postrider_system_tests::faults::{CLAIM_TIMEOUT, Case, Size, consumer, publisher};
@@ -26,10 +28,10 @@ struct Options {
     /// The broker to harm; the variable `POSTRIDER_TEST_<BROKER>_URL` says where it is
     #[arg(long, default_value = "nats")]
     broker: String,
-    /// 20,000 messages, 3 kills of the broker and 3 of consumers (the default)
+    /// 20,000 messages, 3 kills of the broker and 3 of consumers, a pause, a cut, a change of members (the default)
     #[arg(long, conflicts_with = "long")]
     short: bool,
-    /// 100,000 messages, 5 kills of the broker and 5 of consumers
+    /// 200,000 messages, 10 kills of the broker (NATS: 20) and 20 of consumers, 5 pauses, cuts and changes of members
     #[arg(long)]
     long: bool,
     /// How many messages, instead
@@ -48,7 +50,7 @@ struct Options {
 
 #[derive(Clone, Copy, ValueEnum)]
 enum Cases {
-    /// Kills of the broker and of consumers
+    /// Kills of the broker and of consumers, pauses, cuts, changes of members
     Base,
     /// The same, with messages that never succeed
     Poison,
@@ -108,9 +110,30 @@ async fn main() -> ExitCode {
     }
 }
 
-/// What makes the adapter send again what was cut off; Kafka's client always does.
-fn resend(broker: &str) -> &'static str {
-    if broker == "nats" { "&on_unknown=resend" } else { "" }
+/// The options of the URL: claims that end within the run's patience, and what was cut off is sent again (Kafka's client always
+/// does).
+fn url_options(broker: &str) -> String {
+    let timeout = CLAIM_TIMEOUT;
+    match broker {
+        // a member that vanished is noticed by its missing heartbeats
+        "rabbitmq" => format!("heartbeat={}s&on_unknown=resend", timeout.as_secs()),
+        "nats" => format!("claim_timeout={}ms&on_unknown=resend", timeout.as_millis()),
+        _ => format!("claim_timeout={}ms", timeout.as_millis()),
+    }
+}
+
+/// A proxy in front of the broker, and the URL that leads through it. Kafka's clients connect to where the broker says it is, so
+/// there is none for Kafka.
+async fn proxied(broker: &str, url: &str) -> Result<(Option<Proxy>, String)> {
+    let parsed = postrider::BrokerUrl::parse(url)?;
+    let (Some(host), false) = (parsed.hosts().first(), broker == "kafka") else {
+        return Ok((None, url.to_owned()));
+    };
+    let port = host.port.with_context(|| format!("the URL of {broker} names no port"))?;
+    let proxy = Proxy::start(SocketAddr::from((Ipv4Addr::LOCALHOST, port))).await?;
+    let address = format!("{}:{port}", host.name);
+    let through = url.replacen(&address, &proxy.address().to_string(), 1);
+    Ok((Some(proxy), through))
 }
 
 async fn run(options: Options) -> Result<bool> {
@@ -118,7 +141,7 @@ async fn run(options: Options) -> Result<bool> {
     let url = std::env::var(&variable)
         .with_context(|| format!("{variable} isn't set; start the fault run by `cargo xtask faults`"))?;
     let seed = options.seed.unwrap_or_else(|| postrider::Env::system().random());
-    let mut size = if options.long { Size::LONG } else { Size::SHORT };
+    let mut size = if options.long { Size::long(&options.broker) } else { Size::SHORT };
     size.messages = options.messages.unwrap_or(size.messages);
     let cases = match options.case {
         Cases::Base => vec![Case::Base],
@@ -128,20 +151,27 @@ async fn run(options: Options) -> Result<bool> {
     let target = std::env::current_exe()?.ancestors().nth(2).map(PathBuf::from).unwrap_or_default();
     let mut totals = Vec::new();
     for case in cases {
+        let (proxy, url) = proxied(&options.broker, &url).await?;
+        if proxy.is_none() {
+            size.cuts = 0;
+        }
         eprintln!(
-            "faults: {} {}: {} messages, {} kills of the broker, {} of consumers, seed {seed}",
+            "faults: {} {}: {} messages, {} kills of the broker, {} of consumers, {} pauses, {} cuts, {} changes of members, seed {seed}",
             options.broker,
             case.name(),
             size.messages,
             size.broker_kills,
-            size.consumer_kills
+            size.consumer_kills,
+            size.pauses,
+            size.cuts,
+            size.replaced,
         );
         let joint = if url.contains('?') { '&' } else { '?' };
         let tenant = format!("faults-{:x}", postrider::Env::system().random());
-        let millis = CLAIM_TIMEOUT.as_millis();
         let case = driver::run(Run {
             broker: options.broker.clone(),
-            url: format!("{url}{joint}tenant={tenant}&claim_timeout={millis}ms{}", resend(&options.broker)),
+            url: format!("{url}{joint}tenant={tenant}&{}", url_options(&options.broker)),
+            proxy,
             case,
             size,
             seed,

@@ -1,12 +1,13 @@
-//! Doubles: a message may be in effects or dead letters twice only where a kill fell between the first and its
-//! acknowledgement. Each double is tied to such a kill, and a kill explains no more than was in flight.
+//! Doubles: a message may be in effects or dead letters twice only where a kill, a pause or a cut fell between the first and its
+//! acknowledgement, or between its publish and the confirm, so that it was sent again. Each double is tied to one of these, and
+//! none explains more than was in flight.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Bounds, Done, Histories};
 use crate::history::{Entry, Id, Step, Target};
 
-/// A kill and what was seen around it.
+/// A kill, a pause or a cut, and what was seen around it.
 #[derive(Clone, Debug)]
 pub struct Kill {
     /// What was killed.
@@ -25,6 +26,8 @@ pub struct Kill {
     pub confirmed_after: u64,
     /// Effects after it was dead.
     pub handled_after: u64,
+    /// The first confirm after it was there again.
+    pub confirmed_at: Option<u64>,
 }
 
 impl Kill {
@@ -33,13 +36,28 @@ impl Kill {
         self.in_flight >= bounds.least_in_flight && self.confirmed_after > 0 && self.handled_after > 0
     }
 
-    /// Whether it can have kept `first` from being acknowledged, so that `second` was delivered.
-    fn explains(&self, first: &Done<'_>, second: &Done<'_>, bounds: &Bounds) -> bool {
+    /// Whether it can have kept `first` from being acknowledged, so that `second` was delivered; or the message's publish,
+    /// which took the time `publish`, from being answered, so that it was stored twice.
+    fn explains(
+        &self,
+        first: &Done<'_>,
+        second: &Done<'_>,
+        publish: Option<(u64, u64)>,
+        bounds: &Bounds,
+    ) -> bool {
+        let consumer_alone = matches!(self.target, Target::Consumer(_));
+        if !consumer_alone
+            && publish.is_some_and(|(sent, confirmed)| sent <= self.back && confirmed >= self.at)
+        {
+            return true;
+        }
         let until = match self.target {
             Target::Consumer(number) if first.process == consumer(number) => self.dead,
             Target::Consumer(_) => return false,
             // what was being handled while the broker was away can't be acknowledged by its old name when it is back
-            Target::Broker => self.back.saturating_add(bounds.claim_timeout.as_nanos() as u64),
+            Target::Broker | Target::Pause | Target::Cut => {
+                self.back.saturating_add(bounds.claim_timeout.as_nanos() as u64)
+            }
         };
         // the acknowledgement of what was done long before is no longer on its way
         let since = self.at.saturating_sub(bounds.claim_timeout.as_nanos() as u64);
@@ -69,6 +87,7 @@ pub(super) fn kills(histories: &Histories) -> Vec<Kill> {
                 confirmed_before: confirmed,
                 confirmed_after: 0,
                 handled_after: 0,
+                confirmed_at: None,
             }),
             Step::Dead { target } => {
                 let open = kills.iter_mut().rev().find(|kill| kill.target == target && kill.dead == u64::MAX);
@@ -88,6 +107,9 @@ pub(super) fn kills(histories: &Histories) -> Vec<Kill> {
                     .iter_mut()
                     .filter(|kill| kill.dead < entry.at)
                     .for_each(|kill| kill.confirmed_after += 1);
+                kills.iter_mut().filter(|kill| kill.back < entry.at).for_each(|kill| {
+                    kill.confirmed_at.get_or_insert(entry.at);
+                });
             }
             Step::Effect { .. } => {
                 kills.iter_mut().filter(|kill| kill.dead < entry.at).for_each(|kill| kill.handled_after += 1);
@@ -99,7 +121,12 @@ pub(super) fn kills(histories: &Histories) -> Vec<Kill> {
 }
 
 /// All doubles, and those that no kill explains.
-pub(super) fn check(done: &[Done<'_>], kills: &[Kill], bounds: &Bounds) -> (BTreeSet<Id>, BTreeSet<Id>) {
+pub(super) fn check(
+    done: &[Done<'_>],
+    kills: &[Kill],
+    publish: impl Fn(Id) -> Option<(u64, u64)>,
+    bounds: &Bounds,
+) -> (BTreeSet<Id>, BTreeSet<Id>) {
     let mut times: BTreeMap<Id, Vec<&Done<'_>>> = BTreeMap::new();
     for done in done {
         times.entry(done.id).or_default().push(done);
@@ -111,7 +138,9 @@ pub(super) fn check(done: &[Done<'_>], kills: &[Kill], bounds: &Bounds) -> (BTre
         let mut spent = BTreeSet::new();
         for pair in times.windows(2) {
             let by = (0..kills.len()).find(|at| {
-                !spent.contains(at) && left[*at] > 0 && kills[*at].explains(pair[0], pair[1], bounds)
+                !spent.contains(at)
+                    && left[*at] > 0
+                    && kills[*at].explains(pair[0], pair[1], publish(id), bounds)
             });
             if let Some(at) = by {
                 left[at] -= 1;

@@ -1,9 +1,9 @@
 //! The process that consumes: a handler that takes its time, and the reader of the dead letters. It drains and ends when its
-//! standard input ends or on SIGTERM.
+//! standard input ends or on SIGTERM; a line there names the point at which it kills itself.
 
-use std::io::{self, Read as _};
+use std::io::{self, BufRead as _};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -18,6 +18,21 @@ use crate::history::{Hold, Step, Writer};
 struct World {
     history: Arc<Writer>,
     poison: Poison,
+    death: Death,
+}
+
+/// The point at which the process is to die, once it was told.
+#[derive(Clone, Debug, Default)]
+struct Death(Arc<OnceLock<String>>);
+
+impl Death {
+    /// Dies here, if this is the point.
+    fn at(&self, point: &str) {
+        if self.0.get().is_some_and(|wanted| wanted == point) {
+            // a signal to oneself can't fail; nothing runs after it
+            let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+        }
+    }
 }
 
 /// Whether some orders never succeed.
@@ -36,13 +51,17 @@ pub async fn run(url: &str, folder: &Path, name: &str, poison: bool) -> Result<(
         .init();
     let history = Arc::new(Writer::open(folder, name)?);
     let broker = postrider::connect(url).await?;
-    let world = World { history: Arc::clone(&history), poison: Poison(poison) };
+    let world = World { history: Arc::clone(&history), poison: Poison(poison), death: Death::default() };
+    let death = world.death.clone();
     let routes = Router::with_state(world).route(bill).route(read_dead_letter);
     let mut service = routes.start(&broker).await?;
     history.write(Step::Ready)?;
     let (stop, stopped) = tokio::sync::oneshot::channel();
     std::thread::spawn(move || {
-        let _ = io::stdin().read_to_end(&mut Vec::new());
+        for line in io::stdin().lock().lines().map_while(Result::ok) {
+            // only the first word counts: one dies once
+            let _ = death.0.set(line);
+        }
         // the receiver is gone only when the process ends anyway
         let _ = stop.send(());
     });
@@ -66,14 +85,17 @@ async fn bill(
     meta: Meta,
     State(history): State<Arc<Writer>>,
     State(poison): State<Poison>,
+    State(death): State<Death>,
 ) -> Result<(), HandlerError> {
     let (id, hold) = (order.id(), hold(meta.claim_epoch()));
     history.write(Step::Started { id, hold })?;
+    death.at("before-effect");
     tokio::time::sleep(Duration::from_millis(4)).await;
     if poison.0 && order.is_poison() {
         return Err(HandlerError::msg("this order never succeeds"));
     }
     history.write(Step::Effect { id, hold })?;
+    death.at("after-effect");
     Ok(())
 }
 

@@ -1,4 +1,4 @@
-//! The driver of a run: starts the processes, keeps as much in flight as a kill needs, kills as planned, waits for the end.
+//! The driver of a run: starts the processes, keeps as much in flight as a kill needs, does harm as planned, waits for the end.
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -6,10 +6,11 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
+use postrider_conformance::proxy::Proxy;
 use tokio::io::AsyncWriteExt as _;
 use tokio::process::{Child, Command};
 
-use super::plan::{Planned, Victim, plan};
+use super::plan::{Harm, Planned, Point, plan};
 use super::totals::Totals;
 use super::{CLAIM_TIMEOUT, Case, Size, script};
 use crate::checker::{Bounds, Histories, check};
@@ -17,22 +18,30 @@ use crate::history::{Id, Reader, Step, Target, Writer, now};
 
 /// How many messages the publisher may be ahead of the handlers.
 const AHEAD: u64 = 4_000;
-/// How much must be in flight for a kill.
+/// How much must be in flight for a harm.
 const LEAST_IN_FLIGHT: u64 = 500;
-/// How many messages are kept back for each kill to come, so that there are confirms after it.
+/// How many messages it is ahead by at least while harm is to come.
+const LEAST_AHEAD: u64 = 1_200;
+/// How many messages are kept back for each harm to come, so that there are confirms after it.
 const RESERVE: u64 = 1_500;
+/// How many of those in any case.
+const LEAST_RESERVE: u64 = 200;
+/// How long the broker is paused at least.
+const PAUSED_AT_LEAST: Duration = Duration::from_millis(500);
 /// The time between two looks at the histories.
 const LOOK: Duration = Duration::from_millis(10);
 /// A run in which nothing happens for so long has failed.
 const PATIENCE: Duration = Duration::from_secs(90);
 
 /// What to run.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Run {
     /// The broker's name, as the project's script knows it.
     pub broker: String,
     /// Its URL.
     pub url: String,
+    /// Where its connections can be cut.
+    pub proxy: Option<Proxy>,
     /// What is done to it.
     pub case: Case,
     /// How much.
@@ -53,9 +62,9 @@ pub async fn run(run: Run) -> Result<Totals> {
     }
     std::fs::create_dir_all(&run.folder)
         .with_context(|| format!("{} can't be made", run.folder.display()))?;
-    let kills = u64::from(run.size.broker_kills + run.size.consumer_kills);
-    if u64::from(run.size.messages) < AHEAD + RESERVE * kills {
-        bail!("{kills} kills need at least {} messages", AHEAD + RESERVE * kills);
+    let harms = u64::from(run.size.harms());
+    if u64::from(run.size.messages) < AHEAD + RESERVE * harms {
+        bail!("{harms} kills, pauses and cuts need at least {} messages", AHEAD + RESERVE * harms);
     }
     let bounds = Bounds { claim_timeout: CLAIM_TIMEOUT, least_in_flight: LEAST_IN_FLIGHT };
     let planned = (run.size.broker_kills as usize, run.size.consumer_kills as usize);
@@ -84,6 +93,7 @@ struct Driver {
     publisher: Option<Child>,
     consumers: BTreeMap<u32, Child>,
     started: u32,
+    cuts: u32,
     readers: BTreeMap<String, Reader>,
     histories: Histories,
     counts: Counts,
@@ -100,8 +110,8 @@ struct Counts {
     /// Who made the latest effect.
     busiest: Option<String>,
     granted: u64,
-    /// Kills to come.
-    to_kill: u64,
+    /// Harms to come.
+    to_come: u64,
 }
 
 impl Counts {
@@ -136,6 +146,7 @@ impl Driver {
             publisher: None,
             consumers: BTreeMap::new(),
             started: 0,
+            cuts: 0,
             readers,
             histories: Histories::new(),
             counts: Counts::default(),
@@ -144,20 +155,19 @@ impl Driver {
 
     async fn drive(&mut self) -> Result<()> {
         for _ in 0..2 {
-            let number = self.start_consumer()?;
-            self.wait("a consumer starts", |counts| counts.ready.contains(&consumer(number))).await?;
+            self.start_and_wait().await?;
         }
         let messages = self.run.size.messages.to_string();
         self.publisher = Some(self.spawn("publisher", &["publish", "--messages", &messages])?);
         self.wait("the publisher starts", |counts| counts.ready.contains("publisher")).await?;
-        let kills = plan(self.run.size, AHEAD, self.run.seed);
-        self.counts.to_kill = kills.len() as u64;
-        for kill in kills {
+        let harms = plan(self.run.size, AHEAD, self.run.seed);
+        self.counts.to_come = harms.len() as u64;
+        for harm in harms {
             let due = |counts: &Counts| {
-                counts.done.len() as u64 >= kill.handled && counts.in_flight() >= LEAST_IN_FLIGHT
+                counts.done.len() as u64 >= harm.handled && counts.in_flight() >= LEAST_IN_FLIGHT
             };
             self.wait("enough is handled and in flight for the next kill", due).await?;
-            self.kill(kill).await?;
+            self.harm(harm).await?;
         }
         let all = self.run.size.messages as usize;
         self.wait("all messages are confirmed and handled", |counts| {
@@ -167,38 +177,94 @@ impl Driver {
         self.end().await
     }
 
-    /// Kills, waits, brings back, and waits until confirms and effects go on.
-    async fn kill(&mut self, kill: Planned) -> Result<()> {
-        let in_flight = self.counts.in_flight();
-        let target = match kill.victim {
-            Victim::Broker => Target::Broker,
-            Victim::Consumer => Target::Consumer(self.busiest()?),
-        };
-        self.history.write(Step::Kill { target, in_flight })?;
-        match target {
-            Target::Broker => script::brokers("kill", &self.run.broker).await?,
-            Target::Consumer(number) => {
-                let mut child = self.consumers.remove(&number).context("the consumer is one that runs")?;
-                child.kill().await?;
-            }
+    /// Does harm, waits, brings back, and waits until confirms and effects go on.
+    async fn harm(&mut self, planned: Planned) -> Result<()> {
+        self.counts.to_come -= 1;
+        let (confirmed, done) = (self.counts.confirmed.len(), self.counts.done.len());
+        match planned.harm {
+            Harm::KillBroker => self.kill_broker(planned.away).await?,
+            Harm::KillConsumer(point) => self.kill_consumer(point, planned.away).await?,
+            Harm::PauseBroker => self.pause_broker(planned.away * 2 + PAUSED_AT_LEAST).await?,
+            Harm::Cut => self.cut()?,
+            Harm::Replace => self.replace().await?,
+        }
+        let goes_on = |counts: &Counts| counts.confirmed.len() > confirmed && counts.done.len() > done;
+        self.wait("confirms and effects go on", goes_on).await
+    }
+
+    async fn kill_broker(&mut self, away: Duration) -> Result<()> {
+        self.begin(Target::Broker)?;
+        script::brokers("kill", &self.run.broker).await?;
+        self.history.write(Step::Dead { target: Target::Broker })?;
+        self.pass(away).await?;
+        script::brokers("start", &self.run.broker).await?;
+        Ok(self.history.write(Step::Back { target: Target::Broker })?)
+    }
+
+    async fn pause_broker(&mut self, away: Duration) -> Result<()> {
+        self.begin(Target::Pause)?;
+        script::brokers("pause", &self.run.broker).await?;
+        self.history.write(Step::Dead { target: Target::Pause })?;
+        self.pass(away).await?;
+        script::brokers("resume", &self.run.broker).await?;
+        Ok(self.history.write(Step::Back { target: Target::Pause })?)
+    }
+
+    /// Cuts every connection: in turn by an orderly close and by a reset.
+    fn cut(&mut self) -> Result<()> {
+        self.begin(Target::Cut)?;
+        let proxy = self.run.proxy.as_ref().context("there is no proxy to cut at")?;
+        self.cuts += 1;
+        if self.cuts % 2 == 1 {
+            proxy.cut();
+        } else {
+            proxy.reset();
+        }
+        self.history.write(Step::Dead { target: Target::Cut })?;
+        Ok(self.history.write(Step::Back { target: Target::Cut })?)
+    }
+
+    async fn kill_consumer(&mut self, point: Point, away: Duration) -> Result<()> {
+        let number = self.busiest()?;
+        let target = Target::Consumer(number);
+        let mut child = self.consumers.remove(&number).context("the consumer is one that runs")?;
+        self.begin(target)?;
+        if let (Some(word), Some(input)) = (point.word(), child.stdin.as_mut()) {
+            input.write_all(format!("{word}\n").as_bytes()).await?;
+            let ended = tokio::time::timeout(PATIENCE, child.wait()).await;
+            ended.with_context(|| format!("{} doesn't come to {word}", consumer(number)))??;
+        } else {
+            child.kill().await?;
         }
         self.history.write(Step::Dead { target })?;
-        self.counts.to_kill -= 1;
+        self.pass(away).await?;
+        self.start_and_wait().await?;
+        Ok(self.history.write(Step::Back { target })?)
+    }
+
+    /// One consumer drains, and another comes. No double is explained by that.
+    async fn replace(&mut self) -> Result<()> {
+        let number = self.busiest()?;
+        let child = self.consumers.remove(&number).context("the consumer is one that runs")?;
+        self.drain(number, child).await?;
+        self.start_and_wait().await
+    }
+
+    async fn start_and_wait(&mut self) -> Result<()> {
+        let number = self.start_consumer()?;
+        self.wait("a consumer starts", |counts| counts.ready.contains(&consumer(number))).await
+    }
+
+    fn begin(&mut self, target: Target) -> Result<()> {
         self.read()?;
-        let (confirmed, done) = (self.counts.confirmed.len(), self.counts.done.len());
-        // how long something is away is part of the schedule
-        let until = Instant::now() + kill.away;
-        self.wait("the victim has been away for as long as planned", |_| Instant::now() >= until).await?;
-        match target {
-            Target::Broker => script::brokers("start", &self.run.broker).await?,
-            Target::Consumer(_) => {
-                let number = self.start_consumer()?;
-                self.wait("a consumer starts", |counts| counts.ready.contains(&consumer(number))).await?;
-            }
-        }
-        self.history.write(Step::Back { target })?;
-        let goes_on = |counts: &Counts| counts.confirmed.len() > confirmed && counts.done.len() > done;
-        self.wait("confirms and effects go on after a kill", goes_on).await
+        let in_flight = self.counts.in_flight();
+        Ok(self.history.write(Step::Kill { target, in_flight })?)
+    }
+
+    /// How long something is away is part of the schedule.
+    async fn pass(&mut self, away: Duration) -> Result<()> {
+        let until = Instant::now() + away;
+        self.wait("the victim has been away for as long as planned", |_| Instant::now() >= until).await
     }
 
     fn busiest(&self) -> Result<u32> {
@@ -268,8 +334,11 @@ impl Driver {
     }
 
     async fn give_credit(&mut self) -> Result<()> {
-        let most = u64::from(self.run.size.messages) - self.counts.to_kill * RESERVE;
-        let credit = (self.counts.done.len() as u64 + AHEAD).min(most);
+        let (messages, done) = (u64::from(self.run.size.messages), self.counts.done.len() as u64);
+        let most = messages - self.counts.to_come * RESERVE;
+        // where all that was to be sent before the next harm is handled already, it gets what it needs to fall on
+        let least = (done + LEAST_AHEAD).min(messages - self.counts.to_come * LEAST_RESERVE);
+        let credit = (done + AHEAD).min(most).max(least);
         if let Some(input) = self.publisher.as_mut().and_then(|child| child.stdin.as_mut())
             && credit > self.counts.granted
         {
@@ -302,19 +371,32 @@ impl Driver {
 
     /// Lets the consumers drain, and reads what they still had to say: a double that comes late is seen, too.
     async fn end(&mut self) -> Result<()> {
-        for (number, mut child) in std::mem::take(&mut self.consumers) {
-            drop(child.stdin.take());
-            let ended = tokio::time::timeout(PATIENCE, child.wait()).await;
-            let status = ended.with_context(|| format!("{} doesn't drain", consumer(number)))??;
-            if !status.success() {
-                bail!(
-                    "{} ended with {status} when it drained; see {}",
-                    consumer(number),
-                    log(&self.run.folder, &consumer(number))
-                );
-            }
+        for (number, child) in std::mem::take(&mut self.consumers) {
+            self.drain(number, child).await?;
         }
         self.read()?;
+        Ok(())
+    }
+
+    /// Lets a consumer end in good order; the run goes on meanwhile.
+    async fn drain(&mut self, number: u32, mut child: Child) -> Result<()> {
+        drop(child.stdin.take());
+        let until = Instant::now() + PATIENCE;
+        let status = loop {
+            if let Some(status) = child.try_wait()? {
+                break status;
+            }
+            if Instant::now() > until {
+                bail!("{} doesn't drain", consumer(number));
+            }
+            self.read()?;
+            self.give_credit().await?;
+            tokio::time::sleep(LOOK).await;
+        };
+        if !status.success() {
+            let name = consumer(number);
+            bail!("{name} ended with {status} when it drained; see {}", log(&self.run.folder, &name));
+        }
         Ok(())
     }
 }

@@ -39,7 +39,11 @@ pub struct Totals {
     pub broker_kills: usize,
     /// Kills of consumers that count.
     pub consumer_kills: usize,
-    /// All kills.
+    /// From when a killed broker was ready again to the first confirm, in milliseconds: the median of all its kills.
+    pub first_confirm_median_ms: Option<f64>,
+    /// The longest of them.
+    pub first_confirm_max_ms: Option<f64>,
+    /// All kills, pauses and cuts.
     pub kills: Vec<KillLine>,
     /// The figures of each case.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -63,6 +67,8 @@ pub struct KillLine {
     pub confirmed_after: u64,
     /// Effects after.
     pub handled_after: u64,
+    /// From when it was there again to the first confirm, in milliseconds.
+    pub first_confirm_ms: Option<f64>,
 }
 
 impl Totals {
@@ -73,13 +79,16 @@ impl Totals {
             what: match kill.target {
                 Target::Broker => "broker".into(),
                 Target::Consumer(number) => format!("consumer-{number}"),
+                Target::Pause => "pause".into(),
+                Target::Cut => "cut".into(),
             },
+            first_confirm_ms: kill.confirmed_at.map(|at| (at - kill.back) as f64 / 1e6),
             in_flight: kill.in_flight,
             confirmed_before: kill.confirmed_before,
             confirmed_after: kill.confirmed_after,
             handled_after: kill.handled_after,
         });
-        let counted = (verdict.counted(true, bounds), verdict.counted(false, bounds));
+        let counted = verdict.counted(bounds);
         Self {
             confirmed: verdict.confirmed.len(),
             handled: verdict.handled.len(),
@@ -96,6 +105,17 @@ impl Totals {
             ok: verdict.is_clean() && counted.0 >= planned.0 && counted.1 >= planned.1,
             ..Self::default()
         }
+        .with_first_confirms()
+    }
+
+    /// Works out how soon confirms came after the broker was back.
+    fn with_first_confirms(mut self) -> Self {
+        let of_broker = self.kills.iter().filter(|kill| kill.what == "broker");
+        let mut times: Vec<f64> = of_broker.filter_map(|kill| kill.first_confirm_ms).collect();
+        times.sort_by(f64::total_cmp);
+        self.first_confirm_median_ms = times.get(times.len() / 2).copied();
+        self.first_confirm_max_ms = times.last().copied();
+        self
     }
 
     /// All cases together.
@@ -116,7 +136,7 @@ impl Totals {
             sum.kills.extend(case.kills.iter().cloned());
             sum.ok &= case.ok;
         }
-        Self { cases, ..sum }
+        Self { cases, ..sum.with_first_confirms() }
     }
 }
 
@@ -148,6 +168,12 @@ impl fmt::Display for Totals {
         ];
         for (name, figure) in rows {
             writeln!(text, "{name:<22}{figure:>8}")?;
+        }
+        if let (Some(median), Some(max)) = (self.first_confirm_median_ms, self.first_confirm_max_ms) {
+            writeln!(
+                text,
+                "first confirm after the broker was ready again: {median:.0} ms in the median, {max:.0} ms at most"
+            )?;
         }
         f.write_str(&text)
     }
