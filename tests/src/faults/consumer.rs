@@ -74,10 +74,12 @@ pub async fn run(url: &str, folder: &Path, name: &str, poison: bool) -> Result<(
     Ok(())
 }
 
-/// The work of an order takes 4 ms, as a call to a database would.
+/// The work of an order takes 6 ms, as a call to a database would: with 8 at a time, two consumers are slower than the publisher, so
+/// that there is always much in flight.
 #[handler(
     channel = "orders",
     group = "billing",
+    concurrency = 8,
     retry(attempts = 2, backoff = fixed("5ms"))
 )]
 async fn bill(
@@ -90,7 +92,7 @@ async fn bill(
     let (id, hold) = (order.id(), hold(meta.claim_epoch()));
     history.write(Step::Started { id, hold })?;
     death.at("before-effect");
-    tokio::time::sleep(Duration::from_millis(4)).await;
+    tokio::time::sleep(Duration::from_millis(6)).await;
     if poison.0 && order.is_poison() {
         return Err(HandlerError::msg("this order never succeeds"));
     }
