@@ -35,6 +35,8 @@ fn summary(text: &str) -> Vec<&str> {
 /// tried three times.
 const OF_200: [&str; 3] = ["billing 194 18 8", "ledger 194 0 0", "shipping 200 0 2"];
 
+const TWO_BROKERS: &str = "dispatch handled 100 dead-lettered 0\ntracking handled 100 dead-lettered 0\npackers handled 100 dead-lettered 0\npacked 100 of 100\n";
+
 mod memory {
     use super::*;
 
@@ -75,6 +77,13 @@ mod memory {
         assert_eq!(output.status.code(), Some(2));
         let errors = String::from_utf8_lossy(&output.stderr);
         assert!(errors.contains("--orders takes a whole number") && errors.contains("usage:"), "{errors}");
+    }
+
+    #[test]
+    fn two_embedded_brokers_are_two() {
+        let (output, text) = output(&mut example("two_brokers"));
+        assert!(output.status.success(), "{output:?}");
+        assert_eq!(text, TWO_BROKERS);
     }
 
     #[test]
@@ -128,6 +137,23 @@ mod rabbitmq {
                 assert!(output.status.success(), "{output:?}");
                 assert_eq!(summary(&text), OF_200, "{text}");
             }
+        }
+    }
+
+    /// On two brokers at once: it runs where both are tested.
+    #[cfg(feature = "kafka")]
+    mod kafka {
+        use super::*;
+
+        #[test]
+        fn events_on_kafka_and_jobs_on_rabbitmq() {
+            let url = |name: &str| std::env::var(name).unwrap_or_else(|_| panic!("{name} names a broker"));
+            let mut example = example("two_brokers");
+            example.env("POSTRIDER_EVENTS_URL", url("POSTRIDER_TEST_KAFKA_URL"));
+            example.env("POSTRIDER_JOBS_URL", url("POSTRIDER_TEST_RABBITMQ4_URL"));
+            let (output, text) = output(&mut example);
+            assert!(output.status.success(), "{output:?}");
+            assert_eq!(text, TWO_BROKERS);
         }
     }
 }

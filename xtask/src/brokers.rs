@@ -30,6 +30,9 @@ group.consumer.min.heartbeat.interval.ms=100
 group.consumer.heartbeat.interval.ms=300
 ";
 
+/// How long a message may be out before the broker takes its queue away: 60 s.
+const RABBITMQ_EXTRA: &str = "consumer_timeout = 60000\n";
+
 /// All brokers.
 pub(crate) const BROKERS: &[Broker] = &[
     Broker {
@@ -46,7 +49,7 @@ pub(crate) const BROKERS: &[Broker] = &[
             "RABBITMQ_DIST_PORT",
             "RABBITMQ_EPMD_PORT",
         ],
-        settings: &[],
+        settings: &[("BROKERS_RABBITMQ_EXTRA", RABBITMQ_EXTRA)],
     },
     Broker { name: "nats", ports: &["NATS_PORT", "NATS_MONITOR_PORT"], settings: &[] },
     Broker {
@@ -58,7 +61,7 @@ pub(crate) const BROKERS: &[Broker] = &[
             "RABBITMQ4_DIST_PORT",
             "RABBITMQ4_EPMD_PORT",
         ],
-        settings: &[],
+        settings: &[("BROKERS_RABBITMQ_EXTRA", RABBITMQ_EXTRA)],
     },
 ];
 

@@ -1,7 +1,7 @@
 //! What the conformance suite wrote down, merged: the table at the end of `cargo xtask test`, and
 //! `target/conformance.json`. The cases themselves are the suite's.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 
 /// At least so many cases are passed by each adapter.
-pub(crate) const FLOOR: usize = 55;
+pub(crate) const FLOOR: usize = 75;
 
 /// What became of a case; of several, the greatest counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -131,6 +131,50 @@ impl Table {
         text + &notes
     }
 
+    /// The page of the book: the counts, and every case that an adapter doesn't pass, with the reason.
+    fn to_page(&self) -> String {
+        let mut text = String::from(concat!(
+            "# What each broker passes\n\n",
+            "One suite runs on every broker, each case on every version and mode that is listed. A case is *refused* where the broker lacks a capability: the suite\n",
+            "asserts that it says so before anything is sent. It is *skipped* where the broker has nothing that a test could kill, cut or ask for.\n",
+            "This page is made from what the suite found (`cargo xtask test --bless`), and the tests fail where it says something else.\n\n",
+            "| adapter | tested as | passed | refused | skipped |\n|---|---|---|---|---|\n",
+        ));
+        let mut notes = String::from("\n| adapter | case | | for want of |\n|---|---|---|---|\n");
+        for name in self.rows.values().map(|row| row.adapter.as_str()).collect::<BTreeSet<_>>() {
+            let of_it = self.rows.values().filter(|row| row.adapter == name);
+            let variants: BTreeSet<_> = of_it.map(|row| format!("`{}`", row.variant)).collect();
+            let variants = variants.into_iter().collect::<Vec<_>>().join(", ");
+            let cases = self.cases(name);
+            let count = |outcome| cases.values().filter(|row| row.outcome == outcome).count();
+            let [passed, refused, skipped] = [Outcome::Passed, Outcome::Refused, Outcome::Skipped].map(count);
+            // writing to a string can't fail
+            let _ = writeln!(text, "| `{name}` | {variants} | {passed} | {refused} | {skipped} |");
+            for row in cases.values().filter(|row| row.outcome > Outcome::Passed) {
+                let what = if row.outcome == Outcome::Refused { "refused" } else { "skipped" };
+                let why = row.missing.as_deref().unwrap_or("it doesn't say what");
+                let _ = writeln!(notes, "| `{name}` | `{}::{}` | {what} | {why} |", row.group, row.case);
+            }
+        }
+        text + &notes
+    }
+
+    /// Compares the page with what was found, or writes it. Answers what is wrong with it.
+    pub(crate) fn settle_page(&self, path: &Path, bless: bool) -> Result<Option<String>> {
+        let (page, known) = (self.to_page(), fs::read_to_string(path).unwrap_or_default());
+        if page == known {
+            return Ok(None);
+        }
+        if bless {
+            fs::write(path, page).with_context(|| format!("{} could not be written", path.display()))?;
+            return Ok(None);
+        }
+        Ok(Some(format!(
+            "{} says something else than was found; `cargo xtask test --bless` writes what was found:\n{page}",
+            path.display()
+        )))
+    }
+
     /// Why the adapters don't conform; nothing where they do.
     pub(crate) fn complaints(&self, adapters: &[&str]) -> Vec<String> {
         let mut complaints = Vec::new();
@@ -200,6 +244,19 @@ mod tests {
         let text = table(&[line("nats", "2.15", "a", "skipped", Some("kill"))]).to_text(&["memory", "nats"]);
         assert!(text.contains("nats: skipped publish/a: missing kill"), "{text}");
         assert!(text.lines().any(|line| line.starts_with("memory ")), "{text}");
+    }
+
+    #[test]
+    fn the_page_is_compared_and_written_where_that_is_asked_for() {
+        let folder = std::env::temp_dir().join(format!("postrider-page-{}", std::process::id()));
+        fs::create_dir_all(&folder).expect("a folder");
+        let path = folder.join("page.md");
+        let table = table(&[line("nats", "2.15", "a", "refused", Some("seek"))]);
+        let wrong = table.settle_page(&path, false).expect("it can be read").expect("it isn't there");
+        assert!(wrong.contains("| `nats` | `publish::a` | refused | seek |"), "{wrong}");
+        assert_eq!(table.settle_page(&path, true).expect("it is written"), None);
+        assert_eq!(table.settle_page(&path, false).expect("it can be read"), None);
+        fs::remove_dir_all(&folder).expect("it is ours");
     }
 
     #[test]

@@ -18,6 +18,8 @@ use crate::set::Set;
 use crate::steps::{Steps, Verdict};
 use crate::{docs, faults, tools};
 
+/// The book's page of what the conformance suite found.
+const PAGE: &str = "docs/src/brokers/conformance.md";
 /// nextest's profile; its report lies in a folder of that name.
 const PROFILE: &str = "ci";
 
@@ -36,6 +38,9 @@ pub(crate) struct Options {
     /// Do the steps after a failed one as well
     #[arg(long)]
     keep_going: bool,
+    /// Write what the conformance suite found into the book, where it says something else
+    #[arg(long)]
+    bless: bool,
 }
 
 /// Tests, and ends with the table, the times and the summary.
@@ -47,6 +52,7 @@ pub(crate) fn main(options: &Options) -> Result<ExitCode> {
         interrupt: Interrupt::install()?,
         tested: tested(options),
         steps: Steps::new(options.keep_going),
+        bless: options.bless,
         counts: Counts::default(),
         table: None,
     };
@@ -67,7 +73,7 @@ pub(crate) fn main(options: &Options) -> Result<ExitCode> {
 
 fn tested(options: &Options) -> Vec<&'static Adapter> {
     let wanted = |adapter: &&Adapter| match &*options.only {
-        [] => adapter.by_default,
+        [] => true,
         only => only.iter().any(|name| name == adapter.name),
     };
     let possible = |adapter: &&Adapter| adapter.brokers.is_empty() || !(options.no_brokers || options.quick);
@@ -81,6 +87,7 @@ struct Run {
     /// Where the conformance suite writes what became of its cases.
     results: PathBuf,
     steps: Steps,
+    bless: bool,
     counts: Counts,
     table: Option<Table>,
 }
@@ -207,11 +214,16 @@ impl Run {
 
     fn conformance(&mut self) -> Result<()> {
         let names = self.names();
-        let Self { house, steps, results, table, .. } = self;
+        let all = self.tested.len() == ADAPTERS.len();
+        let Self { house, steps, results, table, bless, .. } = self;
         steps.step("conformance", || {
             let read = Table::read(results)?;
             read.write(&house.target.join("conformance.json"))?;
-            let complaints = read.complaints(&names);
+            let mut complaints = read.complaints(&names);
+            // a part of the adapters is a part of the page
+            if all && complaints.is_empty() {
+                complaints.extend(read.settle_page(&house.root.join(PAGE), *bless)?);
+            }
             for complaint in &complaints {
                 eprintln!("{complaint}");
             }

@@ -20,6 +20,8 @@ use crate::topology::{ConsumerPlan, Unsettled};
 const EXPIRES: Duration = Duration::from_secs(30);
 /// How long a member that held nothing waits after a reconnect.
 const COURTESY: Duration = Duration::from_millis(500);
+/// How long what runs may hold back a partition that is to be given to another member.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// The time between two looks at what an earlier holder left.
 const LOOK: Duration = Duration::from_millis(20);
 /// The most messages that one request asks for.
@@ -237,7 +239,7 @@ impl Puller {
         if self
             .shared
             .moving(self.shard)
-            .is_some_and(|since| now.saturating_duration_since(since) > self.claim_timeout)
+            .is_some_and(|since| now.saturating_duration_since(since) > PATIENCE)
         {
             tracing::warn!(target: "postrider::claim", stream = self.plan.stream, consumer = self.plan.name,
                 "what is to be given to another member isn't settled in time; it is given up");
