@@ -59,3 +59,15 @@ pub mod brokers_memory {}
 
 #[doc = include_str!("brokers/nats.md")]
 pub mod brokers_nats {}
+
+#[doc = include_str!("brokers/kafka.md")]
+pub mod brokers_kafka {}
+
+#[doc = include_str!("brokers/rabbitmq.md")]
+pub mod brokers_rabbitmq {}
+
+#[doc = include_str!("brokers/conformance.md")]
+pub mod brokers_conformance {}
+
+#[doc = include_str!("brokers/faults.md")]
+pub mod brokers_faults {}

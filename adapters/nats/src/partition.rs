@@ -236,10 +236,7 @@ impl Puller {
         if now < talk.not_before || talk.unsure {
             return Ok(());
         }
-        if self
-            .shared
-            .moving(self.shard)
-            .is_some_and(|since| now.saturating_duration_since(since) > PATIENCE)
+        if self.shared.moving(self.shard).is_some_and(|since| now.saturating_duration_since(since) > PATIENCE)
         {
             tracing::warn!(target: "postrider::claim", stream = self.plan.stream, consumer = self.plan.name,
                 "what is to be given to another member isn't settled in time; it is given up");
