@@ -50,7 +50,7 @@ async fn runs_once_and_is_drained(url: &str) {
     assert!(report.drained, "{report}");
     assert_eq!((report.routes[0].handled, report.routes[0].cancelled), (1, 0), "{report}");
     // whoever takes over finds nothing left
-    tokio::time::timeout(Duration::from_secs(60), beside.idle()).await.expect("there is nothing to do");
+    tokio::time::timeout(Duration::from_mins(1), beside.idle()).await.expect("there is nothing to do");
     beside.stop(Duration::from_secs(10)).await.expect("it stops in good order");
     assert_eq!((world.begun.load(Relaxed), world.done.load(Relaxed)), (1, 1));
 }

@@ -23,6 +23,8 @@ use crate::watermark::Watermark;
 const IDLE: Duration = Duration::from_millis(500);
 /// How long one request for positions may take before the client is looked after again.
 const REQUEST: Duration = Duration::from_secs(3);
+/// How long after its time the place may be unwritten before nothing more is handed out.
+const UNWRITTEN: Duration = Duration::from_millis(250);
 /// How long a leaving member waits for its last commit.
 const LAST_COMMIT: Duration = Duration::from_secs(5);
 /// How long something that failed isn't tried again.
@@ -114,6 +116,8 @@ struct Work {
     /// What is being written down.
     committing: Option<Vec<Commit>>,
     next_commit: Instant,
+    /// Since when there is something to write down that isn't.
+    unwritten: Option<Instant>,
 }
 
 impl Member {
@@ -138,7 +142,14 @@ impl Work {
     fn run(member: Member) {
         member.shared.waker.here();
         let now = Instant::now();
-        let mut work = Self { member, assigning: None, revoking: None, committing: None, next_commit: now };
+        let mut work = Self {
+            member,
+            assigning: None,
+            revoking: None,
+            committing: None,
+            next_commit: now,
+            unwritten: None,
+        };
         if !work.member.group {
             work.take_all();
         }
@@ -153,6 +164,7 @@ impl Work {
             }
             let due = work.member.shared.wake_due(work.member.env.now());
             work.commit();
+            work.hold_back();
             std::thread::park_timeout(work.rest(due));
         }
         work.leave();
@@ -443,10 +455,26 @@ impl Work {
         self.committing = Some(commits);
     }
 
+    /// Where the place can't be written down, the broker is away or another generation of the group is at work: what would be
+    /// handed out now would be handled again by whoever comes next.
+    fn hold_back(&mut self) {
+        let unwritten = self.member.group && (self.committing.is_some() || self.member.shared.is_dirty());
+        if !unwritten {
+            self.unwritten = None;
+        } else if self.unwritten.is_none() {
+            self.unwritten = Some(Instant::now());
+        }
+        let since = self.unwritten.map_or(Duration::ZERO, |since| since.elapsed());
+        self.member.shared.hold_back(since >= self.member.commit_interval + UNWRITTEN);
+    }
+
     fn committed(&mut self, result: std::result::Result<(), Code>) {
         let Some(commits) = self.committing.take() else { return };
         match result {
-            Ok(()) => self.member.shared.committed(&commits),
+            Ok(()) => {
+                self.member.shared.committed(&commits);
+                self.unwritten = None;
+            }
             Err(code) => {
                 // by another generation of the group, or the broker is away: it stays to be written
                 tracing::debug!(target: "postrider::settle", ?code, topic = self.member.topic, "the place wasn't written down");
@@ -470,6 +498,10 @@ impl Work {
         }
         if self.member.group && self.committing.is_none() && self.member.shared.is_dirty() {
             rest = rest.min(self.next_commit.saturating_duration_since(now));
+        }
+        if let Some(since) = self.unwritten {
+            let behind = since + self.member.commit_interval + UNWRITTEN;
+            rest = rest.min(behind.saturating_duration_since(now).max(Duration::from_millis(20)));
         }
         rest
     }

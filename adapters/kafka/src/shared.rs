@@ -84,6 +84,10 @@ pub(crate) struct Commit {
     pub(crate) metadata: String,
 }
 
+#[allow(
+    clippy::struct_excessive_bools,
+    reason = "each follows another event, and they come in any combination"
+)]
 struct State {
     partitions: BTreeMap<i32, Partition>,
     /// Of every partition that was ever held here.
@@ -95,6 +99,8 @@ struct State {
     /// Partitions whose place isn't in the log any more.
     troubled: BTreeSet<i32>,
     paused: bool,
+    /// The group's place can't be written down at present.
+    held_back: bool,
     flush: bool,
     ended: Option<Error>,
     closed: bool,
@@ -138,6 +144,7 @@ impl Shared {
             timers: BTreeSet::new(),
             troubled: BTreeSet::new(),
             paused: false,
+            held_back: false,
             flush: false,
             ended: None,
             closed: false,
@@ -178,7 +185,7 @@ impl Shared {
         if state.closed {
             return Ok(Some(Signal::Closed));
         }
-        if state.paused || state.partitions.is_empty() {
+        if state.paused || state.held_back || state.partitions.is_empty() {
             return Ok(None);
         }
         let (before, count) = (into.len(), state.partitions.len());
@@ -589,6 +596,19 @@ impl Shared {
     pub(crate) fn pause(&self, paused: bool) {
         self.state().paused = paused;
         self.arrived.notify_one();
+    }
+
+    /// Hands nothing out while `held`.
+    pub(crate) fn hold_back(&self, held: bool) {
+        let mut state = self.state();
+        if std::mem::replace(&mut state.held_back, held) && !held {
+            self.arrived.notify_one();
+        }
+    }
+
+    /// Whether nothing is handed out because the group's place can't be written down.
+    pub(crate) fn is_held_back(&self) -> bool {
+        self.state().held_back
     }
 
     pub(crate) fn numbers(&self) -> Vec<i32> {

@@ -256,6 +256,11 @@ impl Control for KafkaControl {
         if connection.state > HealthState::Up {
             return connection;
         }
+        if self.tracker.shared.is_held_back() {
+            return Health::degraded(
+                "the group's place can't be written down at present, so nothing is handed out",
+            );
+        }
         if self.tracker.shared.claims().is_empty() {
             let reason =
                 "no partition is held at present: other members hold them all, or they are changing hands";

@@ -38,7 +38,7 @@ fn bare(producer: &BaseProducer<Reports>, reports: &mpsc::Receiver<bool>, topic:
             match reports.try_recv() {
                 Ok(stored) => break stored,
                 // it would wait for the whole time, also after the report has come
-                Err(_) => drop(producer.poll(Duration::ZERO)),
+                Err(_) => producer.poll(Duration::ZERO),
             }
         };
         assert!(stored);

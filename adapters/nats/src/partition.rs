@@ -21,7 +21,7 @@ const EXPIRES: Duration = Duration::from_secs(30);
 /// How long a member that held nothing waits after a reconnect.
 const COURTESY: Duration = Duration::from_millis(500);
 /// How long what runs may hold back a partition that is to be given to another member.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 /// The time between two looks at what an earlier holder left.
 const LOOK: Duration = Duration::from_millis(20);
 /// The most messages that one request asks for.

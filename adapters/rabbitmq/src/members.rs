@@ -17,7 +17,7 @@ use crate::shared::Shared;
 /// How often the members are counted.
 const LOOK: Duration = Duration::from_secs(1);
 /// How long what runs may hold back a partition that is to be given away.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// How many of `partitions` a member holds at most. All shares together are never fewer than there are partitions.
 fn share(partitions: usize, members: u32) -> usize {
