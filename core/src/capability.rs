@@ -37,7 +37,7 @@ capabilities! {
     Replay = "replay",
     /// A subscription can start at a point in time.
     StartTime = "start-time",
-    /// Give-back with a delay, kept by the broker.
+    /// Give-back with a delay, kept by the broker or, for as long as it lives, by the member that has the message.
     Delay = "delayed-redelivery",
     /// The broker counts deliveries.
     DeliveryCount = "delivery-count",

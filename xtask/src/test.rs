@@ -24,6 +24,7 @@ const PAGE: &str = "docs/src/brokers/conformance.md";
 const PROFILE: &str = "ci";
 
 /// What to test.
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch of the command line")]
 #[derive(Args)]
 pub(crate) struct Options {
     /// Test this adapter and none of the others; may be given again

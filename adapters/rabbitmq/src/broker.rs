@@ -50,6 +50,7 @@ impl RabbitmqBroker {
             Capability::PartitionOrder,
             Capability::Partitions,
             Capability::Ephemeral,
+            Capability::Delay,
             Capability::Lag,
             Capability::Durable,
         ]
