@@ -91,6 +91,9 @@ pub struct SubscribeOptions {
     pub window: Window,
     /// After how long without a sign of life the broker takes a member's claim away; the adapter's default if not set.
     pub claim_timeout: Option<Duration>,
+    /// The longest that one attempt with a message may take, where there is a limit. A broker that takes away what isn't settled in
+    /// time refuses what is too long for it.
+    pub attempt_timeout: Option<Duration>,
     /// The broker's own properties, at the caller's risk.
     pub native: Vec<(String, String)>,
 }
@@ -106,6 +109,7 @@ impl SubscribeOptions {
             partitions: None,
             window: Window::default(),
             claim_timeout: None,
+            attempt_timeout: None,
             native: Vec::new(),
         }
     }

@@ -7,6 +7,7 @@ mod order;
 mod plan;
 pub mod publisher;
 mod script;
+mod storm;
 pub mod totals;
 
 use std::time::Duration;
@@ -18,10 +19,12 @@ pub enum Case {
     Base,
     /// The same, with messages that always fail and end in the dead letters.
     Poison,
+    /// Members come and go each second, half of them by a kill.
+    Storm,
 }
 
 impl Case {
-    /// All of them.
+    /// Those that every broker is put to.
     pub const ALL: [Self; 2] = [Self::Base, Self::Poison];
 
     /// Its name on the command line.
@@ -29,6 +32,7 @@ impl Case {
         match self {
             Self::Base => "base",
             Self::Poison => "poison",
+            Self::Storm => "storm",
         }
     }
 }

@@ -19,6 +19,9 @@ use crate::partition::{Attendant, Request, Restorer};
 use crate::settle::Tracker;
 use crate::shared::Shared;
 
+/// How much of the broker's consumer time-out a message may be held for.
+const LONGEST: f64 = 0.8;
+
 /// One member of a group. Dropped, it leaves and gives back what is unsettled; [`close`](Subscription::close) also waits until
 /// the broker knows.
 #[derive(Debug)]
@@ -43,6 +46,14 @@ impl Subscriber for RabbitmqBroker {
         }
         if matches!(options.start, Start::Time(_)) {
             self.capabilities().require(Capability::StartTime, "subscribe")?;
+        }
+        let longest = self.config().consumer_timeout.mul_f64(LONGEST);
+        if let Some(timeout) = options.attempt_timeout.filter(|timeout| *timeout > longest) {
+            let message = format!(
+                "one attempt may take {timeout:?}, and after {:?} (`consumer_timeout`) the broker takes the queue away; let the route's `timeout` be at most {longest:?}, or raise `consumer_timeout` at the broker and in the URL",
+                self.config().consumer_timeout
+            );
+            return Err(Error::config("subscribe", message).with("channel", &options.channel));
         }
         let plan = self.topology().plan(options, self.environment().random())?;
         // looked up before the topology: when the connection changes in between, it is looked at again
@@ -226,7 +237,7 @@ impl Control for RabbitmqControl {
         }
         let held =
             self.tracker.shared.oldest().map(|since| self.tracker.env.now().saturating_duration_since(since));
-        if let Some(held) = held.filter(|held| *held >= self.consumer_timeout.mul_f32(0.8)) {
+        if let Some(held) = held.filter(|held| *held >= self.consumer_timeout.mul_f64(LONGEST)) {
             let reason = format!(
                 "a message has been unsettled for {held:.0?}; after {:.0?} (`consumer_timeout`) the broker takes its queue away from this member",
                 self.consumer_timeout

@@ -228,3 +228,15 @@ async fn an_alarm_holds_publishes_back_and_lets_acknowledgements_pass() {
     assert_eq!(numbers, BTreeSet::from([50, 51]));
     assert_eq!(broker.health().state, HealthState::Up);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_attempt_that_may_outlast_the_consumer_time_out_is_refused() {
+    let broker = connect(&format!("tenant={}&consumer_timeout=60s", unique("t"))).await;
+    let mut options = options("orders", "g");
+    options.attempt_timeout = Some(Duration::from_secs(49));
+    let error = broker.subscribe(&options).await.err().expect("it is more than four fifths");
+    assert_eq!(error.kind(), ErrorKind::Config);
+    assert!(error.to_string().contains("at most 48s"), "{error}");
+    options.attempt_timeout = Some(Duration::from_secs(48));
+    broker.subscribe(&options).await.expect("it is short enough").close().await.expect("it closes");
+}

@@ -73,6 +73,7 @@ pub(super) fn plan(options: &RouteOptions, declaration: &Declaration) -> Result<
     subscribe.partitions = options.partitions;
     subscribe.window = options.window;
     subscribe.claim_timeout = options.claim_timeout;
+    subscribe.attempt_timeout = Some(options.timeout);
     subscribe.native.clone_from(&options.native);
     Ok(Plan {
         names: Arc::new(RouteNames {

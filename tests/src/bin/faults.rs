@@ -54,7 +54,9 @@ enum Cases {
     Base,
     /// The same, with messages that never succeed
     Poison,
-    /// One after the other
+    /// Members come and go each second, half of them by a kill; on Kafka by both group protocols
+    Storm,
+    /// Base and poison, one after the other
     All,
 }
 
@@ -146,17 +148,31 @@ async fn run(options: Options) -> Result<bool> {
     let cases = match options.case {
         Cases::Base => vec![Case::Base],
         Cases::Poison => vec![Case::Poison],
+        Cases::Storm => vec![Case::Storm],
         Cases::All => Case::ALL.to_vec(),
     };
+    let storms: &[(&str, &str)] = if options.broker == "kafka" {
+        &[("-classic", "&group_protocol=classic"), ("-consumer", "&group_protocol=consumer")]
+    } else {
+        &[("", "")]
+    };
+    let runs = cases.into_iter().flat_map(|case| {
+        let variants = if case == Case::Storm { storms } else { &[("", "")] };
+        variants.iter().map(move |variant| (case, *variant))
+    });
     let target = std::env::current_exe()?.ancestors().nth(2).map(PathBuf::from).unwrap_or_default();
     let mut totals = Vec::new();
-    for case in cases {
+    for (case, (variant, extra)) in runs {
+        if case == Case::Storm {
+            (size.broker_kills, size.consumer_kills) = (0, 0);
+            (size.pauses, size.cuts, size.replaced) = (0, 0, 0);
+        }
         let (proxy, url) = proxied(&options.broker, &url).await?;
         if proxy.is_none() {
             size.cuts = 0;
         }
         eprintln!(
-            "faults: {} {}: {} messages, {} kills of the broker, {} of consumers, {} pauses, {} cuts, {} changes of members, seed {seed}",
+            "faults: {} {}{variant}: {} messages, {} kills of the broker, {} of consumers, {} pauses, {} cuts, {} changes of members, seed {seed}",
             options.broker,
             case.name(),
             size.messages,
@@ -170,12 +186,12 @@ async fn run(options: Options) -> Result<bool> {
         let tenant = format!("faults-{:x}", postrider::Env::system().random());
         let case = driver::run(Run {
             broker: options.broker.clone(),
-            url: format!("{url}{joint}tenant={tenant}&{}", url_options(&options.broker)),
+            url: format!("{url}{joint}tenant={tenant}&{}{extra}", url_options(&options.broker)),
             proxy,
             case,
             size,
             seed,
-            folder: target.join("faults").join(format!("{}-{}", options.broker, case.name())),
+            folder: target.join("faults").join(format!("{}-{}{variant}", options.broker, case.name())),
         })
         .await?;
         println!("{case}");

@@ -73,7 +73,12 @@ pub async fn run(run: Run) -> Result<Totals> {
     let (case, broker, seed) = (run.case, run.broker.clone(), run.seed);
     let began = now();
     let mut driver = Driver::new(run)?;
-    driver.drive().await?;
+    let mut complaints = Vec::new();
+    if case == Case::Storm {
+        complaints = driver.storm().await?;
+    } else {
+        driver.drive().await?;
+    }
     let verdict = check(&driver.histories, &bounds);
     for (what, ids) in [
         ("lost", &verdict.lost),
@@ -85,29 +90,33 @@ pub async fn run(run: Run) -> Result<Totals> {
             eprintln!("{what}: number {} of key {}", id.number, id.key);
         }
     }
-    let totals = Totals::of(&verdict, &bounds, planned, began);
+    let mut totals = Totals::of(&verdict, &bounds, planned, began);
+    for complaint in complaints {
+        eprintln!("{complaint}");
+        totals.ok = false;
+    }
     Ok(Totals { case: Some(case.name().into()), broker, seed, ..totals })
 }
 
-struct Driver {
-    run: Run,
-    history: Writer,
+pub(super) struct Driver {
+    pub(super) run: Run,
+    pub(super) history: Writer,
     publisher: Option<Child>,
-    consumers: BTreeMap<u32, Child>,
+    pub(super) consumers: BTreeMap<u32, Child>,
     started: u32,
     cuts: u32,
     readers: BTreeMap<String, Reader>,
-    histories: Histories,
-    counts: Counts,
+    pub(super) histories: Histories,
+    pub(super) counts: Counts,
 }
 
 /// What the histories come to so far.
 #[derive(Default)]
-struct Counts {
+pub(super) struct Counts {
     sent: HashSet<Id>,
-    confirmed: HashSet<Id>,
+    pub(super) confirmed: HashSet<Id>,
     /// Handled or dead-lettered.
-    done: HashSet<Id>,
+    pub(super) done: HashSet<Id>,
     ready: HashSet<String>,
     /// Who made the latest effect.
     busiest: Option<String>,
@@ -163,9 +172,7 @@ impl Driver {
             // a queue that was declared a moment before its only node is killed is lost, which is the broker's matter
             self.pass(DECLARED).await?;
         }
-        let messages = self.run.size.messages.to_string();
-        self.publisher = Some(self.spawn("publisher", &["publish", "--messages", &messages])?);
-        self.wait("the publisher starts", |counts| counts.ready.contains("publisher")).await?;
+        self.publish().await?;
         let harms = plan(self.run.size, AHEAD, self.run.seed);
         self.counts.to_come = harms.len() as u64;
         for harm in harms {
@@ -181,6 +188,13 @@ impl Driver {
         })
         .await?;
         self.end().await
+    }
+
+    /// Starts the publisher.
+    pub(super) async fn publish(&mut self) -> Result<()> {
+        let messages = self.run.size.messages.to_string();
+        self.publisher = Some(self.spawn("publisher", &["publish", "--messages", &messages])?);
+        self.wait("the publisher starts", |counts| counts.ready.contains("publisher")).await
     }
 
     /// Does harm, waits, brings back, and waits until confirms and effects go on.
@@ -256,19 +270,19 @@ impl Driver {
         self.start_and_wait().await
     }
 
-    async fn start_and_wait(&mut self) -> Result<()> {
+    pub(super) async fn start_and_wait(&mut self) -> Result<()> {
         let number = self.start_consumer()?;
         self.wait("a consumer starts", |counts| counts.ready.contains(&consumer(number))).await
     }
 
-    fn begin(&mut self, target: Target) -> Result<()> {
+    pub(super) fn begin(&mut self, target: Target) -> Result<()> {
         self.read()?;
         let in_flight = self.counts.in_flight();
         Ok(self.history.write(Step::Kill { target, in_flight })?)
     }
 
     /// How long something is away is part of the schedule.
-    async fn pass(&mut self, away: Duration) -> Result<()> {
+    pub(super) async fn pass(&mut self, away: Duration) -> Result<()> {
         let until = Instant::now() + away;
         self.wait("the victim has been away for as long as planned", |_| Instant::now() >= until).await
     }
@@ -279,7 +293,7 @@ impl Driver {
         busiest.or_else(|| self.consumers.keys().next()).copied().context("no consumer runs")
     }
 
-    fn start_consumer(&mut self) -> Result<u32> {
+    pub(super) fn start_consumer(&mut self) -> Result<u32> {
         self.started += 1;
         let poison: &[&str] =
             if self.run.case == Case::Poison { &["consume", "--poison"] } else { &["consume"] };
@@ -300,7 +314,7 @@ impl Driver {
     }
 
     /// Reads histories and gives credit until `reached`.
-    async fn wait(&mut self, what: &str, reached: impl Fn(&Counts) -> bool) -> Result<()> {
+    pub(super) async fn wait(&mut self, what: &str, reached: impl Fn(&Counts) -> bool) -> Result<()> {
         let mut last = Instant::now();
         loop {
             if self.read()? {
@@ -376,7 +390,7 @@ impl Driver {
     }
 
     /// Lets the consumers drain, and reads what they still had to say: a double that comes late is seen, too.
-    async fn end(&mut self) -> Result<()> {
+    pub(super) async fn end(&mut self) -> Result<()> {
         for (number, child) in std::mem::take(&mut self.consumers) {
             self.drain(number, child).await?;
         }
@@ -407,7 +421,7 @@ impl Driver {
     }
 }
 
-fn consumer(number: u32) -> String {
+pub(super) fn consumer(number: u32) -> String {
     crate::checker::consumer(number)
 }
 
