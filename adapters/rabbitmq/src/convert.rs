@@ -302,4 +302,61 @@ mod tests {
         let counted = BasicProperties::default().with_headers(table);
         assert_eq!((deliveries(&counted, true), deliveries(&BasicProperties::default(), true)), (5, 2));
     }
+
+    #[test]
+    fn the_wire_format_s_vectors_hold() {
+        use postrider_conformance::vectors::{self, Record};
+        let write = |envelope: &Envelope, _: &str| {
+            let properties = properties(envelope, 7);
+            let header = |(name, value): (&ShortString, &AMQPValue)| {
+                let mut bytes = vec![field::letter(value)];
+                field::encode(value, &mut bytes);
+                (name.as_str().to_owned(), Some(bytes[..].into()))
+            };
+            let table = properties.headers().clone().unwrap_or_default();
+            let headers = table.inner().iter().map(header).collect();
+            let texts = [
+                ("content-type", properties.content_type()),
+                ("message-id", properties.message_id()),
+                ("correlation-id", properties.correlation_id()),
+                ("reply-to", properties.reply_to()),
+            ];
+            let texts = texts.into_iter().filter_map(|(name, text)| Some((name, text.as_ref()?.to_string())));
+            let numbers = [
+                ("delivery-mode", properties.delivery_mode().map(u64::from)),
+                ("timestamp", *properties.timestamp()),
+            ];
+            let numbers = numbers.into_iter().filter_map(|(name, number)| Some((name, number?.to_string())));
+            let properties = texts.chain(numbers).map(|(name, text)| (name.to_owned(), text)).collect();
+            Record { properties, headers, body: Some(envelope.payload()[..].into()), ..Record::default() }
+        };
+        let read = |record: &Record| {
+            let mut table = FieldTable::default();
+            for (name, value) in &record.headers {
+                let bytes = &value.as_ref().expect("a field has a value").0;
+                let (letter, mut rest) = bytes.split_first().expect("a type octet");
+                let value = field::decode(*letter, &mut rest, 0).expect("a field value");
+                assert!(rest.is_empty(), "{name}");
+                table.insert(name.as_str().into(), value);
+            }
+            let mut properties = BasicProperties::default().with_headers(table);
+            for (name, text) in &record.properties {
+                let text = || text.as_str().into();
+                properties = match name.as_str() {
+                    "content-type" => properties.with_content_type(text()),
+                    "message-id" => properties.with_message_id(text()),
+                    "correlation-id" => properties.with_correlation_id(text()),
+                    "reply-to" => properties.with_reply_to(text()),
+                    "timestamp" => {
+                        properties.with_timestamp(record.properties[name].parse().expect("a number"))
+                    }
+                    "delivery-mode" => properties,
+                    other => panic!("a property that is none: {other}"),
+                };
+            }
+            let body = record.body.as_ref().expect("AMQP has no null bodies");
+            super::envelope(&properties, Bytes::copy_from_slice(&body.0), || "orders/7".into())
+        };
+        vectors::check("rabbitmq", write, read);
+    }
 }

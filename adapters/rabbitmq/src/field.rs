@@ -123,7 +123,7 @@ pub(crate) fn text(value: &AMQPValue) -> Option<Cow<'_, str>> {
     found
 }
 
-fn letter(value: &AMQPValue) -> u8 {
+pub(crate) fn letter(value: &AMQPValue) -> u8 {
     match value {
         AMQPValue::Boolean(_) => b't',
         AMQPValue::ShortShortInt(_) => b'b',
@@ -145,7 +145,7 @@ fn letter(value: &AMQPValue) -> u8 {
     }
 }
 
-fn encode(value: &AMQPValue, out: &mut Vec<u8>) {
+pub(crate) fn encode(value: &AMQPValue, out: &mut Vec<u8>) {
     let long = |bytes: &[u8], out: &mut Vec<u8>| {
         out.extend((bytes.len() as u32).to_be_bytes());
         out.extend(bytes);
@@ -210,7 +210,7 @@ fn long<'a>(from: &mut &'a [u8]) -> Option<&'a [u8]> {
     Some(head)
 }
 
-fn decode(letter: u8, from: &mut &[u8], depth: usize) -> Option<AMQPValue> {
+pub(crate) fn decode(letter: u8, from: &mut &[u8], depth: usize) -> Option<AMQPValue> {
     Some(match letter {
         b't' => AMQPValue::Boolean(take::<1>(from)?[0] != 0),
         b'b' => AMQPValue::ShortShortInt(i8::from_be_bytes(*take(from)?)),
