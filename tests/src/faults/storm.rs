@@ -1,5 +1,5 @@
-//! The storm of rebalances: each second one of a few members leaves, by turns in good order and by SIGKILL, and comes back as a
-//! new process, while messages flow.
+//! The storm of rebalances: each second one of a few members leaves, by turns in good order and by SIGKILL, or comes back as a new
+//! process, while messages flow.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -12,7 +12,7 @@ use crate::history::{Step, Target, now};
 
 /// How many members there are; each comes back after it has left.
 const MEMBERS: u32 = 5;
-/// The time between two that leave.
+/// The time between one that leaves and one that comes.
 const PACE: Duration = Duration::from_secs(1);
 /// The longest time without any effect.
 const STANDSTILL: Duration = Duration::from_secs(10);
@@ -36,7 +36,6 @@ impl Driver {
         let mut leaving: Vec<(u32, Child, Instant)> = Vec::new();
         let all = self.run.size.messages as usize;
         for turn in 0.. {
-            self.pass(PACE).await?;
             if self.counts.confirmed.len() == all && self.counts.done.is_superset(&self.counts.confirmed) {
                 break;
             }
@@ -56,8 +55,10 @@ impl Driver {
                 self.history.write(Step::Dead { target })?;
                 self.history.write(Step::Back { target })?;
             }
+            self.pass(PACE).await?;
             let new = self.start_consumer()?;
             member_of.insert(new, leaver);
+            self.pass(PACE).await?;
             left(&mut leaving)?;
         }
         let until = Instant::now() + LEAVING;
