@@ -18,7 +18,7 @@ use crate::factory::{Controls, Factory, Settings};
 use crate::record::{Outcome, record};
 
 /// How long a case waits for what must happen.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(45);
 /// How long a case waits to see that something doesn't happen.
 pub(crate) const QUIET: Duration = Duration::from_millis(300);
 
