@@ -35,7 +35,14 @@ impl Driver {
         let began = now();
         let mut leaving: Vec<(u32, Child, Instant)> = Vec::new();
         let all = self.run.size.messages as usize;
+        let mut last = (0, Instant::now());
         for turn in 0.. {
+            // members that come are news as well, so this isn't seen elsewhere
+            if self.counts.done.len() > last.0 {
+                last = (self.counts.done.len(), Instant::now());
+            } else if last.1.elapsed() > LEAVING {
+                bail!("nothing was handled for {} s: {} of {all}", LEAVING.as_secs(), last.0);
+            }
             if self.counts.confirmed.len() == all && self.counts.done.is_superset(&self.counts.confirmed) {
                 break;
             }
