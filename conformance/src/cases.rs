@@ -40,6 +40,10 @@ macro_rules! for_each_case {
             dead_letter_headers_are_true [], poison_blocks_nobody [], outputs_are_confirmed_first [], output_ids_repeat [],
             oversize_headers_are_dead_lettered [], batch_with_a_failed_middle [],
         }
+        retry {
+            broker_keeps_the_message [DurableRetry], attempts_survive_a_restart [DurableRetry], waiting_blocks_nobody [DurableRetry],
+            group_alone_is_reached [GroupAddress], group_address_is_checked [GroupAddress],
+        }
         lifecycle {
             drain_finishes_what_runs [], drain_starts_nothing_new [], deadline_gives_the_rest_back [],
             shutdown_in_a_retry_is_no_failure [], health_is_told [], connect_to_nothing_names_the_address [],

@@ -6,6 +6,7 @@ pub mod order;
 pub mod publish;
 pub mod receive;
 pub(crate) mod refusals;
+pub mod retry;
 pub mod settle;
 
 pub use postrider_core::Capability;

@@ -15,32 +15,48 @@ pub const SEPARATOR: &str = "--";
 /// How many slots keys are spread over, on brokers that order by slot.
 pub const KEY_SLOTS: u32 = 64;
 
-/// Where a message goes: a channel's name, borrowed, so that publishing to a literal doesn't allocate.
+/// Where a message goes: to a channel, or to one group of it alone. Names are borrowed, so that publishing to a literal doesn't
+/// allocate; they are not checked until something is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Address<'a>(&'a str);
+pub struct Address<'a> {
+    channel: &'a str,
+    group: Option<&'a str>,
+}
 
 impl<'a> Address<'a> {
-    /// The channel's name; not checked until it is sent to.
+    /// To one group of a channel alone: how a message comes back to those who failed it, and to nobody else.
+    ///
+    /// Only brokers with [`Capability::GroupAddress`](crate::Capability::GroupAddress) take it, and the group must exist.
+    pub fn to_group(channel: &'a str, group: &'a str) -> Self {
+        Self { channel, group: Some(group) }
+    }
+
+    /// The channel's name.
     pub fn channel(self) -> &'a str {
-        self.0
+        self.channel
+    }
+
+    /// The group that alone gets the message; `None`: every group of the channel.
+    pub fn group(self) -> Option<&'a str> {
+        self.group
     }
 }
 
 impl<'a> From<&'a str> for Address<'a> {
-    fn from(name: &'a str) -> Self {
-        Self(name)
+    fn from(channel: &'a str) -> Self {
+        Self { channel, group: None }
     }
 }
 
 impl<'a> From<&'a String> for Address<'a> {
-    fn from(name: &'a String) -> Self {
-        Self(name)
+    fn from(channel: &'a String) -> Self {
+        Self { channel, group: None }
     }
 }
 
 impl<'a> From<&'a Channel> for Address<'a> {
     fn from(channel: &'a Channel) -> Self {
-        Self(&channel.0)
+        Self { channel: &channel.0, group: None }
     }
 }
 

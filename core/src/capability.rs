@@ -39,6 +39,10 @@ capabilities! {
     StartTime = "start-time",
     /// Give-back with a delay, kept by the broker or, for as long as it lives, by the member that has the message.
     Delay = "delayed-redelivery",
+    /// A message can be sent to one group of a channel alone.
+    GroupAddress = "group-address",
+    /// Such a message can be kept by the broker until its time has come, so that a retry outlives the process that asks for it.
+    DurableRetry = "durable-retry",
     /// The broker counts deliveries.
     DeliveryCount = "delivery-count",
     /// The broker drops a second message with the same id inside a window.

@@ -52,10 +52,12 @@ pub use id::MessageId;
 pub use layer::{Layer, Layered, Stack};
 pub use message::{DecodeError, EnvelopeContext, IntoEnvelope, Key, Message, ToKey, decode};
 pub use outcome::{IntoOutcome, IntoOutputs, Outcome, OutputContext, Reason};
-pub use policy::{Backoff, DeadLetter, Jitter, OnExpired, OnGap, Retry, RouteOptions, Verdict};
+pub use policy::{
+    Backoff, DeadLetter, Jitter, OnExpired, OnGap, RETRY_TIERS, Retry, RouteOptions, Verdict, retry_tier,
+};
 pub use publish::{
     Confirm, Confirmed, Confirms, DrainReport, Outgoing, PublishError, PublishOptions, PublishOrder,
-    Publisher, PublisherExt, Receipt, check_size,
+    Publisher, PublisherExt, Receipt, check_address, check_size,
 };
 pub use registry::{BrokerUrl, Connector, Host, OptionsError, Registry};
 pub use router::{DRAIN, Description, RouteDescription, Router};
@@ -65,4 +67,4 @@ pub use subscribe::{
     Control, Gap, Group, Health, HealthState, Order, Signal, Start, SubscribeOptions, Subscriber,
     Subscription,
 };
-pub use time::parse_rfc3339;
+pub use time::{parse_rfc3339, rfc3339};

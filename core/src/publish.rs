@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
-use crate::address::Address;
+use crate::address::{Address, GroupName};
+use crate::capability::{Capabilities, Capability};
 use crate::env::{BoxFuture, Env};
 use crate::envelope::Envelope;
 use crate::error::{Error, ErrorKind};
@@ -34,6 +35,10 @@ pub struct PublishOptions {
     /// Which copy of the message this is: empty for a first publish, else as in the wire format (`dlq/GROUP/…`), so that a
     /// broker that drops duplicate ids keeps every copy.
     pub hop: Option<Arc<str>>,
+    /// Not to be delivered before this time has passed; the broker keeps it meanwhile. Only towards one group
+    /// ([`Address::to_group`]) that reads with [`SubscribeOptions::durable_retry`](crate::SubscribeOptions::durable_retry), and in
+    /// the steps of [`RETRY_TIERS`](crate::RETRY_TIERS): what lies between two waits for the longer one.
+    pub delay: Option<Duration>,
     /// The broker's own properties, at the caller's risk.
     pub native: Vec<(String, String)>,
 }
@@ -345,6 +350,25 @@ pub trait PublisherExt: Publisher {
 }
 
 impl<P: Publisher + ?Sized> PublisherExt for P {}
+
+/// Refuses a group's address or a delay that `can` doesn't allow, before any I/O. The channel's name is the adapter's to check.
+///
+/// # Errors
+/// [`ErrorKind::Unsupported`] naming the capability; [`ErrorKind::Config`] for a bad group name, or a delay without a group.
+pub fn check_address(message: &Outgoing<'_>, can: &Capabilities) -> Result<(), Error> {
+    match (message.address.group(), message.options.delay) {
+        (None, None) => Ok(()),
+        (None, Some(_)) => {
+            let text = "only a message to one group can be delayed: send it to `Address::to_group(…)`";
+            Err(Error::config("publish", text).with("channel", message.address.channel()))
+        }
+        (Some(group), delay) => {
+            GroupName::new(group)?;
+            can.require(Capability::GroupAddress, "publish")?;
+            if delay.is_some() { can.require(Capability::DurableRetry, "publish") } else { Ok(()) }
+        }
+    }
+}
 
 /// Refuses what is larger than the broker's usable payload, before any I/O.
 ///

@@ -9,6 +9,7 @@ mod lanes;
 mod plan;
 mod pool;
 mod report;
+mod retry_copy;
 mod running;
 mod task;
 

@@ -94,6 +94,8 @@ pub struct SubscribeOptions {
     /// The longest that one attempt with a message may take, where there is a limit. A broker that takes away what isn't settled in
     /// time refuses what is too long for it.
     pub attempt_timeout: Option<Duration>,
+    /// The group's retries wait at the broker: what they need there is declared and read.
+    pub durable_retry: bool,
     /// The broker's own properties, at the caller's risk.
     pub native: Vec<(String, String)>,
 }
@@ -110,6 +112,7 @@ impl SubscribeOptions {
             window: Window::default(),
             claim_timeout: None,
             attempt_timeout: None,
+            durable_retry: false,
             native: Vec::new(),
         }
     }

@@ -1,7 +1,7 @@
 //! Points in time as text.
 
 /// Milliseconds since the Unix epoch as RFC 3339 in UTC.
-pub(crate) fn rfc3339(ms: i64) -> String {
+pub fn rfc3339(ms: i64) -> String {
     jiff::Timestamp::from_millisecond(ms).map_or_else(|_| ms.to_string(), |t| t.to_string())
 }
 

@@ -96,6 +96,9 @@ pub(crate) fn parse(tokens: TokenStream, function: &str, errors: &mut Errors) ->
     if let (true, Some(place)) = (unordered, find("partitions")) {
         errors.at(place, "`order = none` and `partitions` contradict each other: without order the members share one queue");
     }
+    if let (false, Some(place)) = (unordered, find("retry").and_then(|retry| retry::durable(&retry))) {
+        errors.at(place, "a `durable` retry waits at the broker and loses its place: say `order = none` as well, or leave it out and retry in place");
+    }
     if let (Some(channel), Some(publishes)) = (value("channel"), value("publishes"))
         && channel.value() == publishes.value()
     {

@@ -9,7 +9,7 @@ use syn::{Expr, ExprCall, Meta, Token};
 use crate::errors::{Errors, suggestion};
 use crate::values::{as_word, count, duration, duration_tokens, positive, word};
 
-const KNOWN: [&str; 4] = ["attempts", "backoff", "jitter", "max_elapsed"];
+const KNOWN: [&str; 5] = ["attempts", "backoff", "jitter", "max_elapsed", "durable"];
 
 /// The builder calls of `retry(…)`.
 pub(crate) fn parse(list: &syn::MetaList, krate: &TokenStream, errors: &mut Errors) -> TokenStream {
@@ -30,6 +30,13 @@ pub(crate) fn parse(list: &syn::MetaList, krate: &TokenStream, errors: &mut Erro
             continue;
         }
         seen.push(name.clone());
+        if name == "durable" {
+            match item {
+                Meta::Path(_) => calls.extend(quote!(.durable())),
+                other => errors.at(other, "`durable` stands alone, without a value"),
+            }
+            continue;
+        }
         let Meta::NameValue(pair) = item else {
             let help = if KNOWN.contains(&&*name) { format!("write `{name} = …`") } else { unknown(&name) };
             errors.at(item, help);
@@ -73,6 +80,15 @@ pub(crate) fn parse(list: &syn::MetaList, krate: &TokenStream, errors: &mut Erro
         errors.at(list, "with one attempt nothing is retried, so the other settings have no effect; write `retry = never`");
     }
     calls
+}
+
+/// Where it says that retries wait at the broker.
+pub(crate) fn durable(retry: &Meta) -> Option<Meta> {
+    let Meta::List(list) = retry else {
+        return None;
+    };
+    let items = list.parse_args_with(Punctuated::<Meta, Token![,]>::parse_terminated).ok()?;
+    items.into_iter().find(|item| item.path().is_ident("durable"))
 }
 
 fn unknown(name: &str) -> String {

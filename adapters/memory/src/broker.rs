@@ -68,6 +68,8 @@ impl MemoryBroker {
             Capability::Replay,
             Capability::StartTime,
             Capability::Delay,
+            Capability::GroupAddress,
+            Capability::DurableRetry,
             Capability::DeliveryCount,
             Capability::Seek,
             Capability::Lag,

@@ -9,6 +9,7 @@ use postrider_core::{
 };
 use tokio::sync::Notify;
 
+use crate::addressed::{Addressed, Turn};
 use crate::config::MemoryConfig;
 use crate::group::{Epoch, Group};
 use crate::log::Log;
@@ -33,6 +34,7 @@ pub(crate) struct Channel {
 #[derive(Debug, Default)]
 struct State {
     log: Log,
+    addressed: Addressed,
     groups: HashMap<GroupKey, Consumers>,
     room: Room,
     ephemerals: u64,
@@ -92,6 +94,16 @@ impl Channel {
 
     /// Appends, if there is room and nobody waits in front. `ticket`: the place in the queue of one who has waited.
     pub(crate) fn append(&self, envelope: Envelope, ticket: Option<u64>) -> Appended {
+        self.append_to(None, envelope, ticket)
+    }
+
+    /// The same, to everybody or to one group alone; the flag says that it has to wait until it is [`due`](Self::due).
+    pub(crate) fn append_to(
+        &self,
+        group: Option<(&str, bool)>,
+        envelope: Envelope,
+        ticket: Option<u64>,
+    ) -> Appended {
         let mut state = self.state();
         let state = &mut *state;
         if state.closed {
@@ -102,6 +114,9 @@ impl Channel {
             return Appended::NoRoom(envelope);
         }
         let position = state.log.push(envelope);
+        if let Some((group, early)) = group {
+            state.addressed.add(position, group, early);
+        }
         if let Some(ticket) = ticket {
             state.room.leave(ticket);
             // there may be room for the next one, too
@@ -111,6 +126,16 @@ impl Channel {
             consumers.wake_one();
         }
         Appended::At(position)
+    }
+
+    /// The time of a message that was appended for one group has come.
+    pub(crate) fn due(&self, group: &str, position: u64) {
+        self.state().addressed.due(position);
+        self.wake(&GroupKey::Named(group.into()), position);
+    }
+
+    pub(crate) fn has_group(&self, name: &str) -> bool {
+        self.state().groups.contains_key(&GroupKey::Named(name.into()))
     }
 
     pub(crate) fn enter_room(&self) -> (u64, Arc<Notify>) {
@@ -215,6 +240,17 @@ impl Channel {
             let Some(handed) = group.take(member.epoch, log.end(), key_of) else {
                 break;
             };
+            match state.addressed.turn(handed.position, &id.group) {
+                Turn::Now => {}
+                Turn::Later => {
+                    group.delay(handed.position);
+                    continue;
+                }
+                Turn::Never => {
+                    group.ack(handed.position);
+                    continue;
+                }
+            }
             let Some(envelope) = log.get(handed.position) else {
                 break;
             };
@@ -377,6 +413,7 @@ impl State {
                 return self.log.len() == 0;
             }
         }
+        self.addressed.forget_before(self.log.base());
         true
     }
 

@@ -14,6 +14,7 @@
 //! # Ok(()) }
 //! ```
 
+mod addressed;
 mod broker;
 mod channel;
 mod config;

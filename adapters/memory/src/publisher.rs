@@ -1,11 +1,11 @@
 //! Publishing into the embedded broker: appended is confirmed.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use postrider_core::{
-    Adapter, Address, Confirm, DrainReport, Env, Envelope, Error, ErrorKind, Outgoing, PublishError,
-    Publisher, Receipt, check_size,
+    Adapter, Confirm, DrainReport, Env, Envelope, Error, ErrorKind, Outgoing, PublishError,
+    Publisher, Receipt, check_address, check_size,
 };
 
 use crate::broker::{MemoryBroker, SEND_DEADLINE};
@@ -29,17 +29,18 @@ impl Publisher for MemoryBroker {
                 .temporary(true);
             return self.count(Confirm::failed(error), Outcome::Failed);
         }
-        let channel = match self.checked(message.address, &message.envelope) {
+        let channel = match self.checked(&message) {
             Ok(channel) => channel,
             Err(error) => return self.count(Confirm::failed(error), Outcome::Failed),
         };
         let deadline = message.options.deadline.unwrap_or(SEND_DEADLINE);
+        let to = message.address.group().map(|group| (group, message.options.delay));
         if fault.duplicated
-            && let Err(refused) = self.append(&channel, message.envelope.clone(), deadline).await
+            && let Err(refused) = self.append_to(&channel, to, message.envelope.clone(), deadline).await
         {
             return refused;
         }
-        match self.append(&channel, message.envelope, deadline).await {
+        match self.append_to(&channel, to, message.envelope, deadline).await {
             Ok(_) if fault.lost => {
                 let error = Error::new(ErrorKind::Timeout, "publish", "the fault plan loses this confirm");
                 self.count(Confirm::ready(Err(PublishError::Unknown(error))), Outcome::Unknown)
@@ -50,10 +51,10 @@ impl Publisher for MemoryBroker {
     }
 
     fn try_send<'a>(&self, mut message: Outgoing<'a>) -> Result<Confirm, Outgoing<'a>> {
-        if self.faults().is_some() || self.has_failures() {
+        if self.faults().is_some() || self.has_failures() || message.address.group().is_some() {
             return Err(message);
         }
-        let channel = match self.checked(message.address, &message.envelope) {
+        let channel = match self.checked(&message) {
             Ok(channel) => channel,
             Err(error) => return Ok(self.count(Confirm::failed(error), Outcome::Failed)),
         };
@@ -87,8 +88,10 @@ pub(crate) enum Outcome {
 }
 
 impl MemoryBroker {
-    fn checked(&self, address: Address<'_>, envelope: &Envelope) -> Result<Arc<Channel>, Error> {
+    fn checked(&self, message: &Outgoing<'_>) -> Result<Arc<Channel>, Error> {
+        let Outgoing { address, envelope, .. } = message;
         self.check_open("publish")?;
+        check_address(message, self.capabilities())?;
         check_size(envelope, self.capabilities().usable_payload())?;
         if envelope.byte_len() > self.config().max_bytes {
             let message = "the message is larger than the whole channel may be (`max_bytes`)";
@@ -96,20 +99,48 @@ impl MemoryBroker {
                 Error::new(ErrorKind::TooLarge, "publish", message).with("bytes", envelope.byte_len())
             );
         }
-        self.channel(address.channel()).ok_or_else(|| {
+        let channel = self.channel(address.channel()).ok_or_else(|| {
             let message = "there is no such channel; start the router that reads it first, or declare it: `broker.declare(…)`";
             Error::new(ErrorKind::NotFound, "publish", message).with("channel", address.channel())
-        })
+        })?;
+        if let Some(group) = address.group().filter(|group| !channel.has_group(group)) {
+            let message = "the channel has no such group; start the router that reads for it first";
+            let error = Error::new(ErrorKind::NotFound, "publish", message);
+            return Err(error.with("channel", address.channel()).with("group", group));
+        }
+        Ok(channel)
+    }
+
+    /// Appends for everybody, or for one group, and then sees to it that its time comes.
+    async fn append_to(
+        &self,
+        channel: &Arc<Channel>,
+        to: Option<(&str, Option<Duration>)>,
+        envelope: Envelope,
+        deadline: Duration,
+    ) -> Result<u64, Confirm> {
+        let addressed = to.map(|(group, delay)| (group, delay.is_some()));
+        let position = self.append(channel, addressed, envelope, deadline).await?;
+        if let Some((group, Some(delay))) = to {
+            let (channel, group) = (Arc::clone(channel), Arc::<str>::from(group));
+            let sleep = self.environment().sleep(delay);
+            self.timers().spawn(async move {
+                sleep.await;
+                channel.due(&group, position);
+            });
+        }
+        Ok(position)
     }
 
     /// Appends, waiting for room as long as the deadline allows.
     async fn append(
         &self,
         channel: &Arc<Channel>,
+        group: Option<(&str, bool)>,
         envelope: Envelope,
-        deadline: std::time::Duration,
+        deadline: Duration,
     ) -> Result<u64, Confirm> {
-        let mut envelope = match channel.append(envelope, None) {
+        let mut envelope = match channel.append_to(group, envelope, None) {
             Appended::At(position) => return Ok(position),
             Appended::Closed => return Err(self.count(Confirm::failed(closed("publish")), Outcome::Failed)),
             Appended::NoRoom(envelope) => envelope,
@@ -126,7 +157,7 @@ impl MemoryBroker {
                     return Err(self.count(Confirm::failed(error), Outcome::Failed));
                 }
             }
-            envelope = match channel.append(envelope, Some(place.ticket)) {
+            envelope = match channel.append_to(group, envelope, Some(place.ticket)) {
                 Appended::At(position) => return Ok(position),
                 Appended::Closed => {
                     return Err(self.count(Confirm::failed(closed("publish")), Outcome::Failed));

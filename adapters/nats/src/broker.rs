@@ -54,7 +54,8 @@ impl NatsBroker {
         })?;
         let largest = connection.client.max_payload().saturating_sub(HEADER_ROOM);
         let usable = config.max_payload.min(largest);
-        let capabilities = [
+        let schedules = connection.client.is_server_compatible(2, 12, 0);
+        let mut capabilities = [
             Capability::KeyOrder,
             Capability::PartitionOrder,
             Capability::Partitions,
@@ -62,14 +63,20 @@ impl NatsBroker {
             Capability::Replay,
             Capability::StartTime,
             Capability::Delay,
+            Capability::GroupAddress,
             Capability::DeliveryCount,
             Capability::Lag,
             Capability::Durable,
         ]
         .into_iter()
         .fold(Capabilities::new(usable).with_dedupe(DUPLICATE_WINDOW), Capabilities::with);
-        let outbox = Outbox::open(connection.clone(), naming.clone(), &config, env.clone(), usable).await?;
-        let topology = Topology::new(js, connection.client.clone(), naming, &config);
+        if schedules {
+            capabilities = capabilities.with(Capability::DurableRetry);
+        }
+        let topology = Topology::new(js, connection.client.clone(), naming, &config, schedules);
+        let outbox =
+            Outbox::open(connection.clone(), topology.clone(), &config, env.clone(), capabilities.clone())
+                .await?;
         let (tasks, hash) = (TaskTracker::new(), std::hash::RandomState::new());
         Ok(Self(Arc::new(Inner { env, config, connection, capabilities, topology, outbox, tasks, hash })))
     }

@@ -5,7 +5,7 @@ use async_nats::header::{HeaderName, HeaderValue as NatsValue};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use postrider_core::{Envelope, HeaderValue, MessageId, WireReader, derived_id};
+use postrider_core::{Envelope, HeaderValue, MessageId, WireReader, derived_id, rfc3339};
 
 const PREFIX: &str = "ce-";
 const CONTENT_TYPE: &str = "content-type";
@@ -13,6 +13,8 @@ const NULL: &str = "postrider-null";
 /// A header that NATS can't carry as it is goes as `postrider-h-N`: kind, value and name in base64 (the name last: a value may be empty).
 const ENCODED: &str = "postrider-h-";
 const MESSAGE_ID: &str = "Nats-Msg-Id";
+/// What the server adds for one delivery alone.
+const OF_THE_SERVER: [&str; 3] = ["Nats-Pin-Id", "Nats-Scheduler", "Nats-Schedule-Next"];
 
 /// The headers of a message; `hop` says which copy it is.
 pub(crate) fn headers(envelope: &Envelope, hop: Option<&str>) -> HeaderMap {
@@ -79,7 +81,7 @@ pub(crate) fn envelope(
                 reader.content_type(text);
             } else if let Some(index) = name.strip_prefix(ENCODED).and_then(|n| n.parse().ok()) {
                 encoded.push((index, text));
-            } else if name == NULL || (ours && name == MESSAGE_ID) || name == "Nats-Pin-Id" {
+            } else if name == NULL || (ours && name == MESSAGE_ID) || OF_THE_SERVER.contains(&name) {
                 // said by the envelope itself, or by the server for this delivery alone
             } else {
                 reader.header(name, text);
@@ -95,6 +97,14 @@ pub(crate) fn envelope(
     reader.id_or(|| MessageId::Text(format!("{stream}/{position}").into()));
     reader.time_or(time_ms);
     reader.finish()
+}
+
+/// Makes a message one that the server keeps until `at_ms` (since the Unix epoch) and then publishes to `target`. Answers a name for
+/// it that no other has.
+pub(crate) fn schedule(map: &mut HeaderMap, at_ms: u64, target: &str) -> String {
+    append(map, "Nats-Schedule", &format!("@at {}", rfc3339(at_ms as i64)));
+    append(map, "Nats-Schedule-Target", target);
+    map.get(MESSAGE_ID).map(ToString::to_string).unwrap_or_default()
 }
 
 fn append(map: &mut HeaderMap, name: &str, value: &str) {

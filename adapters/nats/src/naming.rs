@@ -55,10 +55,16 @@ impl Naming {
         format!("{}.~redrive.{group}", self.subject(channel))
     }
 
+    /// Where a message waits that is redriven to a group later. The server keeps one for each subject, so each has its own.
+    pub fn retry(&self, channel: &str, group: &str, unique: &str) -> String {
+        format!("{}.~retry.{group}.{unique}", self.subject(channel))
+    }
+
     /// All subjects of a channel's stream.
     pub fn subjects(&self, channel: &str) -> Vec<String> {
         let slots = (0..KEY_SLOTS).map(|slot| self.slot(channel, slot));
-        [self.subject(channel)].into_iter().chain(slots).chain([self.redrive(channel, "*")]).collect()
+        let private = [self.redrive(channel, "*"), self.retry(channel, "*", "*")];
+        [self.subject(channel)].into_iter().chain(slots).chain(private).collect()
     }
 
     /// The durable consumer of one of `partitions` partitions.

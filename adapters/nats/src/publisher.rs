@@ -1,15 +1,16 @@
 //! Publishing: a bounded queue, handed over to the client only while it is connected, and confirmed by the server's answer.
 
 use std::hash::BuildHasher;
-use std::sync::Arc;
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use async_nats::{Message, StatusCode};
 use futures_util::{FutureExt, StreamExt};
 use postrider_core::{
-    Confirm, Confirmed, DrainReport, Env, Error, ErrorKind, Outgoing, PublishError, PublishOrder, Receipt,
-    Result, check_size, key_slot,
+    Capabilities, Confirm, Confirmed, DrainReport, Env, Error, ErrorKind, Outgoing, PublishError, PublishOrder, Receipt,
+    Result, check_address, check_size, key_slot,
 };
 use serde::Deserialize;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -20,7 +21,7 @@ use crate::confirms::{Sent, Slots};
 use crate::connection::Connection;
 use crate::convert;
 use crate::error;
-use crate::naming::Naming;
+use crate::topology::Topology;
 
 /// The byte bound is counted in pieces of this size, since a semaphore counts to 2^29 at most on every machine.
 const PIECE: usize = 1024;
@@ -29,7 +30,7 @@ const PIECE: usize = 1024;
 #[derive(Debug)]
 pub(crate) struct Outbox {
     connection: Connection,
-    naming: Naming,
+    topology: Topology,
     env: Env,
     slots: Arc<Slots>,
     messages: Arc<Semaphore>,
@@ -38,8 +39,10 @@ pub(crate) struct Outbox {
     reply: String,
     deadline: Duration,
     resend: bool,
-    usable_payload: usize,
+    capabilities: Capabilities,
     keyless: AtomicU64,
+    /// Channels and groups of theirs that were there when something was sent to them.
+    groups: Mutex<HashSet<(String, String)>>,
     closed: AtomicBool,
     hash: std::hash::RandomState,
     _tasks: JoinSet<()>,
@@ -58,10 +61,10 @@ struct Ack {
 impl Outbox {
     pub(crate) async fn open(
         connection: Connection,
-        naming: Naming,
+        topology: Topology,
         config: &NatsConfig,
         env: Env,
-        usable_payload: usize,
+        capabilities: Capabilities,
     ) -> Result<Self> {
         let slots = Arc::new(Slots::default());
         let reply = connection.client.new_inbox();
@@ -77,7 +80,7 @@ impl Outbox {
         let all_bytes = u32::try_from(config.max_pending_bytes.div_ceil(PIECE)).unwrap_or(u32::MAX >> 4);
         Ok(Self {
             connection,
-            naming,
+            topology,
             env,
             slots,
             messages: Arc::new(Semaphore::new(config.max_pending)),
@@ -86,8 +89,9 @@ impl Outbox {
             reply,
             deadline: config.send_deadline,
             resend,
-            usable_payload,
+            capabilities,
             keyless: AtomicU64::new(0),
+            groups: Mutex::default(),
             closed: AtomicBool::new(false),
             hash: std::hash::RandomState::new(),
             _tasks: tasks,
@@ -99,10 +103,10 @@ impl Outbox {
             return Err(Error::new(ErrorKind::Closed, "publish", "the publisher is closed; connect again"));
         }
         // a dead letter may use the room that was left for its headers
-        let usable = if message.options.hop.is_some() { usize::MAX } else { self.usable_payload };
+        let usable = if message.options.hop.is_some() { usize::MAX } else { self.capabilities.usable_payload() };
         check_size(&message.envelope, usable)?;
         postrider_core::Channel::new(message.address.channel())?;
-        Ok(())
+        check_address(message, &self.capabilities)
     }
 
     fn pieces(&self, message: &Outgoing<'_>) -> u32 {
@@ -118,11 +122,44 @@ impl Outbox {
             Some(key) => key_slot(key),
             None => (self.keyless.fetch_add(1, Relaxed) % u64::from(postrider_core::KEY_SLOTS)) as u32,
         };
-        Sent {
-            subject: self.naming.slot(channel, slot),
-            headers: convert::headers(envelope, message.options.hop.as_deref()),
-            payload: envelope.payload().clone(),
+        let naming = self.topology.naming();
+        let mut headers = convert::headers(envelope, message.options.hop.as_deref());
+        let subject = match (message.address.group(), message.options.delay) {
+            (None, _) => naming.slot(channel, slot),
+            (Some(group), None) => naming.redrive(channel, group),
+            (Some(group), Some(delay)) => {
+                let unique = convert::schedule(
+                    &mut headers,
+                    self.env.wall_ms().saturating_add(delay.as_millis() as u64),
+                    &naming.redrive(channel, group),
+                );
+                naming.retry(channel, group, &unique)
+            }
+        };
+        Sent { subject, headers, payload: envelope.payload().clone() }
+    }
+
+    /// The stream takes messages to any group, also to one that nobody reads for; that would be a loss.
+    async fn check_group(&self, message: &Outgoing<'_>) -> Result<()> {
+        let channel = message.address.channel();
+        let Some(group) = message.address.group() else {
+            return Ok(());
+        };
+        let known = (channel.to_owned(), group.to_owned());
+        if self.groups().contains(&known) {
+            return Ok(());
         }
+        if self.topology.has_group(channel, group).await? {
+            self.groups().insert(known);
+            return Ok(());
+        }
+        let text = "the channel has no such group; start the router that reads for it first";
+        let error = Error::new(ErrorKind::NotFound, "publish", text);
+        Err(error.with("channel", channel).with("group", group))
+    }
+
+    fn groups(&self) -> MutexGuard<'_, HashSet<(String, String)>> {
+        self.groups.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn key(&self, message: &Outgoing<'_>) -> Option<u64> {
@@ -186,7 +223,7 @@ impl Outbox {
                 }
             }
             self.connection.up().await;
-            Some((messages, bytes))
+            Some(self.check_group(&message).await.map(|()| (messages, bytes)))
         };
         let room = tokio::select! {
             biased;
@@ -200,7 +237,10 @@ impl Outbox {
                 .with("channel", message.address.channel());
             return Confirm::failed(error);
         };
-        self.hand_over(&message, room, key, deadline).await
+        match room {
+            Ok(room) => self.hand_over(&message, room, key, deadline).await,
+            Err(error) => Confirm::failed(error),
+        }
     }
 
     #[expect(clippy::result_large_err, reason = "the message is given back, not an error made")]
@@ -209,7 +249,7 @@ impl Outbox {
             return Ok(Confirm::failed(error));
         }
         let key = self.key(&message);
-        if !self.connection.is_up() || key.is_some_and(|key| self.slots.has_key(key)) {
+        if message.address.group().is_some() || !self.connection.is_up() || key.is_some_and(|key| self.slots.has_key(key)) {
             return Err(message);
         }
         let Ok(messages) = Arc::clone(&self.messages).try_acquire_owned() else {

@@ -33,6 +33,8 @@ pub(crate) struct Topology {
     replicas: usize,
     max_ack_pending: i64,
     claim_timeout: Duration,
+    /// Whether the server can keep messages until their time.
+    schedules: bool,
 }
 
 /// One consumer: what it must be, and how to bring it back.
@@ -47,7 +49,13 @@ pub(crate) struct ConsumerPlan {
 }
 
 impl Topology {
-    pub(crate) fn new(js: Context, client: Client, naming: Naming, config: &NatsConfig) -> Self {
+    pub(crate) fn new(
+        js: Context,
+        client: Client,
+        naming: Naming,
+        config: &NatsConfig,
+        schedules: bool,
+    ) -> Self {
         Self {
             js,
             client,
@@ -56,7 +64,24 @@ impl Topology {
             replicas: config.replicas,
             max_ack_pending: config.max_ack_pending,
             claim_timeout: config.claim_timeout,
+            schedules,
         }
+    }
+
+    /// Whether a group of that name reads the channel, of however many partitions.
+    pub(crate) async fn has_group(&self, channel: &str, group: &str) -> Result<bool> {
+        let stream = self.naming.stream(channel)?;
+        for partitions in [1, 2] {
+            let name = self.naming.consumer(channel, group, 0, partitions)?;
+            if self.info("publish", &stream, &name).await?.is_some() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    pub(crate) fn naming(&self) -> &Naming {
+        &self.naming
     }
 
     /// Makes sure of a channel's stream.
@@ -95,6 +120,7 @@ impl Topology {
             discard: DiscardPolicy::Old,
             duplicate_window: DUPLICATE_WINDOW,
             num_replicas: self.replicas,
+            allow_message_schedules: self.schedules,
             description: Some(format!("postrider: {channel}")),
             ..stream::Config::default()
         };
@@ -200,10 +226,48 @@ impl Topology {
                 return Err(repartitioned(options, group, count, &found));
             }
         }
+        if options.durable_retry {
+            self.check_schedules(&options.channel).await?;
+        }
         for plan in plans {
             plan.ensure().await?;
         }
         Ok(())
+    }
+
+    /// A stream that was made without schedules keeps no message until its retry.
+    async fn check_schedules(&self, channel: &str) -> Result<()> {
+        let name = self.naming.stream(channel)?;
+        let stream = self.js.get_stream(&name).await;
+        let stream = stream.map_err(|e| error::request("declare", e).with("stream", &name))?;
+        if stream.cached_info().config.allow_message_schedules {
+            return Ok(());
+        }
+        let message = "durable retries need a stream that allows message schedules; allow them with `nats stream edit --allow-schedules`, or retry in place";
+        let error = Error::new(ErrorKind::Mismatch, "declare", message).with("stream", name);
+        Err(error.with("expected", "allow_msg_schedules").with("found", "none"))
+    }
+
+    async fn info(
+        &self,
+        operation: &'static str,
+        stream: &str,
+        name: &str,
+    ) -> Result<Option<consumer::Info>> {
+        let subject = format!("$JS.API.CONSUMER.INFO.{stream}.{name}");
+        // asked for by hand: the API takes no payload here, and the client's own call asks for the stream as well
+        let answer = self.client.request(subject, Bytes::new()).await;
+        let answer = answer.map_err(|e| error::request(operation, e).with("consumer", name))?;
+        let answer: Response<consumer::Info> = serde_json::from_slice(&answer.payload).map_err(|e| {
+            Error::new(ErrorKind::Broker, operation, "the server's answer can't be read").because(e)
+        })?;
+        match answer {
+            Response::Ok(info) => Ok(Some(info)),
+            Response::Err { error: e } => {
+                let error = error::api(operation, &e).with("stream", stream).with("consumer", name);
+                if error.kind() == ErrorKind::NotFound { Ok(None) } else { Err(error) }
+            }
+        }
     }
 }
 
@@ -287,20 +351,7 @@ impl ConsumerPlan {
     }
 
     async fn info(&self, operation: &'static str, name: &str) -> Result<Option<consumer::Info>> {
-        let subject = format!("$JS.API.CONSUMER.INFO.{}.{name}", self.stream);
-        // asked for by hand: the API takes no payload here, and the client's own call asks for the stream as well
-        let answer = self.topology.client.request(subject, Bytes::new()).await;
-        let answer = answer.map_err(|e| error::request(operation, e).with("consumer", name))?;
-        let answer: Response<consumer::Info> = serde_json::from_slice(&answer.payload).map_err(|e| {
-            Error::new(ErrorKind::Broker, operation, "the server's answer can't be read").because(e)
-        })?;
-        match answer {
-            Response::Ok(info) => Ok(Some(info)),
-            Response::Err { error: e } => {
-                let error = error::api(operation, &e).with("stream", &self.stream).with("consumer", name);
-                if error.kind() == ErrorKind::NotFound { Ok(None) } else { Err(error) }
-            }
-        }
+        self.topology.info(operation, &self.stream, name).await
     }
 
     fn check(&self, found: &consumer::Config) -> Result<()> {

@@ -51,6 +51,8 @@ impl RabbitmqBroker {
             Capability::Partitions,
             Capability::Ephemeral,
             Capability::Delay,
+            Capability::GroupAddress,
+            Capability::DurableRetry,
             Capability::Lag,
             Capability::Durable,
         ]
@@ -60,7 +62,7 @@ impl RabbitmqBroker {
             capabilities = capabilities.with(Capability::DeliveryCount);
         }
         let outbox =
-            Outbox::new(publishing.clone(), naming.clone(), &config, env.clone(), config.max_payload);
+            Outbox::new(publishing.clone(), naming.clone(), &config, env.clone(), capabilities.clone());
         let topology = Topology::new(naming, &config);
         let (tasks, hash) = (TaskTracker::new(), std::hash::RandomState::new());
         let inner = Inner { env, config, publishing, consuming, capabilities, topology, outbox, tasks, hash };

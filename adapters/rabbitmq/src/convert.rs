@@ -1,5 +1,7 @@
 //! Envelopes as AMQP messages and back: the wire format's column for RabbitMQ.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable, ShortString};
@@ -13,6 +15,8 @@ const PREFIXES: [&str; 3] = [PREFIX, "cloudEvents_", "ce-"];
 const NULL: &str = "postrider-null";
 /// Which send a returned message was.
 const SEND: &str = "postrider-send";
+/// What every copy that waits for its retry carries.
+const RETRIED: &str = "postrider-retry-attempts";
 /// Where headers go that would act on the broker.
 const MOVED: &str = "postrider-orig-";
 /// Properties that are no attributes are carried as headers of these names, and become properties again.
@@ -25,9 +29,12 @@ const PERSISTENT: u8 = 2;
 
 /// Whether the broker would act on a header of that name, or take it for its own.
 fn acts(name: &str) -> bool {
-    matches!(name, "CC" | "BCC" | "x-death" | "x-delivery-count" | "x-acquired-count")
-        || name.starts_with("x-first-death-")
-        || name.starts_with("x-last-death-")
+    matches!(name, "CC" | "BCC" | "x-delivery-count" | "x-acquired-count") || is_death(name)
+}
+
+/// Whether the broker writes down under that name how the message died.
+fn is_death(name: &str) -> bool {
+    name == "x-death" || name.starts_with("x-first-death-") || name.starts_with("x-last-death-")
 }
 
 /// A text for a property, whose room is 255 bytes.
@@ -130,6 +137,7 @@ pub(crate) fn envelope(
     let table = properties.headers().as_ref().unwrap_or(&empty).inner();
     let is = |name: &str| table.get(name).and_then(field::text);
     let null = body.is_empty() && is(NULL).is_some_and(|text| text == "1");
+    let waited = waited(table);
     let ours = table.contains_key("cloudEvents:specversion");
     let mut reader = WireReader::new((!null).then_some(body));
     for (name, value) in table {
@@ -142,7 +150,8 @@ pub(crate) fn envelope(
             continue;
         }
         // said by the envelope itself, or by the broker for this delivery alone
-        if !matches!(name, NULL | SEND | "x-delivery-count" | "x-acquired-count") {
+        let spoken = matches!(name, NULL | SEND | "x-delivery-count" | "x-acquired-count");
+        if !spoken && !(waited && is_death(name)) {
             field::each(value, |value| reader.header(name, value));
         }
     }
@@ -172,7 +181,8 @@ pub(crate) fn envelope(
             }
         }
     }
-    if !table.contains_key("postrider-dlq-reason")
+    if !waited
+        && !table.contains_key("postrider-dlq-reason")
         && let Some(AMQPValue::FieldArray(deaths)) = table.get("x-death")
         && let Some(AMQPValue::FieldTable(death)) = deaths.as_slice().first()
     {
@@ -186,6 +196,19 @@ pub(crate) fn envelope(
         reader.time_or(seconds.saturating_mul(1000));
     }
     reader.finish()
+}
+
+/// Whether the message comes from where it waited for its retry: to the broker that is an expired message.
+fn waited(table: &BTreeMap<ShortString, AMQPValue>) -> bool {
+    let death = match table.get("x-death") {
+        Some(AMQPValue::FieldArray(deaths)) => deaths.as_slice().first(),
+        _ => None,
+    };
+    let Some(AMQPValue::FieldTable(death)) = death else {
+        return false;
+    };
+    let exchange = death.inner().get("exchange").and_then(field::text).unwrap_or_default();
+    table.contains_key(RETRIED) && exchange.contains("--retry-")
 }
 
 /// A dead letter that the broker itself made says so in its own way; it is put into the words of ours.

@@ -1,9 +1,12 @@
 //! How channels, groups and slots are spelt on RabbitMQ. One place for all of it.
 
-use postrider_core::{Error, GroupName, KEY_SLOTS, Order, Result, SEPARATOR};
+use postrider_core::{Error, GroupName, KEY_SLOTS, Order, RETRY_TIERS, Result, SEPARATOR};
 
 /// The longest name that AMQP has room for, in bytes.
 const MAX: usize = 255;
+
+/// How the waits of [`RETRY_TIERS`] are spelt.
+const TIERS: [&str; RETRY_TIERS.len()] = ["1s", "10s", "1m", "10m", "1h"];
 
 /// Names on the broker, for one tenant.
 #[derive(Clone, Debug, Default)]
@@ -52,6 +55,23 @@ impl Naming {
     pub fn queue(&self, channel: &str, group: &str, partition: u32, partitions: u32) -> Result<String> {
         let name = format!("{}{SEPARATOR}{group}", self.exchange(channel)?);
         checked(if partitions > 1 { format!("{name}{SEPARATOR}{partition}") } else { name })
+    }
+
+    /// The exchange of one group alone.
+    ///
+    /// # Errors
+    /// A name longer than AMQP has room for.
+    pub fn redrive(&self, channel: &str, group: &str) -> Result<String> {
+        checked(format!("{}{SEPARATOR}{group}{SEPARATOR}redrive", self.exchange(channel)?))
+    }
+
+    /// The exchange and the queue where a group's messages wait for one of [`RETRY_TIERS`], by its number.
+    ///
+    /// # Errors
+    /// A name longer than AMQP has room for.
+    pub fn retry(&self, channel: &str, group: &str, tier: usize) -> Result<String> {
+        let wait = TIERS[tier];
+        checked(format!("{}{SEPARATOR}{group}{SEPARATOR}retry-{wait}", self.exchange(channel)?))
     }
 
     /// The queue that holds no message and records how many partitions the group has.

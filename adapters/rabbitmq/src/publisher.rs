@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use postrider_core::{
-    Confirm, Confirms, DrainReport, Env, Error, ErrorKind, Health, Outgoing, PublishError, PublishOrder,
-    Result, check_size, key_slot,
+    Capabilities, Confirm, Confirms, DrainReport, Env, Error, ErrorKind, Health, Outgoing, PublishError, PublishOrder,
+    Result, check_address, check_size, key_slot, retry_tier,
 };
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -33,7 +33,7 @@ pub(crate) struct Outbox {
     bytes: Arc<Semaphore>,
     all_bytes: u32,
     deadline: Duration,
-    usable_payload: usize,
+    capabilities: Capabilities,
     keyless: AtomicU64,
     closed: AtomicBool,
     hash: std::hash::RandomState,
@@ -46,7 +46,7 @@ impl Outbox {
         naming: Naming,
         config: &RabbitmqConfig,
         env: Env,
-        usable_payload: usize,
+        capabilities: Capabilities,
     ) -> Self {
         let slots = Arc::new(Slots::default());
         let driver = Driver {
@@ -68,7 +68,7 @@ impl Outbox {
             bytes: Arc::new(Semaphore::new(all_bytes as usize)),
             all_bytes,
             deadline: config.send_deadline,
-            usable_payload,
+            capabilities,
             keyless: AtomicU64::new(0),
             closed: AtomicBool::new(false),
             hash: std::hash::RandomState::new(),
@@ -85,11 +85,16 @@ impl Outbox {
             return Err(Error::config("publish", text).with("property", name));
         }
         // a dead letter may use the room that was left for its headers
-        let usable = if message.options.hop.is_some() { usize::MAX } else { self.usable_payload };
+        let usable = if message.options.hop.is_some() { usize::MAX } else { self.capabilities.usable_payload() };
         check_size(&message.envelope, usable)?;
         let channel = message.address.channel();
         postrider_core::Channel::new(channel)?;
-        self.naming.exchange(channel)
+        check_address(message, &self.capabilities)?;
+        match (message.address.group(), message.options.delay) {
+            (None, _) => self.naming.exchange(channel),
+            (Some(group), None) => self.naming.redrive(channel, group),
+            (Some(group), Some(delay)) => self.naming.retry(channel, group, retry_tier(delay)),
+        }
     }
 
     fn pieces(&self, message: &Outgoing<'_>) -> u32 {

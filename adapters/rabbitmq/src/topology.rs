@@ -6,7 +6,7 @@ use futures_util::future::join_all;
 use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Channel, Connection, ExchangeKind};
-use postrider_core::{Error, ErrorKind, Group, GroupName, KEY_SLOTS, Order, Result, SubscribeOptions};
+use postrider_core::{Error, ErrorKind, Group, GroupName, KEY_SLOTS, Order, RETRY_TIERS, Result, SubscribeOptions};
 
 use crate::config::{DeclareMode, QueueType, RabbitmqConfig};
 use crate::error;
@@ -35,6 +35,8 @@ pub(crate) struct GroupPlan {
     pub(crate) queues: Vec<String>,
     /// Says how many partitions there are, and who attends to them.
     pub(crate) marker: Option<String>,
+    /// Whether its retries wait at the broker.
+    durable_retry: bool,
 }
 
 impl GroupPlan {
@@ -61,7 +63,8 @@ impl Topology {
         };
         let group = options.group.name().cloned();
         let marker = group.as_ref().map(|group| self.naming.marker(&channel, group)).transpose()?;
-        Ok(GroupPlan { channel, group, order: options.order, queues, marker })
+        let durable_retry = options.durable_retry;
+        Ok(GroupPlan { channel, group, order: options.order, queues, marker, durable_retry })
     }
 
     /// Makes sure of a channel's exchanges.
@@ -182,7 +185,43 @@ impl Session<'_> {
             let slots = Naming::slots(partition as u32, count);
             self.bind(&plan.channel, queue, slots, partition == 0).await?;
         }
+        self.entrance(plan, group).await?;
         self.done().await
+    }
+
+    /// The group's own exchange, to its queues alone; and the queues where its messages wait, which leads back to it.
+    async fn entrance(&self, plan: &GroupPlan, group: &str) -> Result<()> {
+        let redrive = self.naming().redrive(&plan.channel, group)?;
+        self.exchange(&redrive, ExchangeKind::Direct, FieldTable::default()).await?;
+        let count = plan.queues.len() as u32;
+        for (partition, queue) in plan.queues.iter().enumerate() {
+            for slot in Naming::slots(partition as u32, count) {
+                self.bind_to(queue, &redrive, Naming::slot(slot)).await?;
+            }
+        }
+        if !plan.durable_retry {
+            return Ok(());
+        }
+        for (tier, wait) in RETRY_TIERS.iter().enumerate() {
+            let name = self.naming().retry(&plan.channel, group, tier)?;
+            let mut arguments = FieldTable::default();
+            let mut put = |name: &str, value: AMQPValue| {
+                arguments.insert(name.into(), value);
+            };
+            let quorum = self.topology.queue_type == QueueType::Quorum;
+            put("x-queue-type", text(if quorum { "quorum" } else { "classic" }));
+            put("x-message-ttl", AMQPValue::LongLongInt(wait.as_millis() as i64));
+            // the routing key stays what it was: the slot
+            put("x-dead-letter-exchange", text(&redrive));
+            put("x-overflow", text("reject-publish"));
+            if quorum {
+                put("x-dead-letter-strategy", text("at-least-once"));
+            }
+            self.exchange(&name, ExchangeKind::Fanout, FieldTable::default()).await?;
+            self.queue(&name, arguments).await?;
+            self.bind_to(&name, &name, String::new()).await?;
+        }
+        Ok(())
     }
 
     async fn ephemeral(&self, plan: &GroupPlan) -> Result<()> {
@@ -208,22 +247,22 @@ impl Session<'_> {
         slots: impl Iterator<Item = u32>,
         unslotted: bool,
     ) -> Result<()> {
-        if self.topology.mode == DeclareMode::Check {
-            return Ok(());
-        }
         let (exchange, fanout) = (self.naming().exchange(channel)?, self.naming().unslotted(channel)?);
         let keys = slots.map(|slot| (&exchange, Naming::slot(slot)));
         for (exchange, key) in keys.chain(unslotted.then(|| (&fanout, String::new()))) {
-            let bound = self.channel.queue_bind(
-                queue.into(),
-                exchange.as_str().into(),
-                key.into(),
-                QueueBindOptions { nowait: true },
-                FieldTable::default(),
-            );
-            bound.await.map_err(|e| error::of("declare", e).with("queue", queue))?;
+            self.bind_to(queue, exchange, key).await?;
         }
         Ok(())
+    }
+
+    async fn bind_to(&self, queue: &str, exchange: &str, key: String) -> Result<()> {
+        if self.topology.mode == DeclareMode::Check {
+            return Ok(());
+        }
+        let options = QueueBindOptions { nowait: true };
+        let bound =
+            self.channel.queue_bind(queue.into(), exchange.into(), key.into(), options, FieldTable::default());
+        bound.await.map_err(|e| error::of("declare", e).with("queue", queue))
     }
 
     /// All that was sent without waiting is done, or refused.

@@ -1,6 +1,8 @@
 //! What a broker must answer when it is asked for what it can't do: `Unsupported`, with the capability's name.
 
-use postrider_core::{Capability, ErrorKind, Group, Order, RouteOptions, Router, Start};
+use postrider_core::{
+    Address, Capability, ErrorKind, Group, Order, Outgoing, Publisher, Retry, RouteOptions, Router, Start,
+};
 
 use crate::kit::Bench;
 
@@ -27,6 +29,14 @@ pub(crate) async fn refused(bench: &Bench, capability: Capability) {
         }
         Capability::StartTime => start(bench, RouteOptions::new(&*channel, "g").start(Start::Time(1))).await,
         Capability::Ephemeral => start(bench, RouteOptions::ephemeral(&*channel)).await,
+        Capability::DurableRetry => {
+            start(bench, RouteOptions::new(&*channel, "g").order(Order::None).retry(Retry::new().durable())).await
+        }
+        Capability::GroupAddress => {
+            let envelope = crate::kit::number(1).build(bench.broker.env()).expect("it is legal");
+            let message = Outgoing::new(Address::to_group(&channel, "g"), envelope);
+            bench.broker.send(message).await.await.expect_err("the address is refused").into()
+        }
         // the default start can't be refused; what was there before the group is not, and a publish says so
         Capability::Replay => {
             let error =

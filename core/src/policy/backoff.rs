@@ -4,6 +4,21 @@ use std::time::Duration;
 
 use crate::error::Class;
 
+/// How long retries can wait at a broker. A queue or topic for each is what brokers without timers of their own need, so every
+/// wait is rounded up to one of these, on all brokers alike.
+pub const RETRY_TIERS: [Duration; 5] = [
+    Duration::from_secs(1),
+    Duration::from_secs(10),
+    Duration::from_mins(1),
+    Duration::from_mins(10),
+    Duration::from_hours(1),
+];
+
+/// The number of the tier that keeps a message for at least `wait`; what is longer than the last goes there, too.
+pub fn retry_tier(wait: Duration) -> usize {
+    RETRY_TIERS.iter().position(|tier| wait <= *tier).unwrap_or(RETRY_TIERS.len() - 1)
+}
+
 /// How long to wait before the next attempt, before jitter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -39,7 +54,7 @@ impl Backoff {
         }
     }
 
-    fn longest(&self) -> Duration {
+    pub(crate) fn longest(&self) -> Duration {
         match self {
             Self::Fixed(wait) => *wait,
             Self::Exponential { max, .. } => *max,
@@ -77,6 +92,7 @@ pub struct Retry {
     backoff: Backoff,
     jitter: Jitter,
     max_elapsed: Option<Duration>,
+    durable: bool,
 }
 
 /// What follows a failed attempt.
@@ -98,7 +114,7 @@ impl Retry {
     /// Five attempts in all, exponential from 200 ms to 30 s, full jitter, no ceiling on the total.
     pub fn new() -> Self {
         let backoff = Backoff::exponential(Duration::from_millis(200), Duration::from_secs(30));
-        Self { attempts: 5, backoff, jitter: Jitter::Full, max_elapsed: None }
+        Self { attempts: 5, backoff, jitter: Jitter::Full, max_elapsed: None, durable: false }
     }
 
     /// A single attempt.
@@ -130,6 +146,23 @@ impl Retry {
         self
     }
 
+    /// Retries wait at the broker and outlive the process, attempts counted. Only with [`Order::None`](crate::Order::None): a message
+    /// that waits elsewhere has lost its place. Waits are rounded up to the next of [`RETRY_TIERS`].
+    pub fn durable(mut self) -> Self {
+        self.durable = true;
+        self
+    }
+
+    /// Whether retries wait at the broker.
+    pub fn is_durable(&self) -> bool {
+        self.durable
+    }
+
+    /// The longest wait that the back-off can ask for.
+    pub fn longest_wait(&self) -> Duration {
+        self.backoff.longest()
+    }
+
     /// How many attempts in all.
     pub fn max_attempts(&self) -> u32 {
         self.attempts
@@ -152,7 +185,7 @@ impl Retry {
         if attempt >= self.attempts {
             return Verdict::GiveUp;
         }
-        let wait = self.spread(attempt, previous, random).max(advised);
+        let wait = self.kept(self.spread(attempt, previous, random).max(advised));
         match self.max_elapsed {
             Some(ceiling) if elapsed.saturating_add(wait) > ceiling => Verdict::GiveUp,
             _ => Verdict::Again(wait),
@@ -166,11 +199,16 @@ impl Retry {
                 Jitter::Decorrelated => self.backoff.longest(),
                 Jitter::Full | Jitter::None => self.backoff.after(attempt),
             };
-            sum.saturating_add(wait)
+            sum.saturating_add(self.kept(wait))
         });
         let whole = timeout.saturating_mul(self.attempts).saturating_add(waits);
         // the ceiling bounds when the last attempt begins, which may then take its time-out
         self.max_elapsed.map_or(whole, |ceiling| whole.min(ceiling.saturating_add(timeout)))
+    }
+
+    /// The wait as it will be: at a broker, in its tiers.
+    fn kept(&self, wait: Duration) -> Duration {
+        if self.durable { RETRY_TIERS[retry_tier(wait)] } else { wait }
     }
 
     fn spread(&self, attempt: u32, previous: Duration, random: u64) -> Duration {
@@ -242,6 +280,19 @@ mod tests {
                 prop_assert!(wait >= advice);
             }
             prop_assert_eq!(retry.verdict(1, Duration::ZERO, Duration::ZERO, Class::Permanent, random), Verdict::GiveUp);
+        }
+    }
+
+    #[test]
+    fn durable_waits_are_rounded_up_to_a_tier() {
+        let s = Duration::from_secs;
+        let tiers = [(0, 1), (1, 1), (2, 10), (10, 10), (11, 60), (601, 3600), (3600, 3600), (9999, 3600)];
+        for (wait, tier) in tiers {
+            assert_eq!(RETRY_TIERS[retry_tier(s(wait))], s(tier), "{wait}");
+            let retry = Retry::new().backoff(Backoff::Fixed(s(wait))).jitter(Jitter::None).durable();
+            let verdict = retry.verdict(1, s(0), s(0), Class::Retry(None), 0);
+            assert_eq!(verdict, Verdict::Again(s(tier)));
+            assert_eq!(retry.attempts(2).worst_case(s(5)), s(10 + tier));
         }
     }
 

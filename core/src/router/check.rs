@@ -7,7 +7,7 @@ use crate::address::{Channel, GroupName};
 use crate::capability::{Capabilities, Capability};
 use crate::error::{Error, Result};
 use crate::extract::{Declaration, RouteNames};
-use crate::policy::{DeadLetter, OnGap, RouteOptions};
+use crate::policy::{DeadLetter, OnGap, RETRY_TIERS, RouteOptions};
 use crate::runner::Plan;
 use crate::subscribe::{Group, Order, Start, SubscribeOptions};
 
@@ -64,6 +64,23 @@ pub(super) fn plan(options: &RouteOptions, declaration: &Declaration) -> Result<
             options.batch, options.window.messages
         ));
     }
+    let durable = options.retry.is_durable();
+    if durable && options.order != Order::None {
+        return refuse(format!(
+            "`durable` retries wait at the broker and lose their place, but `order = {}` is asked for; say `order = none`, or retry in place",
+            options.order.as_str()
+        ));
+    }
+    if durable && group == Group::Ephemeral {
+        return refuse("`durable` retries outlive the process, an ephemeral group doesn't; name a group".into());
+    }
+    let most = RETRY_TIERS[RETRY_TIERS.len() - 1];
+    if durable && options.retry.longest_wait() > most {
+        return refuse(format!(
+            "its back-off waits up to {:?}, a `durable` retry at most {most:?}; shorten it",
+            options.retry.longest_wait()
+        ));
+    }
     let dead_letter = dead_letter(&label, options, &channel, &group)?;
     let publishes = options.publishes.as_deref().map(Channel::new).transpose();
     let publishes = named(&label, "publishes", publishes)?;
@@ -74,6 +91,7 @@ pub(super) fn plan(options: &RouteOptions, declaration: &Declaration) -> Result<
     subscribe.window = options.window;
     subscribe.claim_timeout = options.claim_timeout;
     subscribe.attempt_timeout = Some(options.timeout);
+    subscribe.durable_retry = durable;
     subscribe.native.clone_from(&options.native);
     Ok(Plan {
         names: Arc::new(RouteNames {
@@ -148,6 +166,7 @@ pub(super) fn capabilities(plan: &Plan, can: &Capabilities) -> Result<()> {
         (plan.subscribe.order == Order::Partition, Capability::PartitionOrder),
         (plan.subscribe.group == Group::Ephemeral, Capability::Ephemeral),
         (matches!(plan.subscribe.start, Start::Time(_)), Capability::StartTime),
+        (plan.subscribe.durable_retry, Capability::DurableRetry),
         (plan.on_gap == OnGap::Stop, Capability::Gaps),
     ];
     for (_, capability) in wanted.into_iter().filter(|(asked, _)| *asked) {

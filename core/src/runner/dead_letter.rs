@@ -2,8 +2,9 @@
 
 use crate::delivery::Delivery;
 use crate::envelope::Envelope;
-use crate::headers::HeadersMut;
+use crate::headers::{HeaderValue, HeadersMut};
 use crate::outcome::Reason;
+use crate::runner::retry_copy;
 
 /// The longest value of a dead-letter header, in bytes; what is longer is cut and marked.
 const MAX_VALUE: usize = 2 * 1024;
@@ -12,6 +13,7 @@ const CUT: &str = "… (cut)";
 const PREFIX: &str = "postrider-dlq-";
 /// The header that every dead letter has.
 pub(crate) const REASON: &str = "postrider-dlq-reason";
+const ORIGIN_ID: &str = "postrider-origin-id";
 const REDRIVES: &str = "postrider-dlq-redrives";
 
 /// Why and where a message failed.
@@ -31,20 +33,8 @@ pub(crate) struct Failure<'a> {
 /// The dead letter of a delivery, and its hop: which copy it is, so that a broker that drops doubles keeps each.
 pub(crate) fn dead_letter(delivery: &Delivery, failure: &Failure<'_>) -> (Envelope, String) {
     let source = &delivery.envelope;
-    // what comes off the wire is untrusted: a count that can't be read is none
-    let redrives = source
-        .headers()
-        .get(REDRIVES)
-        .and_then(super::super::headers::HeaderValue::as_int)
-        .unwrap_or(0)
-        .clamp(0, 1_000_000);
-    let mut headers = HeadersMut::new();
-    for (attribute, value) in source.headers().attributes() {
-        headers.set(attribute, value);
-    }
-    for (name, value) in source.headers().iter().filter(|(name, _)| !name.starts_with(PREFIX)) {
-        headers.insert_system(name, value);
-    }
+    let redrives = redrives(source);
+    let mut headers = copied(source, |name| name.starts_with(PREFIX) || name.starts_with(retry_copy::PREFIX));
     let mut put = |name: &str, value: &str| headers.insert_system(&format!("{PREFIX}{name}"), &*cut(value));
     put("reason", failure.reason.as_str());
     put("error", &failure.error.to_string());
@@ -60,12 +50,34 @@ pub(crate) fn dead_letter(delivery: &Delivery, failure: &Failure<'_>) -> (Envelo
     put("handler", failure.handler);
     put("origin", failure.origin);
     put("redrives", &redrives.to_string());
-    if source.source().is_empty() {
-        // a raw message's id was derived from the broker's coordinates, which the copy no longer has
-        headers.insert_system("postrider-origin-id", &*source.id().to_string());
-    }
+    keep_id(source, &mut headers);
     let hop = format!("dlq/{}/{redrives}/{}", failure.group, failure.origin);
     (source.clone().with_headers(headers.freeze()), hop)
+}
+
+/// How often it was redriven. What comes off the wire is untrusted: a count that can't be read is none.
+pub(super) fn redrives(source: &Envelope) -> i64 {
+    let count = source.headers().get(REDRIVES).and_then(HeaderValue::as_int);
+    count.unwrap_or(0).clamp(0, 1_000_000)
+}
+
+/// A raw message's id was derived from the broker's coordinates, which a copy of it no longer has.
+pub(super) fn keep_id(source: &Envelope, headers: &mut HeadersMut) {
+    if source.source().is_empty() && source.headers().get(ORIGIN_ID).is_none() {
+        headers.insert_system(ORIGIN_ID, &*source.id().to_string());
+    }
+}
+
+/// Attributes and headers of a message, for a copy of it, without those of which `left_out` is true.
+pub(super) fn copied(source: &Envelope, left_out: impl Fn(&str) -> bool) -> HeadersMut {
+    let mut headers = HeadersMut::new();
+    for (attribute, value) in source.headers().attributes() {
+        headers.set(attribute, value);
+    }
+    for (name, value) in source.headers().iter().filter(|(name, _)| !left_out(name)) {
+        headers.insert_system(name, value);
+    }
+    headers
 }
 
 fn chain(error: &(dyn std::error::Error + 'static)) -> String {
@@ -82,7 +94,7 @@ fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     text
 }
 
-fn cut(value: &str) -> String {
+pub(super) fn cut(value: &str) -> String {
     // control characters have no place in a header on any broker
     let value: String = value.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
     if value.len() <= MAX_VALUE {

@@ -2,7 +2,7 @@
 //! who calls the handler is `crew`'s.
 
 mod claims;
-mod letters;
+mod copies;
 
 use std::collections::{BinaryHeap, VecDeque};
 use std::hash::BuildHasher;
@@ -32,7 +32,7 @@ use crate::policy::{OnExpired, Verdict};
 use crate::settle::{Claim, ClaimId, Settlement, Token};
 use crate::subscribe::{Control, Health, Order};
 use claims::Revocation;
-use letters::LetterSent;
+use copies::CopySent;
 
 /// Who calls the handler: this task, or several.
 pub(crate) enum Hands<'a> {
@@ -54,9 +54,10 @@ pub(crate) struct Dispatcher<'a> {
     delayed: BinaryHeap<Delayed>,
     delays: u64,
     jobs: Slab<Items>,
-    letters: FuturesUnordered<BoxFuture<'a, LetterSent>>,
-    /// The letters' messages, and how each letter is told that its claim was lost.
-    letter_holds: Vec<(Token, CancellationToken)>,
+    /// Dead letters and retries on their way to the broker.
+    copies: FuturesUnordered<BoxFuture<'a, CopySent>>,
+    /// The messages that they are copies of, and how each is told that its claim was lost.
+    copied: Vec<(Token, CancellationToken)>,
     /// Dead letters that can't be published at present; while there are any, nothing new starts.
     stalled: Arc<std::sync::atomic::AtomicUsize>,
     revoking: Vec<Revocation>,
@@ -95,8 +96,8 @@ impl<'a> Dispatcher<'a> {
             delayed: BinaryHeap::new(),
             delays: 0,
             jobs: Slab::new(),
-            letters: FuturesUnordered::new(),
-            letter_holds: Vec::new(),
+            copies: FuturesUnordered::new(),
+            copied: Vec::new(),
             stalled: Arc::default(),
             revoking: Vec::new(),
             lost: Vec::new(),
@@ -109,9 +110,9 @@ impl<'a> Dispatcher<'a> {
         }
     }
 
-    /// Whether a handler runs or a dead letter is on its way.
+    /// Whether a handler runs or a copy is on its way.
     pub(crate) fn is_running(&self) -> bool {
-        !self.jobs.is_empty() || !self.letters.is_empty()
+        !self.jobs.is_empty() || !self.copies.is_empty()
     }
 
     /// Whether new messages may be started.
@@ -134,7 +135,10 @@ impl<'a> Dispatcher<'a> {
         self.held += inbox.len();
         for delivery in inbox.drain(..) {
             let lane = self.lane_of(&delivery);
-            let held = Held::new(delivery, lane, self.now);
+            let mut held = Held::new(delivery, lane, self.now);
+            if self.plan.subscribe.durable_retry {
+                held.go_on(self.plan.retry.max_attempts(), self.orders.env.wall_ms());
+            }
             let Some(held) = self.keep_if_revoking(held) else {
                 continue;
             };
@@ -179,11 +183,11 @@ impl<'a> Dispatcher<'a> {
         }
     }
 
-    /// Attempts that have ended, and dead letters that are safe. Pending while there are none.
+    /// Attempts that have ended, and copies whose fate is known. Pending while there are none.
     pub(crate) fn poll_ended(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let mut any = false;
-        while let Poll::Ready(sent) = self.poll_letter(cx) {
-            self.letter_sent(sent);
+        while let Poll::Ready(sent) = self.poll_copy(cx) {
+            self.copy_sent(sent);
             any = true;
         }
         let mut ended = Vec::new();
@@ -400,8 +404,13 @@ impl<'a> Dispatcher<'a> {
                 Outcome::Each(_) => self.give_up(held, Reason::Rejected, &"a batch inside a batch".into()),
             }
         }
-        for (wait, items) in again {
-            self.delay(wait, items);
+        for (wait, mut items) in again {
+            if self.plan.subscribe.durable_retry && !self.is_revoking(&items[0]) {
+                // without order nothing waits behind it
+                items.drain(..).for_each(|held| self.send_retry(held, wait));
+            } else {
+                self.delay(wait, items);
+            }
         }
     }
 

@@ -21,6 +21,16 @@ pub(crate) fn retry(
     tracing::debug!(target: "postrider::retry", route = route.handler, channel = route.channel, group = route.group, id = %delivery.envelope.id(), attempt, wait_ms = wait.as_millis() as u64, error = %error, "attempt failed, to be retried");
 }
 
+/// `retry`: the broker may not have the copy that was to wait there; the message waits in this process.
+pub(crate) fn retry_failed(
+    route: &RouteNames,
+    delivery: &Delivery,
+    attempt: u32,
+    error: &dyn std::error::Error,
+) {
+    tracing::warn!(target: "postrider::retry", route = route.handler, channel = route.channel, group = route.group, id = %delivery.envelope.id(), attempt, error = %error, "the broker could not keep the message until its retry, it waits here");
+}
+
 /// `dead_letter`: a message was given up on, and its dead letter is confirmed.
 pub(crate) fn dead_lettered(route: &RouteNames, delivery: &Delivery, attempt: u32, reason: Reason) {
     tracing::warn!(target: "postrider::dead_letter", route = route.handler, channel = route.channel, group = route.group, id = %delivery.envelope.id(), attempt, reason = reason.as_str(), "message dead-lettered");

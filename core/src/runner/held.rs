@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use smallvec::SmallVec;
 
 use super::lanes::LaneId;
+use super::retry_copy::Earlier;
 use crate::delivery::Delivery;
 
 /// One message between delivery and settlement.
@@ -21,11 +22,25 @@ pub(crate) struct Held {
     pub(crate) wait: Duration,
     /// When an attempt first failed, in milliseconds since the Unix epoch; 0 while none has.
     pub(crate) first_failed_ms: u64,
+    /// Where the message was before it waited at the broker; `None`: it comes from there.
+    pub(crate) origin: Option<Box<str>>,
 }
 
 impl Held {
+    /// Goes on counting where the copy of a message says that earlier attempts ended.
+    pub(crate) fn go_on(&mut self, max_attempts: u32, wall_ms: u64) {
+        let Some(earlier) = Earlier::of(&self.delivery.envelope, max_attempts, wall_ms) else {
+            return;
+        };
+        let ago = Duration::from_millis(wall_ms - earlier.first_failed_ms);
+        self.attempt = earlier.attempts + 1;
+        self.began = self.began.checked_sub(ago).unwrap_or(self.began);
+        self.first_failed_ms = earlier.first_failed_ms;
+        self.origin = Some(earlier.origin.into());
+    }
+
     pub(crate) fn new(delivery: Delivery, lane: Option<LaneId>, now: Instant) -> Self {
-        Self { delivery, lane, attempt: 1, began: now, wait: Duration::ZERO, first_failed_ms: 0 }
+        Self { delivery, lane, attempt: 1, began: now, wait: Duration::ZERO, first_failed_ms: 0, origin: None }
     }
 }
 

@@ -23,8 +23,8 @@ impl Dispatcher<'_> {
         });
         let forgotten = self.evict(|held| claims.contains(&held.delivery.claim_id()));
         self.forget(forgotten);
-        let letters = self.letter_holds.iter().filter(|(token, _)| claims.contains(&token.claim));
-        letters.for_each(|(_, lost)| lost.cancel());
+        let copies = self.copied.iter().filter(|(token, _)| claims.contains(&token.claim));
+        copies.for_each(|(_, lost)| lost.cancel());
         self.lost.extend_from_slice(claims);
         self.cancel(|held| claims.contains(&held.delivery.claim_id()));
     }
@@ -86,12 +86,12 @@ impl Dispatcher<'_> {
     /// The time is up: what runs is cancelled, and ends as such when it is polled next.
     pub(crate) fn cancel_all(&mut self) {
         self.cancel(|_| true);
-        // a letter that isn't confirmed leaves its message with the broker
-        let letters = self.letter_holds.len();
-        self.letters.clear();
-        self.letter_holds.clear();
-        self.held = self.held.saturating_sub(letters);
-        self.status.given_back.fetch_add(letters as u64, Relaxed);
+        // a copy that isn't confirmed leaves its message with the broker
+        let copies = self.copied.len();
+        self.copies.clear();
+        self.copied.clear();
+        self.held = self.held.saturating_sub(copies);
+        self.status.given_back.fetch_add(copies as u64, Relaxed);
     }
 
     /// Gives back all that never finished, in the order in which it came. Answers how many.
@@ -134,7 +134,7 @@ impl Dispatcher<'_> {
         let running =
             self.jobs.iter().flat_map(|(_, items)| items.iter().map(|held| held.delivery.claim_id()));
         running
-            .chain(self.letter_holds.iter().map(|(token, _)| token.claim))
+            .chain(self.copied.iter().map(|(token, _)| token.claim))
             .any(|claim| claims.contains(&claim))
     }
 

@@ -1,4 +1,4 @@
-//! Dead letters on their way: published until they are confirmed, and only then is the source acknowledged.
+//! Copies on their way: a dead letter is published until it is confirmed, a durable retry once; only then is the source acknowledged.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -8,22 +8,32 @@ use std::time::Duration;
 use futures_util::stream::StreamExt;
 use tokio_util::sync::CancellationToken;
 
-use super::{Dispatcher, Held};
-use crate::address::Channel;
+use super::{Dispatcher, Held, Items};
+use crate::address::{Address, Channel};
 use crate::error::BoxError;
 use crate::outcome::Reason;
 use crate::policy::{Backoff, Jitter, Retry, Verdict};
 use crate::publish::{Outgoing, PublishError, PublishOptions, Publisher};
 use crate::runner::dead_letter::{Failure, dead_letter};
 use crate::runner::events;
+use crate::runner::retry_copy::{Earlier, retry_copy};
 use crate::subscribe::Health;
 
-/// A dead letter that the broker has, or that is no longer this member's to publish.
-pub(crate) struct LetterSent {
+/// A copy whose fate is known.
+pub(crate) struct CopySent {
     held: Held,
-    reason: Reason,
-    /// Its claim was lost before it was confirmed: the message comes again, here or at another member.
-    lost: bool,
+    sent: Sent,
+}
+
+enum Sent {
+    /// The broker has the dead letter.
+    Letter(Reason),
+    /// The broker has the copy that waits for the next attempt.
+    Retry,
+    /// The broker may not have that copy: the message waits here.
+    InPlace(Duration),
+    /// The claim was lost before there was a confirm: the message comes again, here or at another member.
+    Lost,
 }
 
 impl<'a> Dispatcher<'a> {
@@ -31,7 +41,7 @@ impl<'a> Dispatcher<'a> {
     pub(super) fn send_letter(&mut self, held: Held, reason: Reason, error: &BoxError, channel: &'a Channel) {
         let (plan, orders, status, stalled) =
             (self.plan, self.orders, self.status, Arc::clone(&self.stalled));
-        let origin = self.control.describe(held.delivery.origin);
+        let origin = self.origin(&held);
         let now = orders.env.wall_ms();
         let (letter, hop) = dead_letter(
             &held.delivery,
@@ -48,9 +58,8 @@ impl<'a> Dispatcher<'a> {
             },
         );
         let hop: Arc<str> = hop.into();
-        let lost = CancellationToken::new();
-        self.letter_holds.push((held.delivery.claim.token(), lost.clone()));
-        self.letters.push(Box::pin(async move {
+        let lost = self.hold_for_copy(&held);
+        self.copies.push(Box::pin(async move {
             let patience = Retry::new()
                 .attempts(u32::MAX)
                 .backoff(Backoff::exponential(Duration::from_millis(200), Duration::from_secs(30)))
@@ -90,27 +99,73 @@ impl<'a> Dispatcher<'a> {
             if failures > 0 && stalled.fetch_sub(1, Relaxed) == 1 {
                 status.set_trouble(None);
             }
-            LetterSent { held, reason, lost }
+            CopySent { held, sent: if lost { Sent::Lost } else { Sent::Letter(reason) } }
         }));
     }
 
-    pub(super) fn poll_letter(&mut self, cx: &mut Context<'_>) -> Poll<LetterSent> {
-        match self.letters.poll_next_unpin(cx) {
+    /// Leaves `held`, which has failed and whose next attempt is counted already, with the broker for `wait`.
+    pub(super) fn send_retry(&mut self, held: Held, wait: Duration) {
+        let (plan, orders) = (self.plan, self.orders);
+        let earlier = Earlier {
+            attempts: held.attempt - 1,
+            first_failed_ms: held.first_failed_ms,
+            origin: self.origin(&held),
+        };
+        let (copy, hop) = retry_copy(&held.delivery, &earlier, &plan.names.group);
+        let lost = self.hold_for_copy(&held);
+        self.copies.push(Box::pin(async move {
+            let options =
+                PublishOptions { hop: Some(hop.into()), delay: Some(wait), ..PublishOptions::default() };
+            let to = Address::to_group(&plan.names.channel, &plan.names.group);
+            let sending = async { orders.broker.send(Outgoing::new(to, copy).with(options)).await.await };
+            let sent = match lost.run_until_cancelled(sending).await {
+                None => Sent::Lost,
+                // a copy that the broker had already was sent by an earlier hold of the same message
+                Some(Ok(_)) => Sent::Retry,
+                Some(Err(error)) => {
+                    events::retry_failed(&plan.names, &held.delivery, held.attempt, &error);
+                    Sent::InPlace(wait)
+                }
+            };
+            CopySent { held, sent }
+        }));
+    }
+
+    /// Where the message comes from, in the broker's words.
+    fn origin(&self, held: &Held) -> String {
+        held.origin.as_deref().map_or_else(|| self.control.describe(held.delivery.origin), str::to_owned)
+    }
+
+    /// Remembers that a copy of the message is under way; the token is cancelled when its claim is lost.
+    fn hold_for_copy(&mut self, held: &Held) -> CancellationToken {
+        let lost = CancellationToken::new();
+        self.copied.push((held.delivery.claim.token(), lost.clone()));
+        lost
+    }
+
+    pub(super) fn poll_copy(&mut self, cx: &mut Context<'_>) -> Poll<CopySent> {
+        match self.copies.poll_next_unpin(cx) {
             Poll::Ready(Some(sent)) => Poll::Ready(sent),
             Poll::Ready(None) | Poll::Pending => Poll::Pending,
         }
     }
 
-    pub(super) fn letter_sent(&mut self, LetterSent { held, reason, lost }: LetterSent) {
+    pub(super) fn copy_sent(&mut self, CopySent { held, sent }: CopySent) {
         let token = held.delivery.claim.token();
-        self.letter_holds.retain(|(other, _)| *other != token);
-        if lost {
-            held.lane.into_iter().for_each(|lane| self.release(lane));
-            self.forget(vec![held]);
-            return;
+        self.copied.retain(|(other, _)| *other != token);
+        match sent {
+            Sent::Lost => {
+                held.lane.into_iter().for_each(|lane| self.release(lane));
+                self.forget(vec![held]);
+            }
+            Sent::Letter(reason) => {
+                events::dead_lettered(&self.plan.names, &held.delivery, held.attempt, reason);
+                self.status.dead_lettered.fetch_add(1, Relaxed);
+                self.acknowledge(held, true);
+            }
+            Sent::Retry => self.acknowledge(held, true),
+            Sent::InPlace(_) if self.stopping => self.returned.push(held),
+            Sent::InPlace(wait) => self.delay(wait, Items::from_iter([held])),
         }
-        events::dead_lettered(&self.plan.names, &held.delivery, held.attempt, reason);
-        self.status.dead_lettered.fetch_add(1, Relaxed);
-        self.acknowledge(held, true);
     }
 }
