@@ -145,6 +145,9 @@ async fn everything(_: OrderPlaced) -> Option<Invoiced> {
 #[handler(channel = "orders", ephemeral, order = none, batch = 50, dead_letter = none)]
 async fn broadcast(_orders: Batch<OrderPlaced>) {}
 
+#[handler(channel = "orders", group = "audit", order = none, retry(attempts = 3, durable))]
+async fn audit(_: OrderPlaced) {}
+
 /// What the annotation says.
 fn options<A, H: Handling>(_: fn(A) -> H) -> RouteOptions {
     H::options()
@@ -181,6 +184,9 @@ fn every_option_reaches_the_route_as_the_builder_would_set_it() {
         RouteOptions::ephemeral("orders").name("broadcast").order(Order::None).batch(50).no_dead_letter();
     assert_eq!(options(broadcast), by_hand);
     assert_ne!(options(broadcast), by_hand.batch(51));
+    let retry = Retry::new().attempts(3).durable();
+    let by_hand = RouteOptions::new("orders", "audit").name("audit").order(Order::None).retry(retry);
+    assert_eq!(options(audit), by_hand);
 }
 
 #[test]

@@ -139,6 +139,19 @@ async fn routes_that_contradict_themselves_or_each_other_are_refused() {
         (alone(route("orders", "billing").max_in_flight(0)), "`max_in_flight` must be at least 1"),
         (alone(route("orders", "billing").timeout(Duration::ZERO)), "`timeout`"),
         (alone(route("orders", "billing").partitions(3)), "1, 2, 4, 8, 16, 32 or 64"),
+        (alone(route("orders", "billing").retry(Retry::new().durable())), "say `order = none`"),
+        (
+            alone(RouteOptions::ephemeral("orders").order(Order::None).retry(Retry::new().durable())),
+            "name a group",
+        ),
+        (
+            alone(
+                route("orders", "billing")
+                    .order(Order::None)
+                    .retry(Retry::new().backoff(Backoff::Fixed(Duration::from_secs(3601))).durable()),
+            ),
+            "shorten it",
+        ),
         (alone(route("orders--x", "billing")), "its channel is wrong"),
         (alone(route("orders", "a.b")), "its group is wrong"),
     ] {

@@ -48,6 +48,8 @@ impl KafkaBroker {
             Capability::Replay,
             Capability::StartTime,
             Capability::Delay,
+            Capability::GroupAddress,
+            Capability::DurableRetry,
             Capability::Seek,
             Capability::Lag,
             Capability::Gaps,
@@ -56,7 +58,7 @@ impl KafkaBroker {
         .into_iter()
         .fold(Capabilities::new(config.max_payload), Capabilities::with);
         let outbox =
-            Outbox::open(connection.clone(), naming.clone(), &config, env.clone(), config.max_payload);
+            Outbox::open(connection.clone(), naming.clone(), &config, env.clone(), capabilities.clone());
         let topology = Topology::new(connection.clone(), naming, &config, env.clone());
         let members = Members::default();
         Ok(Self(Arc::new(Inner { env, config, connection, capabilities, topology, outbox, members })))
@@ -112,6 +114,9 @@ impl Adapter for KafkaBroker {
                 Declare::DeadLetters(channel) => self.topology().dead_letters(channel).await?,
                 Declare::Group(options) => {
                     self.topology().channel(&options.channel, options.partitions).await?;
+                    if let Some(group) = options.group.name() {
+                        self.topology().redrive(&options.channel, group).await?;
+                    }
                 }
                 other => {
                     let message = "the Kafka adapter doesn't know this kind of topology";

@@ -16,6 +16,7 @@ mod error;
 mod mark;
 mod member;
 mod naming;
+mod partition;
 mod partitioner;
 mod positions;
 mod properties;

@@ -273,7 +273,7 @@ impl Work {
             shared.event(Signal::Assigned(claims));
         }
         for gap in places.into_iter().filter_map(|place| place.gap) {
-            shared.event(Signal::Gap(gap));
+            shared.gap(gap);
         }
         self.round();
     }
@@ -371,7 +371,7 @@ impl Work {
             if !inside {
                 shared.moved(number, position);
                 if next < edges.low {
-                    shared.event(Signal::Gap(postrider_core::Gap::new(number as u32, next, edges.low)));
+                    shared.gap(postrider_core::Gap::new(number as u32, next, edges.low));
                 }
             }
         }

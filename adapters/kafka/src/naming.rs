@@ -30,17 +30,18 @@ impl Naming {
     /// # Errors
     /// A name longer than Kafka takes.
     pub fn topic(&self, channel: &str) -> Result<String> {
-        let name = match &self.tenant {
+        checked(match &self.tenant {
             Some(tenant) => format!("{tenant}{SEPARATOR}{channel}"),
             None => channel.into(),
-        };
-        if name.len() <= MAX {
-            return Ok(name);
-        }
-        let message = format!(
-            "Kafka takes topics of {MAX} bytes at most, tenant and channel together are longer; shorten one"
-        );
-        Err(Error::config("declare", message).with("topic", name))
+        })
+    }
+
+    /// The topic of what is one group's alone, and the `group.id` by which its members read it.
+    ///
+    /// # Errors
+    /// A name longer than Kafka takes.
+    pub fn redrive(&self, channel: &str, group: &str) -> Result<String> {
+        checked(format!("{}{SEPARATOR}redrive", self.group(channel, group)?))
     }
 
     /// The `group.id` of a group on a channel.
@@ -50,6 +51,16 @@ impl Naming {
     pub fn group(&self, channel: &str, group: &str) -> Result<String> {
         Ok(format!("{}{SEPARATOR}{group}", self.topic(channel)?))
     }
+}
+
+fn checked(name: String) -> Result<String> {
+    if name.len() <= MAX {
+        return Ok(name);
+    }
+    let message = format!(
+        "Kafka takes topics of {MAX} bytes at most; tenant, channel and group together are longer; shorten one"
+    );
+    Err(Error::config("declare", message).with("topic", name))
 }
 
 #[cfg(test)]

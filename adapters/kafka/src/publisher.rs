@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use postrider_core::{
-    Confirm, Confirms, DrainReport, Env, Error, ErrorKind, Outgoing, PublishError, PublishOrder, Publisher,
-    Result, check_size,
+    Capabilities, Confirm, Confirms, DrainReport, Env, Error, ErrorKind, Outgoing, PublishError,
+    PublishOrder, Publisher, Result, check_address, check_size, retry_tier,
 };
 use rdkafka::error::RDKafkaErrorCode as Code;
 use rdkafka::producer::BaseRecord;
@@ -41,7 +41,7 @@ pub(crate) struct Outbox {
     bytes: Arc<Semaphore>,
     all_bytes: u32,
     deadline: Duration,
-    usable_payload: usize,
+    capabilities: Capabilities,
     topics: Topics,
     closed: AtomicBool,
     hash: std::hash::RandomState,
@@ -111,7 +111,7 @@ impl Outbox {
         naming: Naming,
         config: &KafkaConfig,
         env: Env,
-        usable_payload: usize,
+        capabilities: Capabilities,
     ) -> Self {
         let slots = Arc::clone(&connection.slots);
         let mut tasks = JoinSet::new();
@@ -126,7 +126,7 @@ impl Outbox {
             bytes: Arc::new(Semaphore::new(all_bytes as usize)),
             all_bytes,
             deadline: config.send_deadline,
-            usable_payload,
+            capabilities,
             topics: Topics::default(),
             closed: AtomicBool::new(false),
             hash: std::hash::RandomState::new(),
@@ -140,7 +140,8 @@ impl Outbox {
             return Err(Error::new(ErrorKind::Closed, "publish", "the publisher is closed; connect again"));
         }
         // a dead letter may use the room that was left for its headers
-        let usable = if message.options.hop.is_some() { usize::MAX } else { self.usable_payload };
+        let usable =
+            if message.options.hop.is_some() { usize::MAX } else { self.capabilities.usable_payload() };
         check_size(&message.envelope, usable)?;
         if let Some((name, _)) = message.options.native.first() {
             let text = "the Kafka adapter takes no properties of a single message; leave it out";
@@ -148,7 +149,20 @@ impl Outbox {
         }
         let channel = message.address.channel();
         postrider_core::Channel::new(channel)?;
-        self.naming.topic(channel)
+        check_address(message, &self.capabilities)?;
+        match message.address.group() {
+            Some(group) => self.naming.redrive(channel, group),
+            None => self.naming.topic(channel),
+        }
+    }
+
+    /// Which partition of the topic the message goes to.
+    fn partition(message: &Outgoing<'_>, topic: &Topic) -> u32 {
+        match (message.address.group(), message.options.delay) {
+            (None, _) => topic.partition(message.envelope.key()),
+            (Some(_), None) => 0,
+            (Some(_), Some(delay)) => 1 + retry_tier(delay) as u32,
+        }
     }
 
     fn pieces(&self, message: &Outgoing<'_>) -> u32 {
@@ -240,7 +254,7 @@ impl Outbox {
                         continue;
                     }
                 };
-                let partition = found.partition(message.envelope.key());
+                let partition = Self::partition(&message, &found);
                 let Some(place) = found.enter(partition, self.env.now()) else {
                     self.slots.until(|| !found.is_under_way(partition)).await;
                     continue;
@@ -286,7 +300,7 @@ impl Outbox {
             return Err(message);
         };
         let now = self.env.now();
-        let Some(place) = found.enter(found.partition(message.envelope.key()), now) else {
+        let Some(place) = found.enter(Self::partition(&message, &found), now) else {
             return Err(message);
         };
         let deadline = now + message.options.deadline.unwrap_or(self.deadline);

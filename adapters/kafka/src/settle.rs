@@ -5,35 +5,52 @@ use std::time::Duration;
 
 use postrider_core::{BoxFuture, Env, Settle, SettleError, Settlement, Token};
 
-use crate::shared::Shared;
+use crate::shared::{Shared, Source};
 
 /// How long a flush waits for a broker that is away; what it then leaves is written when the broker is back.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 #[derive(Debug)]
 pub(crate) struct Tracker {
-    pub(crate) shared: Arc<Shared>,
+    pub(crate) channel: Arc<Shared>,
+    /// None of an ephemeral group, which has no place either that could be written down.
+    pub(crate) redrive: Option<Arc<Shared>>,
     pub(crate) env: Env,
-    /// An ephemeral group has no place that could be written down.
-    pub(crate) group: bool,
 }
 
 impl Settle for Tracker {
     fn settle(&self, batch: &[(Token, Settlement)]) -> Result<(), SettleError> {
-        let stale = self.shared.settle(batch);
+        let mut stale = Vec::new();
+        for (part, of) in parts(batch) {
+            match (&self.redrive, of) {
+                (Some(redrive), Source::Group) => stale.extend(redrive.settle(part)),
+                _ => stale.extend(self.channel.settle(part)),
+            }
+        }
         if stale.is_empty() { Ok(()) } else { Err(SettleError { stale }) }
     }
 
     fn flush(&self) -> BoxFuture<'_, Result<(), SettleError>> {
         Box::pin(async {
-            if !self.group {
+            let Some(redrive) = &self.redrive else {
                 return Ok(());
-            }
+            };
+            let both = async {
+                let (mut stale, more) = tokio::join!(self.channel.flush(), redrive.flush());
+                stale.extend(more);
+                stale
+            };
             let stale = tokio::select! {
-                stale = self.shared.flush() => stale,
+                stale = both => stale,
                 () = self.env.sleep(PATIENCE) => Vec::new(),
             };
             if stale.is_empty() { Ok(()) } else { Err(SettleError { stale }) }
         })
     }
+}
+
+/// The batch in its order, in runs of one topic each: nearly always one.
+fn parts(batch: &[(Token, Settlement)]) -> impl Iterator<Item = (&[(Token, Settlement)], Source)> {
+    let source = |(token, _): &(Token, Settlement)| Source::of(token.claim.shard);
+    batch.chunk_by(move |a, b| source(a) == source(b)).map(move |part| (part, source(&part[0])))
 }

@@ -7,70 +7,45 @@ use std::time::{Duration, Instant};
 
 use foldhash::fast::FixedState;
 use postrider_core::{
-    Claim, ClaimId, Delivery, Env, Envelope, Error, InFlight, Order, Origin, Settlement, Signal, Token,
+    Claim, ClaimId, Delivery, Env, Error, Gap, InFlight, Order, RETRY_TIERS, Settlement, Signal, Token,
     Window,
 };
 use rdkafka::consumer::base_consumer::PartitionQueue;
-use rdkafka::message::Message;
+use rdkafka::message::{BorrowedMessage, Message};
 use tokio::sync::Notify;
 
 use crate::convert;
+use crate::partition::{Held, Partition, Phase};
 use crate::rebalance::{Listener, Waker};
 use crate::watermark::Watermark;
 
-/// A message that was read and isn't settled.
-#[derive(Debug)]
-struct Held {
-    envelope: Envelope,
-    bytes: usize,
-    /// Its key, hashed; `None` where no order is asked for.
-    key: Option<u64>,
-    /// Handed out; else it waits here.
-    out: bool,
-}
-
+/// Which of a group's two topics is read. The shards of the second are numbered behind those of the first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Phase {
-    Active,
-    /// Goes to another member: nothing more is handed out.
-    Revoking,
-    /// Its place is being changed.
-    Moving,
+pub(crate) enum Source {
+    /// The channel's.
+    Channel,
+    /// The group's own: what is redriven to it in the first partition, what waits for a retry in one for each of [`RETRY_TIERS`].
+    Group,
 }
 
-/// One partition that this member holds.
-pub(crate) struct Partition {
-    epoch: u32,
-    phase: Phase,
-    queue: PartitionQueue<Listener>,
-    mark: Watermark,
-    held: HashMap<u64, Held, FixedState>,
-    /// What waits to be handed out, before anything more is taken from the queue.
-    waiting: BTreeSet<u64>,
-    /// Keys of which something waits for its time.
-    delayed: HashMap<u64, usize, FixedState>,
-    out: usize,
-    /// The runner is through with it.
-    released: bool,
-    /// Which state of the watermark is written down; `None` before the first time.
-    written: Option<u64>,
-}
-
-impl Partition {
-    fn is_dirty(&self) -> bool {
-        self.written != Some(self.mark.version())
+impl Source {
+    /// The shard of the first partition.
+    pub(crate) const fn base(self) -> u32 {
+        match self {
+            Self::Channel => 0,
+            Self::Group => 1 << 24,
+        }
     }
 
-    /// From here on other messages are meant: nothing that was handed out before can be settled.
-    fn restart(&mut self, mark: Watermark) {
-        self.epoch += 1;
-        self.mark = mark;
-        self.held.clear();
-        self.waiting.clear();
-        self.delayed.clear();
-        self.out = 0;
-        self.written = None;
-        self.phase = Phase::Active;
+    /// Of a shard of either topic.
+    pub(crate) const fn of(shard: u32) -> Self {
+        if shard < Self::Group.base() { Self::Channel } else { Self::Group }
+    }
+
+    /// How long the messages of a partition wait.
+    fn wait(self, number: i32) -> Option<Duration> {
+        let tier = usize::try_from(number).ok()?.checked_sub(1)?;
+        RETRY_TIERS.get(tier).copied().filter(|_| self == Self::Group)
     }
 }
 
@@ -112,6 +87,7 @@ struct State {
 pub(crate) struct Shared {
     state: Mutex<State>,
     topic: String,
+    source: Source,
     order: Order,
     env: Env,
     hash: FixedState,
@@ -128,13 +104,38 @@ impl std::fmt::Debug for Shared {
     }
 }
 
-/// Whether the window has room for another message of unknown size.
-fn has_room(state_window: &Window, in_flight: InFlight) -> bool {
-    in_flight.has_room(state_window, 0) && (in_flight.messages == 0 || in_flight.bytes < state_window.bytes)
+/// What is out, here and under the subscription's other claims: they share one window.
+struct Shares<'a> {
+    own: &'a mut InFlight,
+    elsewhere: InFlight,
+}
+
+impl Shares<'_> {
+    fn all(&self) -> InFlight {
+        let InFlight { messages, bytes } = *self.own;
+        InFlight { messages: messages + self.elsewhere.messages, bytes: bytes + self.elsewhere.bytes }
+    }
+
+    fn has_room(&self, window: &Window, bytes: usize) -> bool {
+        self.all().has_room(window, bytes)
+    }
+
+    /// Whether there is room for another message of unknown size.
+    fn has_any_room(&self, window: &Window) -> bool {
+        let all = self.all();
+        all.has_room(window, 0) && (all.messages == 0 || all.bytes < window.bytes)
+    }
 }
 
 impl Shared {
-    pub(crate) fn new(topic: String, order: Order, window: Window, env: Env) -> Self {
+    pub(crate) fn new(
+        topic: String,
+        source: Source,
+        order: Order,
+        window: Window,
+        env: Env,
+        arrived: Arc<Notify>,
+    ) -> Self {
         let state = State {
             partitions: BTreeMap::new(),
             epochs: HashMap::new(),
@@ -153,23 +154,39 @@ impl Shared {
         Self {
             state: Mutex::new(state),
             topic,
+            source,
             order,
             env,
             hash: FixedState::default(),
             waker: Arc::default(),
-            arrived: Arc::default(),
+            arrived,
             written: Notify::new(),
         }
+    }
+
+    fn claim(&self, number: i32, epoch: u32) -> ClaimId {
+        ClaimId { shard: self.source.base() + number as u32, epoch }
+    }
+
+    fn number(&self, claim: ClaimId) -> i32 {
+        // the other topic's shards give a number that no partition has
+        i32::try_from(claim.shard).unwrap_or(-1).wrapping_sub(self.source.base() as i32)
+    }
+
+    /// What is out under these claims.
+    pub(crate) fn in_flight(&self) -> InFlight {
+        self.state().in_flight
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The next event, or what the window has room for.
+    /// The next event, or what the window has room for, of which `elsewhere` is taken up.
     pub(crate) fn receive(
         &self,
         max: usize,
+        elsewhere: InFlight,
         into: &mut Vec<Delivery>,
         claim: impl Fn(Token) -> Claim,
     ) -> Result<Option<Signal>, Error> {
@@ -188,6 +205,7 @@ impl Shared {
         if state.paused || state.held_back || state.partitions.is_empty() {
             return Ok(None);
         }
+        let in_flight = Shares { own: &mut state.in_flight, elsewhere };
         let (before, count) = (into.len(), state.partitions.len());
         let numbers: Vec<i32> = state.partitions.keys().copied().collect();
         let mut waiting: usize = state.partitions.values().map(|partition| partition.waiting.len()).sum();
@@ -204,26 +222,35 @@ impl Shared {
                     partition.waiting.remove(&offset);
                     continue;
                 };
-                if !state.in_flight.has_room(&state.window, held.bytes) {
+                if !in_flight.has_room(&state.window, held.bytes) {
                     full = true;
                     break;
                 }
                 waiting -= usize::from(partition.waiting.remove(&offset));
-                into.extend(partition.hand_out(number, offset, &mut state.in_flight, &claim));
+                into.extend(partition.hand_out(offset, in_flight.own, &claim));
             }
-            while !full && into.len() - before < max {
-                if !has_room(&state.window, state.in_flight) || waiting >= state.window.messages {
+            while !full && into.len() - before < max && partition.rests_until.is_none() {
+                if !in_flight.has_any_room(&state.window) {
                     full = true;
                     break;
                 }
-                let Some(offset) = self.pop(partition, number, &mut state.troubled) else { break };
+                if waiting >= state.window.messages {
+                    break; // nothing more is read, but another partition may have what waits here already
+                }
+                let Some((offset, due)) = self.pop(partition, number, &mut state.troubled) else { break };
+                if let Some(due) = due {
+                    partition.rests_until = Some(due);
+                    state.timers.insert((due, number, partition.epoch, offset));
+                    self.waker.wake();
+                    break;
+                }
                 let bytes = partition.held.get(&offset).map_or(0, |held| held.bytes);
-                if partition.is_held_back(offset) || !state.in_flight.has_room(&state.window, bytes) {
+                if partition.is_held_back(offset) || !in_flight.has_room(&state.window, bytes) {
                     partition.waiting.insert(offset);
                     waiting += 1;
                     continue;
                 }
-                into.extend(partition.hand_out(number, offset, &mut state.in_flight, &claim));
+                into.extend(partition.hand_out(offset, in_flight.own, &claim));
             }
             if full || into.len() - before == max {
                 break;
@@ -236,8 +263,13 @@ impl Shared {
         Ok((into.len() > before).then_some(Signal::Deliveries))
     }
 
-    /// Takes the next open message out of the client's queue; answers its offset.
-    fn pop(&self, partition: &mut Partition, number: i32, troubled: &mut BTreeSet<i32>) -> Option<u64> {
+    /// Takes the next open message out of the client's queue; answers its offset, and its time if that hasn't come.
+    fn pop(
+        &self,
+        partition: &mut Partition,
+        number: i32,
+        troubled: &mut BTreeSet<i32>,
+    ) -> Option<(u64, Option<Instant>)> {
         loop {
             let found = match partition.queue.poll(Duration::ZERO)? {
                 Ok(found) => found,
@@ -264,8 +296,18 @@ impl Shared {
             };
             let bytes = envelope.byte_len();
             partition.held.insert(offset, Held { envelope, bytes, key, out: false });
-            return Some(offset);
+            return Some((offset, self.due(&found, number)));
         }
+    }
+
+    /// When a message that waits for its retry may be handed out; `None`: now.
+    fn due(&self, message: &BorrowedMessage<'_>, number: i32) -> Option<Instant> {
+        let wait = self.source.wait(number)?;
+        // a copy bears the time when it was sent, not that of the message
+        let sent = u64::try_from(message.timestamp().to_millis().unwrap_or(0)).unwrap_or(0);
+        let since = self.env.wall_ms().saturating_sub(sent);
+        let left = wait.saturating_sub(Duration::from_millis(since));
+        (!left.is_zero()).then(|| self.env.now() + left)
     }
 
     /// Answers those that were stale.
@@ -274,7 +316,7 @@ impl Shared {
         let mut state = self.state();
         let state = &mut *state;
         for (token, settlement) in batch {
-            let number = token.claim.shard as i32;
+            let number = self.number(token.claim);
             let found = state.partitions.get_mut(&number).filter(|partition| {
                 !state.closed
                     && partition.epoch == token.claim.epoch
@@ -299,7 +341,7 @@ impl Shared {
                         *partition.delayed.entry(key).or_default() += 1;
                         partition.waiting.insert(token.seq);
                     }
-                    (Some(_), None) => {}
+                    (Some(_), None) => {} // its timer brings it back
                     (None, _) => {
                         partition.waiting.insert(token.seq);
                     }
@@ -335,19 +377,17 @@ impl Shared {
             let Some(partition) = state.partitions.get_mut(&number).filter(|p| p.epoch == epoch) else {
                 continue;
             };
-            match partition.held.get(&offset).map(|held| held.key) {
-                Some(Some(key)) => {
-                    if let Some(count) = partition.delayed.get_mut(&key) {
-                        *count -= 1;
-                        if *count == 0 {
-                            partition.delayed.remove(&key);
-                        }
+            partition.rests_until.take_if(|until| *until <= now);
+            if let Some(key) = partition.held.get(&offset).map(|held| held.key) {
+                partition.waiting.insert(offset);
+                if let Some(key) = key
+                    && let Some(count) = partition.delayed.get_mut(&key)
+                {
+                    *count -= 1;
+                    if *count == 0 {
+                        partition.delayed.remove(&key);
                     }
                 }
-                Some(None) => {
-                    partition.waiting.insert(offset);
-                }
-                None => {}
             }
             woken = true;
         }
@@ -368,21 +408,9 @@ impl Shared {
         let mut state = self.state();
         let epoch = state.epochs.entry(number).or_default();
         *epoch += 1;
-        let epoch = *epoch;
-        let partition = Partition {
-            epoch,
-            phase: Phase::Active,
-            queue,
-            mark,
-            held: HashMap::default(),
-            waiting: BTreeSet::new(),
-            delayed: HashMap::default(),
-            out: 0,
-            released: false,
-            written: (!fresh).then_some(0),
-        };
-        state.partitions.insert(number, partition);
-        ClaimId { shard: number as u32, epoch }
+        let claim = self.claim(number, *epoch);
+        state.partitions.insert(number, Partition::new(claim, queue, mark, fresh));
+        claim
     }
 
     /// Nothing more is handed out of these; answers the claims on them.
@@ -392,7 +420,7 @@ impl Shared {
         for number in numbers {
             if let Some(partition) = state.partitions.get_mut(number) {
                 partition.phase = Phase::Revoking;
-                claims.push(ClaimId { shard: *number as u32, epoch: partition.epoch });
+                claims.push(partition.claim());
             }
         }
         claims
@@ -411,7 +439,7 @@ impl Shared {
     pub(crate) fn release(&self, claims: &[ClaimId]) {
         let mut state = self.state();
         for claim in claims {
-            if let Some(partition) = state.partitions.get_mut(&(claim.shard as i32))
+            if let Some(partition) = state.partitions.get_mut(&self.number(*claim))
                 && partition.epoch == claim.epoch
                 && partition.phase == Phase::Revoking
             {
@@ -433,7 +461,7 @@ impl Shared {
                 state.in_flight.settled(held.bytes);
             }
             if partition.out > 0 {
-                cut.push(ClaimId { shard: *number as u32, epoch: partition.epoch });
+                cut.push(partition.claim());
             }
             // a later hold has a later epoch, also where its place was changed meanwhile
             state.epochs.insert(*number, partition.epoch);
@@ -461,12 +489,11 @@ impl Shared {
         for held in partition.held.values().filter(|held| held.out) {
             state.in_flight.settled(held.bytes);
         }
-        let shard = number as u32;
-        let lost = ClaimId { shard, epoch: partition.epoch };
+        let lost = partition.claim();
         partition.restart(Watermark::new(position, []));
         state.epochs.insert(number, partition.epoch);
         state.events.push_back(Signal::Lost(vec![lost]));
-        state.events.push_back(Signal::Assigned(vec![ClaimId { shard, epoch: partition.epoch }]));
+        state.events.push_back(Signal::Assigned(vec![partition.claim()]));
         self.arrived.notify_one();
     }
 
@@ -556,10 +583,7 @@ impl Shared {
                 for (number, epoch, version, position) in &targets {
                     match state.partitions.get(number).filter(|partition| partition.epoch == *epoch) {
                         Some(partition) => open |= partition.written < Some(*version),
-                        None => gone.push(Token {
-                            claim: ClaimId { shard: *number as u32, epoch: *epoch },
-                            seq: *position,
-                        }),
+                        None => gone.push(Token { claim: self.claim(*number, *epoch), seq: *position }),
                     }
                 }
                 if !open {
@@ -573,6 +597,12 @@ impl Shared {
     pub(crate) fn event(&self, signal: Signal) {
         self.state().events.push_back(signal);
         self.arrived.notify_one();
+    }
+
+    /// Messages of a partition are missing.
+    pub(crate) fn gap(&self, mut gap: Gap) {
+        gap.shard += self.source.base();
+        self.event(Signal::Gap(gap));
     }
 
     /// The subscription ends with a reason that reconnecting doesn't mend.
@@ -621,11 +651,7 @@ impl Shared {
     }
 
     pub(crate) fn claims(&self) -> Vec<ClaimId> {
-        let claim = |(number, partition): (&i32, &Partition)| ClaimId {
-            shard: *number as u32,
-            epoch: partition.epoch,
-        };
-        self.state().partitions.iter().map(claim).collect()
+        self.state().partitions.values().map(Partition::claim).collect()
     }
 
     /// Of each partition held here: the place, and how many are settled above it.
@@ -634,39 +660,5 @@ impl Shared {
             (*number, (partition.mark.position(), partition.mark.settled_above().count() as u64))
         };
         self.state().partitions.iter().map(place).collect()
-    }
-}
-
-impl Partition {
-    /// What waits and may be handed out, ascending.
-    fn ready(&self) -> impl Iterator<Item = u64> {
-        self.waiting.iter().copied().filter(|offset| !self.is_held_back(*offset))
-    }
-
-    /// Whether something of its key waits for its time.
-    fn is_held_back(&self, offset: u64) -> bool {
-        let key = self.held.get(&offset).and_then(|held| held.key);
-        key.is_some_and(|key| self.delayed.contains_key(&key))
-    }
-
-    fn hand_out(
-        &mut self,
-        number: i32,
-        offset: u64,
-        in_flight: &mut InFlight,
-        claim: impl Fn(Token) -> Claim,
-    ) -> Option<Delivery> {
-        let held = self.held.get_mut(&offset)?;
-        held.out = true;
-        self.out += 1;
-        in_flight.take(held.bytes);
-        let shard = number as u32;
-        let token = Token { claim: ClaimId { shard, epoch: self.epoch }, seq: offset };
-        Some(Delivery {
-            envelope: held.envelope.clone(),
-            origin: Origin { shard, position: offset },
-            deliveries: None,
-            claim: claim(token),
-        })
     }
 }

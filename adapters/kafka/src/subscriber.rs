@@ -6,15 +6,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use postrider_core::{
-    BoxFuture, Claim, ClaimId, Control, Delivery, Error, ErrorKind, Group, Health, HealthState, Origin,
-    Result, SEPARATOR, Settle, Signal, Start, SubscribeOptions, Subscriber, Subscription,
+    BoxFuture, Claim, ClaimId, Control, Delivery, Error, ErrorKind, Group, Health, HealthState, InFlight,
+    Origin, Result, SEPARATOR, Settle, Signal, Start, SubscribeOptions, Subscriber, Subscription,
 };
 use rdkafka::consumer::Consumer;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{Notify, oneshot, watch};
 
 use crate::broker::KafkaBroker;
 use crate::committer::Committer;
-use crate::config::GroupProtocol;
+use crate::config::{GroupProtocol, KafkaConfig};
 use crate::connection::Connection;
 use crate::error;
 use crate::member::{Command, Member, Progress, SharedClient};
@@ -22,7 +22,7 @@ use crate::positions;
 use crate::properties;
 use crate::rebalance::{self, Client, Listener};
 use crate::settle::Tracker;
-use crate::shared::Shared;
+use crate::shared::{Shared, Source};
 
 /// How long a subscription waits for the group to let it in; later, its partitions come by themselves.
 const ADMISSION: Duration = Duration::from_secs(5);
@@ -33,9 +33,22 @@ const REQUEST: Duration = Duration::from_secs(5);
 
 /// One member of a group. Dropped, it leaves and gives back what is unsettled; [`close`](Subscription::close) also waits until
 /// the broker knows.
+///
+/// It reads the channel's topic and, with a client of its own, the topic of what is the group's alone: were they one client's, a
+/// member could be given partitions of the second in place of its share of the first.
 #[derive(Debug)]
 pub struct KafkaSubscription {
+    channel: Half,
+    /// None of an ephemeral group.
+    redrive: Option<Half>,
     tracker: Arc<Tracker>,
+    arrived: Arc<Notify>,
+}
+
+/// What reads one of the topics.
+#[derive(Debug)]
+struct Half {
+    shared: Arc<Shared>,
     commands: mpsc::Sender<Command>,
     progress: watch::Receiver<Progress>,
     context: Arc<Context>,
@@ -56,6 +69,60 @@ impl std::fmt::Debug for Context {
     }
 }
 
+/// Which topic a member reads, and by which name.
+struct Reading<'a> {
+    source: Source,
+    topic: String,
+    group: String,
+    start: Start,
+    options: &'a SubscribeOptions,
+    config: &'a KafkaConfig,
+    claim_timeout: Duration,
+}
+
+impl KafkaBroker {
+    /// Starts a member of its own for one topic.
+    fn read(&self, reading: Reading<'_>, arrived: &Arc<Notify>) -> Result<Half> {
+        let Reading { source, topic, group, start, options, config, claim_timeout } = reading;
+        let named = options.group.name().is_some();
+        let env = self.environment();
+        let common = &self.connection().common;
+        let client = properties::consumer(common, config, &group, claim_timeout, options.window);
+        let mut client: Client = client.create_with_context(Listener::default()).map_err(error::creation)?;
+        let arrived = Arc::clone(arrived);
+        let shared = Shared::new(topic.clone(), source, options.order, options.window, env.clone(), arrived);
+        let shared = Arc::new(shared);
+        rebalance::listen(&mut client, &shared.waker);
+        let client = Arc::new(client);
+        if named {
+            client.subscribe(&[&topic]).map_err(|e| error::client("subscribe", e).with("topic", &topic))?;
+        }
+        let lent: SharedClient = Arc::new(Mutex::new(Some(Arc::clone(&client))));
+        let (commands, obeyed) = mpsc::channel();
+        let (sender, progress) = watch::channel(Progress::default());
+        let committer = Committer::start(Arc::clone(&client), topic.clone(), Arc::clone(&shared.waker))?;
+        let member = Member {
+            client,
+            committer,
+            lent: Arc::clone(&lent),
+            shared: Arc::clone(&shared),
+            commands: obeyed,
+            progress: sender,
+            topic: topic.clone(),
+            group: named,
+            start,
+            env: env.clone(),
+            commit_interval: config.commit_interval,
+            release_timeout: config.release_timeout,
+        };
+        member.start(self.members())?;
+        let connection = self.connection().clone();
+        let context = Arc::new(Context { topic, group: named, start, client: lent, connection });
+        // from here on, dropping it lets the thread leave
+        Ok(Half { shared, commands, progress, context })
+    }
+}
+
 impl Subscriber for KafkaBroker {
     type Subscription = KafkaSubscription;
 
@@ -73,54 +140,35 @@ impl Subscriber for KafkaBroker {
         self.topology().channel(&options.channel, options.partitions).await?;
         let naming = self.topology().naming();
         let topic = naming.topic(&options.channel)?;
-        let group = match &options.group {
-            Group::Named(group) => naming.group(&options.channel, group)?,
+        let arrived = Arc::<Notify>::default();
+        let reading = |source, topic, group, start| {
+            self.read(
+                Reading { source, topic, group, start, options, config: &config, claim_timeout },
+                &arrived,
+            )
+        };
+        let (group, redrive) = match &options.group {
+            Group::Named(group) => {
+                self.topology().redrive(&options.channel, group).await?;
+                let redrive = naming.redrive(&options.channel, group)?;
+                // what is the group's alone is read from its beginning, wherever the group begins
+                let redrive = reading(Source::Group, redrive.clone(), redrive, Start::Earliest)?;
+                (naming.group(&options.channel, group)?, Some(redrive))
+            }
             // the client wants a name; nothing is ever written under it
             Group::Ephemeral => {
-                format!("{topic}{SEPARATOR}ephemeral{SEPARATOR}{:016x}", self.environment().random())
+                let unique = self.environment().random();
+                (format!("{topic}{SEPARATOR}ephemeral{SEPARATOR}{unique:016x}"), None)
             }
         };
-        let named = options.group.name().is_some();
-        let client =
-            properties::consumer(&self.connection().common, &config, &group, claim_timeout, options.window);
-        let mut client: Client = client.create_with_context(Listener::default()).map_err(error::creation)?;
-        let shared =
-            Arc::new(Shared::new(topic.clone(), options.order, options.window, self.environment().clone()));
-        rebalance::listen(&mut client, &shared.waker);
-        let client = Arc::new(client);
-        if named {
-            client.subscribe(&[&topic]).map_err(|e| error::client("subscribe", e).with("topic", &topic))?;
-        }
-        let lent: SharedClient = Arc::new(Mutex::new(Some(Arc::clone(&client))));
-        let (commands, obeyed) = mpsc::channel();
-        let (sender, mut progress) = watch::channel(Progress::default());
-        let committer = Committer::start(Arc::clone(&client), topic.clone(), Arc::clone(&shared.waker))?;
-        let member = Member {
-            client,
-            committer,
-            lent: Arc::clone(&lent),
-            shared: Arc::clone(&shared),
-            commands: obeyed,
-            progress: sender,
-            topic: topic.clone(),
-            group: named,
-            start: options.start,
+        let channel = reading(Source::Channel, topic, group, options.start)?;
+        let mut progress = channel.progress.clone();
+        let tracker = Tracker {
+            channel: Arc::clone(&channel.shared),
+            redrive: redrive.as_ref().map(|half| Arc::clone(&half.shared)),
             env: self.environment().clone(),
-            commit_interval: config.commit_interval,
-            release_timeout: config.release_timeout,
         };
-        member.start(self.members())?;
-        let context = Arc::new(Context {
-            topic,
-            group: named,
-            start: options.start,
-            client: lent,
-            connection: self.connection().clone(),
-        });
-        let env = self.environment().clone();
-        let tracker = Arc::new(Tracker { shared, env, group: named });
-        // from here on, dropping it lets the thread leave
-        let subscription = KafkaSubscription { tracker, commands, progress: progress.clone(), context };
+        let subscription = KafkaSubscription { channel, redrive, tracker: Arc::new(tracker), arrived };
         let alone = match config.group_protocol {
             GroupProtocol::Classic => properties::heartbeat(claim_timeout) * 4 + Duration::from_millis(500),
             GroupProtocol::Consumer => ADMISSION,
@@ -129,7 +177,7 @@ impl Subscriber for KafkaBroker {
             () = admitted(&mut progress, alone, self.environment()) => {}
             () = self.environment().sleep(ADMISSION.min(config.connect_timeout)) => {}
         }
-        match subscription.tracker.shared.take_end() {
+        match subscription.channel.shared.take_end() {
             Some(error) => Err(error),
             None => Ok(subscription),
         }
@@ -149,119 +197,175 @@ async fn admitted(progress: &mut watch::Receiver<Progress>, alone: Duration, env
     }
 }
 
-impl KafkaSubscription {
+impl Half {
     fn leave(&self) {
-        self.tracker.shared.close();
+        self.shared.close();
         // a thread that is gone has left already
         let _ = self.commands.send(Command::Stop);
-        self.tracker.shared.waker.wake();
+        self.shared.waker.wake();
+    }
+
+    /// Resolves when the thread is through.
+    async fn left(&mut self) {
+        // one that is gone is through, too
+        let _ = self.progress.wait_for(|progress| progress.done).await;
+    }
+}
+
+impl KafkaSubscription {
+    /// What there is to receive: first of what is the group's alone, which is little and late already.
+    fn look(&self, max: usize, into: &mut Vec<Delivery>) -> Result<Option<Signal>> {
+        let claim = |token| Claim::new(Arc::clone(&self.tracker) as Arc<dyn Settle>, token);
+        let mut elsewhere = InFlight::default();
+        if let Some(redrive) = &self.redrive {
+            let others = self.channel.shared.in_flight();
+            if let Some(signal) = redrive.shared.receive(max, others, into, claim)? {
+                return Ok(Some(signal));
+            }
+            elsewhere = redrive.shared.in_flight();
+        }
+        self.channel.shared.receive(max, elsewhere, into, claim)
+    }
+
+    fn halves(&self) -> impl Iterator<Item = &Half> {
+        std::iter::once(&self.channel).chain(&self.redrive)
     }
 }
 
 impl Subscription for KafkaSubscription {
     async fn receive(&mut self, max: NonZeroUsize, into: &mut Vec<Delivery>) -> Result<Signal> {
         loop {
-            let tracker = &self.tracker;
-            let claim = |token| Claim::new(Arc::clone(tracker) as Arc<dyn Settle>, token);
-            if let Some(signal) = tracker.shared.receive(max.get(), into, claim)? {
+            if let Some(signal) = self.look(max.get(), into)? {
                 return Ok(signal);
             }
             // the only await, and nothing has been taken yet: cancel-safe. A wake-up in between is kept by the notify.
-            self.tracker.shared.arrived.notified().await;
+            self.arrived.notified().await;
         }
     }
 
     async fn release(&mut self, claims: &[ClaimId]) -> Result<()> {
-        self.tracker.shared.release(claims);
+        self.halves().for_each(|half| half.shared.release(claims));
         Ok(())
     }
 
     async fn close(&mut self) -> Result<()> {
-        self.leave();
+        self.halves().for_each(Half::leave);
         let env = self.tracker.env.clone();
+        let Self { channel, redrive, .. } = self;
+        let all_left = async {
+            channel.left().await;
+            if let Some(redrive) = redrive {
+                redrive.left().await;
+            }
+        };
         let left = tokio::select! {
-            // a thread that is gone is through
-            _ = self.progress.wait_for(|progress| progress.done) => true,
+            () = all_left => true,
             () = env.sleep(FAREWELL) => false,
         };
         if left {
             return Ok(());
         }
         let message = "the broker could not be told in time; it finds out when the member's claim runs out";
-        Err(Error::new(ErrorKind::Timeout, "close", message).with("topic", &self.context.topic))
+        Err(Error::new(ErrorKind::Timeout, "close", message).with("topic", &self.channel.context.topic))
     }
 
     fn control(&self) -> Arc<dyn Control> {
-        Arc::new(KafkaControl {
-            tracker: Arc::clone(&self.tracker),
-            commands: self.commands.clone(),
-            context: Arc::clone(&self.context),
-        })
+        let reader = |half: &Half| Reader {
+            shared: Arc::clone(&half.shared),
+            commands: half.commands.clone(),
+            context: Arc::clone(&half.context),
+        };
+        Arc::new(KafkaControl { channel: reader(&self.channel), redrive: self.redrive.as_ref().map(reader) })
     }
 }
 
 impl Drop for KafkaSubscription {
     fn drop(&mut self) {
-        self.leave();
+        self.halves().for_each(Half::leave);
     }
 }
 
 struct KafkaControl {
-    tracker: Arc<Tracker>,
+    channel: Reader,
+    redrive: Option<Reader>,
+}
+
+/// What the control handle has of each topic.
+struct Reader {
+    shared: Arc<Shared>,
     commands: mpsc::Sender<Command>,
     context: Arc<Context>,
 }
 
+impl Reader {
+    async fn lag(&self) -> Result<u64> {
+        let Context { topic, connection, .. } = &*self.context;
+        let count = connection.partitions("lag", topic).await?.unwrap_or_default();
+        let (context, shared) = (Arc::clone(&self.context), Arc::clone(&self.shared));
+        let asked = tokio::task::spawn_blocking(move || lag(&context, &shared, count));
+        let asked = asked.await;
+        asked.map_err(|e| Error::new(ErrorKind::Closed, "lag", "the runtime is stopping").because(e))?
+    }
+}
+
+impl KafkaControl {
+    fn readers(&self) -> impl Iterator<Item = &Reader> {
+        std::iter::once(&self.channel).chain(&self.redrive)
+    }
+}
+
 impl Control for KafkaControl {
     fn pause(&self) {
-        self.tracker.shared.pause(true);
+        self.readers().for_each(|reader| reader.shared.pause(true));
     }
 
     fn resume(&self) {
-        self.tracker.shared.pause(false);
+        self.readers().for_each(|reader| reader.shared.pause(false));
     }
 
-    /// Moves the partitions that this member holds; other members move theirs.
+    /// Moves the partitions of the channel that this member holds; other members move theirs.
     fn seek(&self, to: Start) -> BoxFuture<'_, Result<()>> {
         Box::pin(async move {
             let gone = || Error::new(ErrorKind::Closed, "seek", "the subscription is closed");
             let (answer, answered) = oneshot::channel();
-            self.commands.send(Command::Seek(to, answer)).map_err(|_| gone())?;
-            self.tracker.shared.waker.wake();
+            self.channel.commands.send(Command::Seek(to, answer)).map_err(|_| gone())?;
+            self.channel.shared.waker.wake();
             answered.await.map_err(|_| gone())?
         })
     }
 
     fn lag(&self) -> BoxFuture<'_, Result<u64>> {
         Box::pin(async move {
-            let Context { topic, connection, .. } = &*self.context;
-            let count = connection.partitions("lag", topic).await?.unwrap_or_default();
-            let (context, shared) = (Arc::clone(&self.context), Arc::clone(&self.tracker.shared));
-            let asked = tokio::task::spawn_blocking(move || lag(&context, &shared, count));
-            let asked = asked.await;
-            asked.map_err(|e| Error::new(ErrorKind::Closed, "lag", "the runtime is stopping").because(e))?
+            let mut lag = self.channel.lag().await?;
+            if let Some(redrive) = &self.redrive {
+                lag += redrive.lag().await?;
+            }
+            Ok(lag)
         })
     }
 
     fn claims(&self) -> Vec<ClaimId> {
-        self.tracker.shared.claims()
+        self.readers().flat_map(|reader| reader.shared.claims()).collect()
     }
 
     fn describe(&self, origin: Origin) -> String {
-        format!("kafka:{}/{}/{}", self.context.topic, origin.shard, origin.position)
+        let source = Source::of(origin.shard);
+        let reader = self.redrive.as_ref().filter(|_| source == Source::Group).unwrap_or(&self.channel);
+        let partition = origin.shard - source.base();
+        format!("kafka:{}/{partition}/{}", reader.context.topic, origin.position)
     }
 
     fn health(&self) -> Health {
-        let connection = self.context.connection.health();
+        let connection = self.channel.context.connection.health();
         if connection.state > HealthState::Up {
             return connection;
         }
-        if self.tracker.shared.is_held_back() {
+        if self.readers().any(|reader| reader.shared.is_held_back()) {
             return Health::degraded(
                 "the group's place can't be written down at present, so nothing is handed out",
             );
         }
-        if self.tracker.shared.claims().is_empty() {
+        if self.channel.shared.claims().is_empty() {
             let reason =
                 "no partition is held at present: other members hold them all, or they are changing hands";
             return Health { state: HealthState::Standby, reason: Some(reason.into()) };

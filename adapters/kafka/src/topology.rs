@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use postrider_core::{Env, Error, ErrorKind, Result};
+use postrider_core::{Env, Error, ErrorKind, RETRY_TIERS, Result};
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::error::RDKafkaErrorCode as Code;
@@ -56,8 +56,20 @@ impl Topology {
         self.topic(Wanted { channel, partitions: None, made_with: 1, settings }).await
     }
 
+    /// Makes sure of the topic of what is one group's alone: a partition for what is redriven, and one for each time that a message
+    /// can wait for its retry.
+    pub(crate) async fn redrive(&self, channel: &str, group: &str) -> Result<()> {
+        let count = 1 + RETRY_TIERS.len() as u32;
+        let wanted = Wanted { channel, partitions: Some(count), made_with: count, settings: &[] };
+        self.named(wanted, self.naming.redrive(channel, group)?).await
+    }
+
     async fn topic(&self, wanted: Wanted<'_>) -> Result<()> {
         let topic = self.naming.topic(wanted.channel)?;
+        self.named(wanted, topic).await
+    }
+
+    async fn named(&self, wanted: Wanted<'_>, topic: String) -> Result<()> {
         if self.config.declare == DeclareMode::None {
             return Ok(());
         }

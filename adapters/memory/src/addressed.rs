@@ -40,11 +40,16 @@ impl Addressed {
 
     pub(crate) fn turn(&self, position: u64, group: &GroupKey) -> Turn {
         match self.0.get(&position) {
-            None => Turn::Now,
             Some(to) if !matches!(group, GroupKey::Named(name) if *name == to.group) => Turn::Never,
             Some(to) if to.early => Turn::Later,
-            Some(_) => Turn::Now,
+            None | Some(_) => Turn::Now,
         }
+    }
+
+    /// How many from `position` on are other groups'.
+    pub(crate) fn others(&self, position: u64, group: &GroupKey) -> u64 {
+        let from = self.0.range(position..).map(|(position, _)| *position);
+        from.filter(|position| self.turn(*position, group) == Turn::Never).count() as u64
     }
 
     /// What lies before `base` is gone.

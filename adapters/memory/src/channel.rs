@@ -359,7 +359,9 @@ impl Channel {
 
     pub(crate) fn lag(&self, id: &MemberId) -> u64 {
         let state = self.state();
-        state.groups.get(&id.group).map_or(0, |consumers| consumers.group.lag(state.log.end()))
+        state.groups.get(&id.group).map_or(0, |Consumers { group, .. }| {
+            group.lag(state.log.end()) - state.addressed.others(group.next(), &id.group)
+        })
     }
 
     pub(crate) fn epoch(&self, id: &MemberId) -> Option<Epoch> {

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use postrider_core::{
-    Adapter, Confirm, DrainReport, Env, Envelope, Error, ErrorKind, Outgoing, PublishError,
-    Publisher, Receipt, check_address, check_size,
+    Adapter, Confirm, DrainReport, Env, Envelope, Error, ErrorKind, Outgoing, PublishError, Publisher,
+    Receipt, check_address, check_size,
 };
 
 use crate::broker::{MemoryBroker, SEND_DEADLINE};

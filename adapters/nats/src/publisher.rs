@@ -1,16 +1,16 @@
 //! Publishing: a bounded queue, handed over to the client only while it is connected, and confirmed by the server's answer.
 
-use std::hash::BuildHasher;
 use std::collections::HashSet;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::hash::BuildHasher;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_nats::{Message, StatusCode};
 use futures_util::{FutureExt, StreamExt};
 use postrider_core::{
-    Capabilities, Confirm, Confirmed, DrainReport, Env, Error, ErrorKind, Outgoing, PublishError, PublishOrder, Receipt,
-    Result, check_address, check_size, key_slot,
+    Capabilities, Confirm, Confirmed, DrainReport, Env, Error, ErrorKind, Outgoing, PublishError,
+    PublishOrder, Receipt, Result, check_address, check_size, key_slot,
 };
 use serde::Deserialize;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -103,7 +103,8 @@ impl Outbox {
             return Err(Error::new(ErrorKind::Closed, "publish", "the publisher is closed; connect again"));
         }
         // a dead letter may use the room that was left for its headers
-        let usable = if message.options.hop.is_some() { usize::MAX } else { self.capabilities.usable_payload() };
+        let usable =
+            if message.options.hop.is_some() { usize::MAX } else { self.capabilities.usable_payload() };
         check_size(&message.envelope, usable)?;
         postrider_core::Channel::new(message.address.channel())?;
         check_address(message, &self.capabilities)
@@ -249,7 +250,10 @@ impl Outbox {
             return Ok(Confirm::failed(error));
         }
         let key = self.key(&message);
-        if message.address.group().is_some() || !self.connection.is_up() || key.is_some_and(|key| self.slots.has_key(key)) {
+        if message.address.group().is_some()
+            || !self.connection.is_up()
+            || key.is_some_and(|key| self.slots.has_key(key))
+        {
             return Err(message);
         }
         let Ok(messages) = Arc::clone(&self.messages).try_acquire_owned() else {

@@ -150,8 +150,8 @@ pub(crate) fn envelope(
             continue;
         }
         // said by the envelope itself, or by the broker for this delivery alone
-        let spoken = matches!(name, NULL | SEND | "x-delivery-count" | "x-acquired-count");
-        if !spoken && !(waited && is_death(name)) {
+        let told = matches!(name, NULL | SEND | "x-delivery-count" | "x-acquired-count");
+        if !(told || waited && is_death(name)) {
             field::each(value, |value| reader.header(name, value));
         }
     }

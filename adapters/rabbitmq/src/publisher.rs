@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use postrider_core::{
-    Capabilities, Confirm, Confirms, DrainReport, Env, Error, ErrorKind, Health, Outgoing, PublishError, PublishOrder,
-    Result, check_address, check_size, key_slot, retry_tier,
+    Capabilities, Confirm, Confirms, DrainReport, Env, Error, ErrorKind, Health, Outgoing, PublishError,
+    PublishOrder, Result, check_address, check_size, key_slot, retry_tier,
 };
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -85,7 +85,8 @@ impl Outbox {
             return Err(Error::config("publish", text).with("property", name));
         }
         // a dead letter may use the room that was left for its headers
-        let usable = if message.options.hop.is_some() { usize::MAX } else { self.capabilities.usable_payload() };
+        let usable =
+            if message.options.hop.is_some() { usize::MAX } else { self.capabilities.usable_payload() };
         check_size(&message.envelope, usable)?;
         let channel = message.address.channel();
         postrider_core::Channel::new(channel)?;

@@ -6,7 +6,9 @@ use futures_util::future::join_all;
 use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Channel, Connection, ExchangeKind};
-use postrider_core::{Error, ErrorKind, Group, GroupName, KEY_SLOTS, Order, RETRY_TIERS, Result, SubscribeOptions};
+use postrider_core::{
+    Error, ErrorKind, Group, GroupName, KEY_SLOTS, Order, RETRY_TIERS, Result, SubscribeOptions,
+};
 
 use crate::config::{DeclareMode, QueueType, RabbitmqConfig};
 use crate::error;
@@ -260,8 +262,13 @@ impl Session<'_> {
             return Ok(());
         }
         let options = QueueBindOptions { nowait: true };
-        let bound =
-            self.channel.queue_bind(queue.into(), exchange.into(), key.into(), options, FieldTable::default());
+        let bound = self.channel.queue_bind(
+            queue.into(),
+            exchange.into(),
+            key.into(),
+            options,
+            FieldTable::default(),
+        );
         bound.await.map_err(|e| error::of("declare", e).with("queue", queue))
     }
 

@@ -30,7 +30,8 @@ pub(crate) async fn refused(bench: &Bench, capability: Capability) {
         Capability::StartTime => start(bench, RouteOptions::new(&*channel, "g").start(Start::Time(1))).await,
         Capability::Ephemeral => start(bench, RouteOptions::ephemeral(&*channel)).await,
         Capability::DurableRetry => {
-            start(bench, RouteOptions::new(&*channel, "g").order(Order::None).retry(Retry::new().durable())).await
+            start(bench, RouteOptions::new(&*channel, "g").order(Order::None).retry(Retry::new().durable()))
+                .await
         }
         Capability::GroupAddress => {
             let envelope = crate::kit::number(1).build(bench.broker.env()).expect("it is legal");

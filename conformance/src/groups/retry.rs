@@ -55,7 +55,12 @@ fn made(attempts: &Attempts) -> Vec<(usize, u32)> {
 }
 
 /// Sends to one group alone.
-async fn send(bench: &Bench, to: Address<'_>, message: EnvelopeBuilder, delay: Option<Duration>) -> Confirmed {
+async fn send(
+    bench: &Bench,
+    to: Address<'_>,
+    message: EnvelopeBuilder,
+    delay: Option<Duration>,
+) -> Confirmed {
     let mut options = PublishOptions::default();
     (options.hop, options.delay) = (Some("redrive/g/1".into()), delay);
     let envelope = message.build(bench.broker.env()).expect("it is legal");
@@ -126,8 +131,7 @@ pub async fn waiting_blocks_nobody(bench: Bench) -> Outcome {
 /// A message to one group comes to it as it is, and to no other.
 pub async fn group_alone_is_reached(bench: Bench) -> Outcome {
     let channel = bench.channel_for("g").await;
-    let (mut mine, mut theirs) =
-        (bench.subscribe(&channel, "g").await, bench.subscribe(&channel, "h").await);
+    let (mut mine, mut theirs) = (bench.subscribe(&channel, "g").await, bench.subscribe(&channel, "h").await);
     let message = number(1).key("k").header("mine", "1").build(bench.broker.env()).expect("it is legal");
     let id = message.id().clone();
     let mut options = PublishOptions::default();

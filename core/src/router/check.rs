@@ -72,7 +72,9 @@ pub(super) fn plan(options: &RouteOptions, declaration: &Declaration) -> Result<
         ));
     }
     if durable && group == Group::Ephemeral {
-        return refuse("`durable` retries outlive the process, an ephemeral group doesn't; name a group".into());
+        return refuse(
+            "`durable` retries outlive the process, an ephemeral group doesn't; name a group".into(),
+        );
     }
     let most = RETRY_TIERS[RETRY_TIERS.len() - 1];
     if durable && options.retry.longest_wait() > most {

@@ -40,7 +40,15 @@ impl Held {
     }
 
     pub(crate) fn new(delivery: Delivery, lane: Option<LaneId>, now: Instant) -> Self {
-        Self { delivery, lane, attempt: 1, began: now, wait: Duration::ZERO, first_failed_ms: 0, origin: None }
+        Self {
+            delivery,
+            lane,
+            attempt: 1,
+            began: now,
+            wait: Duration::ZERO,
+            first_failed_ms: 0,
+            origin: None,
+        }
     }
 }
 

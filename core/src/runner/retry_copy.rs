@@ -49,3 +49,35 @@ pub(super) fn retry_copy(delivery: &Delivery, earlier: &Earlier, group: &str) ->
     let hop = format!("retry/{group}/{}/{}/{}", redrives(source), earlier.origin, earlier.attempts);
     (source.clone().with_headers(headers.freeze()), hop)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Env;
+    use crate::headers::HeadersMut;
+
+    fn said(attempts: &str, first_failed: &str) -> Envelope {
+        let mut headers = HeadersMut::new();
+        headers.insert_system(ATTEMPTS, attempts);
+        headers.insert_system(FIRST_FAILED, first_failed);
+        headers.insert_system(ORIGIN, "nats:orders/7");
+        Envelope::builder("{}".into()).build(&Env::seeded(1)).unwrap().with_headers(headers.freeze())
+    }
+
+    #[test]
+    fn what_a_copy_says_is_believed_within_bounds() {
+        let read = |attempts, first_failed| {
+            let earlier = Earlier::of(&said(attempts, first_failed), 5, 1_000)?;
+            Some((earlier.attempts, earlier.first_failed_ms))
+        };
+        assert_eq!(read("3", "900"), Some((3, 900)));
+        // one attempt is left, and nothing failed in the future or before the epoch
+        assert_eq!(read("5", "1001"), Some((4, 1_000)));
+        assert_eq!(read("4294967295", "-1"), Some((4, 0)));
+        assert_eq!(read("0", "9223372036854775808"), Some((0, 0)));
+        for nonsense in ["4294967296", "-1", "many", ""] {
+            assert_eq!(read(nonsense, "900"), None, "{nonsense}");
+        }
+        assert_eq!(Earlier::of(&said("3", "900"), 1, 1_000).map(|e| e.attempts), Some(0), "`retry = never`");
+    }
+}

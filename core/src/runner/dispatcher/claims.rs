@@ -133,9 +133,7 @@ impl Dispatcher<'_> {
     fn runs_under(&self, claims: &[ClaimId]) -> bool {
         let running =
             self.jobs.iter().flat_map(|(_, items)| items.iter().map(|held| held.delivery.claim_id()));
-        running
-            .chain(self.copied.iter().map(|(token, _)| token.claim))
-            .any(|claim| claims.contains(&claim))
+        running.chain(self.copied.iter().map(|(token, _)| token.claim)).any(|claim| claims.contains(&claim))
     }
 
     fn cancel(&mut self, which: impl Fn(&Held) -> bool) {
