@@ -22,12 +22,13 @@ macro_rules! for_each_case {
             window_in_messages_holds [], window_in_bytes_holds [], full_window_stops_and_settling_resumes [],
             long_handler_runs_once [], pause_and_resume [], seek_goes_back [Seek], lag_is_told [Lag],
             foreign_record_is_readable [], foreign_headers_are_carried [], structured_cloud_event_is_read [],
+            retention_leaves_a_gap [Gaps],
         }
         settle {
             ack_is_not_redelivered_after_restart [], give_back_is_redelivered [], give_back_keeps_the_keys_order [],
             delayed_give_back_is_not_early [Delay], dropped_delivery_is_given_back [], out_of_order_acks_survive_restart [],
             stale_settle_is_harmless [], ack_while_the_broker_is_away [], flush_waits_for_the_broker [],
-            ten_thousand_from_sixteen_tasks [],
+            ten_thousand_from_sixteen_tasks [], late_result_after_reassignment [Partitions],
         }
         order {
             sixteen_keys_stay_in_order [KeyOrder], retried_key_keeps_its_order [KeyOrder], blocked_key_delays_no_other [KeyOrder],
@@ -49,6 +50,11 @@ macro_rules! for_each_case {
             shutdown_in_a_retry_is_no_failure [], health_is_told [], connect_to_nothing_names_the_address [],
             wrong_credentials_are_clear [], routes_of_one_group_are_independent [], subscribe_close_cycles_leak_nothing [],
             broker_killed_under_load_loses_nothing [], paused_broker_is_waited_for [],
+        }
+        faults {
+            broker_killed_while_publishing [], broker_killed_while_consuming [], connection_reset_each_second [],
+            half_open_connection_is_found [], members_come_and_go [], channel_deleted_and_made_again [],
+            group_deleted_by_the_server [], alarm_blocks_publishing_only [],
         }
     } };
 }

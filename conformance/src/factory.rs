@@ -17,6 +17,16 @@ pub struct Settings {
     pub resend: bool,
 }
 
+/// What a case wants to have deleted behind its clients' backs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Doomed<'a> {
+    /// A channel, with all that is in it.
+    Channel(&'a str),
+    /// Of a channel, a group's place.
+    Group(&'a str, &'a str),
+}
+
 /// Makes brokers for cases.
 pub trait Factory: Send + Sync + 'static {
     /// The adapter's name, as in the table of results.
@@ -43,6 +53,23 @@ pub trait Factory: Send + Sync + 'static {
         headers: &'a [(&'a str, &'a str)],
         body: Bytes,
     ) -> BoxFuture<'a, ()>;
+
+    /// Deletes at the broker; `false` where that can't be done.
+    fn delete<'a>(&'a self, settings: &'a Settings, what: Doomed<'a>) -> BoxFuture<'a, bool> {
+        let _ = (settings, what);
+        Box::pin(async { false })
+    }
+
+    /// Removes the oldest `count` messages of each partition of a channel, as retention would; `false` where that can't be done.
+    fn retain_from<'a>(
+        &'a self,
+        settings: &'a Settings,
+        channel: &'a str,
+        count: u64,
+    ) -> BoxFuture<'a, bool> {
+        let _ = (settings, channel, count);
+        Box::pin(async { false })
+    }
 
     /// A broker of the case's own that can be killed, paused and cut off; `None` where there is none.
     fn controls(&self) -> BoxFuture<'_, Option<Arc<dyn Controls>>> {
@@ -78,4 +105,9 @@ pub trait Controls: Send + Sync {
     fn pause(&self) -> BoxFuture<'_, ()>;
     /// SIGCONT.
     fn resume(&self) -> BoxFuture<'_, ()>;
+    /// Raises or ends the alarm by which the broker takes no more messages; `false` where it has none.
+    fn alarm(&self, raised: bool) -> BoxFuture<'_, bool> {
+        let _ = raised;
+        Box::pin(async { false })
+    }
 }

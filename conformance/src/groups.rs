@@ -1,6 +1,7 @@
 //! The cases, a file a group.
 
 pub mod failure;
+pub mod faults;
 pub mod lifecycle;
 pub mod order;
 pub mod publish;

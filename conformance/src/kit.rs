@@ -277,6 +277,11 @@ impl Reader {
         numbers
     }
 
+    /// All that was received and not taken.
+    pub(crate) fn drain(&mut self) -> Vec<Delivery> {
+        self.inbox.drain(..).collect()
+    }
+
     /// The next message, acknowledged.
     pub(crate) async fn one(&mut self) -> Envelope {
         let delivery = self.take(1).await.pop().expect("one");

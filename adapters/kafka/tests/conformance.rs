@@ -8,12 +8,14 @@ mod support;
 use std::sync::Arc;
 use std::time::Duration;
 
-use postrider_conformance::{Controls, Factory, Settings};
+use postrider_conformance::{Controls, Doomed, Factory, Settings};
 use postrider_core::{BoxFuture, Broker, BrokerUrl, Bytes, Connector, Env, Error};
 use postrider_kafka::{KafkaConnector, Naming};
-use rdkafka::ClientConfig;
+use rdkafka::admin::{AdminClient, AdminOptions};
+use rdkafka::client::DefaultClientContext;
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
 use support::{PrivateBroker, address, free_ports, shared_url, with_options};
 
@@ -22,6 +24,20 @@ struct Kafka(&'static str);
 
 async fn connect(url: &str) -> Result<Broker, Error> {
     KafkaConnector.connect(&BrokerUrl::parse(url)?, Env::system()).await
+}
+
+fn topic(settings: &Settings, channel: &str) -> String {
+    Naming::new(Some(&settings.tenant)).and_then(|naming| naming.topic(channel)).expect("a good name")
+}
+
+fn plain() -> ClientConfig {
+    let mut config = ClientConfig::new();
+    config.set("bootstrap.servers", address(&shared_url()));
+    config
+}
+
+fn admin() -> AdminClient<DefaultClientContext> {
+    plain().create().expect("an admin client")
 }
 
 impl Factory for Kafka {
@@ -51,19 +67,48 @@ impl Factory for Kafka {
         body: Bytes,
     ) -> BoxFuture<'a, ()> {
         Box::pin(async move {
-            let topic =
-                Naming::new(Some(&settings.tenant)).and_then(|n| n.topic(channel)).expect("a good name");
+            let topic = topic(settings, channel);
             let mut all = OwnedHeaders::new();
             for (key, value) in headers {
                 all = all.insert(Header { key, value: Some(*value) });
             }
-            let producer: BaseProducer = ClientConfig::new()
-                .set("bootstrap.servers", address(&shared_url()))
-                .create()
-                .expect("a plain producer");
+            let producer: BaseProducer = plain().create().expect("a plain producer");
             let record: BaseRecord<'_, (), [u8]> = BaseRecord::to(&topic).payload(&body[..]).headers(all);
             producer.send(record).map_err(|(e, _)| e).expect("it is taken");
             producer.flush(Duration::from_secs(10)).expect("it is stored");
+        })
+    }
+
+    fn delete<'a>(&'a self, settings: &'a Settings, what: Doomed<'a>) -> BoxFuture<'a, bool> {
+        Box::pin(async move {
+            let Doomed::Channel(channel) = what else {
+                return false; // a group that has members isn't deleted
+            };
+            let topic = topic(settings, channel);
+            let deleted = admin().delete_topics(&[&topic], &AdminOptions::new()).await.expect("it answers");
+            assert!(deleted.iter().all(Result::is_ok), "{deleted:?}");
+            true
+        })
+    }
+
+    fn retain_from<'a>(
+        &'a self,
+        settings: &'a Settings,
+        channel: &'a str,
+        count: u64,
+    ) -> BoxFuture<'a, bool> {
+        Box::pin(async move {
+            let topic = topic(settings, channel);
+            let producer: BaseProducer = plain().create().expect("a plain producer");
+            let mut list = TopicPartitionList::new();
+            for partition in 0..8 {
+                let edges = producer.client().fetch_watermarks(&topic, partition, Duration::from_secs(10));
+                let (low, high) = edges.expect("the broker answers");
+                let from = Offset::Offset((low + count as i64).min(high));
+                list.add_partition_offset(&topic, partition, from).expect("a good offset");
+            }
+            admin().delete_records(&list, &AdminOptions::new()).await.expect("they are deleted");
+            true
         })
     }
 

@@ -8,7 +8,7 @@ mod support;
 use std::sync::Arc;
 
 use async_nats::HeaderMap;
-use postrider_conformance::{Controls, Factory, Settings};
+use postrider_conformance::{Controls, Doomed, Factory, Settings};
 use postrider_core::{BoxFuture, Broker, BrokerUrl, Bytes, Connector, Env, Error};
 use postrider_nats::{Naming, NatsConnector};
 
@@ -56,6 +56,29 @@ impl Factory for Nats {
                 .expect("it is sent")
                 .await
                 .expect("it is stored");
+        })
+    }
+
+    fn delete<'a>(&'a self, settings: &'a Settings, what: Doomed<'a>) -> BoxFuture<'a, bool> {
+        Box::pin(async move {
+            let naming = Naming::new(Some(&settings.tenant)).expect("a good tenant");
+            let client = async_nats::connect(shared_url()).await.expect("the server answers");
+            let stream = async_nats::jetstream::new(client);
+            match what {
+                Doomed::Channel(channel) => {
+                    let name = naming.stream(channel).expect("a good name");
+                    stream.delete_stream(name).await.expect("it is deleted");
+                }
+                Doomed::Group(channel, group) => {
+                    let name = naming.stream(channel).expect("a good name");
+                    for partition in 0..8 {
+                        let consumer = naming.consumer(channel, group, partition, 8).expect("a good name");
+                        stream.delete_consumer_from_stream(consumer, &name).await.expect("it is deleted");
+                    }
+                }
+                _ => return false,
+            }
+            true
         })
     }
 

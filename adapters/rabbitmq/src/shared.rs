@@ -205,13 +205,17 @@ impl Shared {
         self.arrived.notify_one();
     }
 
-    /// Nothing that was handed out under these claims is unsettled: their channels can be closed.
+    /// The runner is through with these claims: their channels can be closed.
     pub(crate) fn release(&self, claims: &[ClaimId]) {
         let mut state = self.state();
+        let state = &mut *state;
         for claim in claims {
             let partition = state.partitions.get_mut(claim.shard as usize);
             if let Some(partition) = partition.filter(|p| p.moving.is_some() && p.epoch == claim.epoch) {
-                partition.end();
+                // what is unsettled all the same goes back with the channel
+                for bytes in partition.end() {
+                    state.in_flight.settled(bytes);
+                }
                 partition.released = true;
                 partition.wake.notify_one();
             }

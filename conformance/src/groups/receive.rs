@@ -12,7 +12,7 @@ use postrider_core::{
 };
 
 use crate::kit::{Bench, QUIET, declare_group, number, number_of, settle, subscribe, within};
-use crate::record::Outcome::{self, Passed};
+use crate::record::Outcome::{self, Passed, Skipped};
 
 pub async fn new_group_reads_what_was_there(bench: Bench) -> Outcome {
     let channel = bench.channel().await;
@@ -344,5 +344,30 @@ pub async fn structured_cloud_event_is_read(bench: Bench) -> Outcome {
     let got = reader.one().await;
     assert_eq!((got.id().to_string().as_str(), got.source(), got.type_name()), ("7", "/s", "t"));
     assert_eq!(got.payload(), &Bytes::from_static(br#"{"a":1}"#));
+    Passed
+}
+
+pub async fn retention_leaves_a_gap(bench: Bench) -> Outcome {
+    let one = |options: &mut postrider_core::SubscribeOptions| options.partitions = Some(1);
+    let channel = bench.channel_with("g", one).await;
+    // the key is the place: all in one partition, wherever
+    bench.publish_keys(&channel, &["k"; 20]).await;
+    let mut reader = bench.subscribe_with(&channel, "g", one).await;
+    assert_eq!(reader.take_numbers(5).await, (0..5).collect::<Vec<_>>());
+    reader.close().await;
+    if !bench.factory().retain_from(&bench.settings, &channel, 12).await {
+        return Skipped("a way to delete the oldest messages");
+    }
+    let mut reader = bench.subscribe_with(&channel, "g", one).await;
+    assert_eq!(
+        reader.take_numbers(8).await,
+        (12..20).collect::<Vec<_>>(),
+        "reading goes on where the log begins"
+    );
+    let gaps: Vec<_> = reader.signals.iter().filter(|signal| matches!(signal, Signal::Gap(_))).collect();
+    let [Signal::Gap(gap)] = gaps[..] else {
+        panic!("one gap is told, not {gaps:?}");
+    };
+    assert_eq!((gap.from, gap.to), (5, 12));
     Passed
 }

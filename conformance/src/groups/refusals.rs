@@ -1,7 +1,8 @@
 //! What a broker must answer when it is asked for what it can't do: `Unsupported`, with the capability's name.
 
 use postrider_core::{
-    Address, Capability, ErrorKind, Group, Order, Outgoing, Publisher, Retry, RouteOptions, Router, Start,
+    Address, Capability, ErrorKind, Group, OnGap, Order, Outgoing, Publisher, Retry, RouteOptions, Router,
+    Start,
 };
 
 use crate::kit::Bench;
@@ -29,6 +30,7 @@ pub(crate) async fn refused(bench: &Bench, capability: Capability) {
         }
         Capability::StartTime => start(bench, RouteOptions::new(&*channel, "g").start(Start::Time(1))).await,
         Capability::Ephemeral => start(bench, RouteOptions::ephemeral(&*channel)).await,
+        Capability::Gaps => start(bench, RouteOptions::new(&*channel, "g").on_gap(OnGap::Stop)).await,
         Capability::DurableRetry => {
             start(bench, RouteOptions::new(&*channel, "g").order(Order::None).retry(Retry::new().durable()))
                 .await

@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use postrider_core::{Claim, Order, PublisherExt, Settlement, Subscription};
+use postrider_core::{Claim, ClaimId, Order, PublisherExt, Settlement, Signal, Subscription};
 
-use crate::kit::{Bench, number, number_of, settle, subscribe, within};
+use crate::kit::{Bench, Reader, number, number_of, settle, subscribe, within};
 use crate::record::Outcome::{self, Passed, Skipped};
 
 pub async fn ack_is_not_redelivered_after_restart(bench: Bench) -> Outcome {
@@ -190,4 +190,76 @@ pub async fn ten_thousand_from_sixteen_tasks(bench: Bench) -> Outcome {
     let mut again = bench.subscribe(&channel, "g").await;
     again.nothing().await;
     Passed
+}
+
+/// A partition goes to another member and comes back: what was handed out before it went belongs to a hold that has ended.
+pub async fn late_result_after_reassignment(bench: Bench) -> Outcome {
+    let two = |options: &mut postrider_core::SubscribeOptions| options.partitions = Some(2);
+    let channel = bench.channel_with("g", two).await;
+    bench.publish_keys(&channel, &["a", "b", "c", "d", "e", "f", "g", "h"]).await;
+    let mut first = bench.subscribe_with(&channel, "g", two).await;
+    let held = first.take(8).await;
+    let shards: BTreeSet<u32> = held.iter().map(|delivery| delivery.claim_id().shard).collect();
+    assert!(shards.len() >= 2, "these keys are in more than one partition");
+    let other = bench.reconnect().await;
+    let joining = tokio::spawn(async move { subscribe(&other, &channel, "g", two).await });
+    let ours = |claims: &[ClaimId]| claims.iter().find(|claim| shards.contains(&claim.shard)).copied();
+    let gone = within("one partition is to be given up", async {
+        loop {
+            if let Signal::Revoking(claims) = first.receive(1).await {
+                first.subscription.release(&claims).await.expect("it is released");
+                if let Some(claim) = ours(&claims) {
+                    break claim;
+                }
+            }
+        }
+    })
+    .await;
+    let (late, staying): (Vec<_>, Vec<_>) =
+        held.into_iter().partition(|delivery| delivery.claim_id() == gone);
+    joining.await.expect("it has joined").close().await;
+    // it may come and go again until the broker's members agree that there is one left
+    let back = within("it comes back", next_claim(&mut first, |claim| claim.shard == gone.shard)).await;
+    assert_ne!(back, gone, "another hold");
+    let expected: BTreeSet<usize> = late.iter().map(|delivery| number_of(&delivery.envelope)).collect();
+    let mut batch: Vec<_> = late.into_iter().map(|delivery| (delivery.claim, Settlement::Ack)).collect();
+    let error = Claim::settle_all(&mut batch).expect_err("the hold has ended");
+    assert_eq!(error.stale.len(), expected.len());
+    // the others may be on their way, too
+    let mut batch = staying.into_iter().map(|delivery| (delivery.claim, Settlement::Ack)).collect();
+    let _ = Claim::settle_all(&mut batch);
+    let mut again = BTreeSet::new();
+    within("what could not be settled comes again", async {
+        while !expected.is_subset(&again) {
+            match first.receive(16).await {
+                Signal::Revoking(claims) => {
+                    first.subscription.release(&claims).await.expect("it is released");
+                }
+                Signal::Deliveries => again.extend(first.drain().into_iter().filter_map(|delivery| {
+                    let number = number_of(&delivery.envelope);
+                    delivery.claim.settle(Settlement::Ack).is_ok().then_some(number)
+                })),
+                _ => {}
+            }
+        }
+    })
+    .await;
+    Passed
+}
+
+/// The next claim that is as `wanted`; what is to be given up meanwhile is.
+async fn next_claim(reader: &mut Reader, wanted: impl Fn(&ClaimId) -> bool) -> ClaimId {
+    loop {
+        match reader.receive(1).await {
+            Signal::Revoking(claims) => {
+                reader.subscription.release(&claims).await.expect("it is released");
+            }
+            Signal::Assigned(claims) => {
+                if let Some(claim) = claims.into_iter().find(&wanted) {
+                    return claim;
+                }
+            }
+            _ => {}
+        }
+    }
 }

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use lapin::options::BasicPublishOptions;
+use lapin::options::{BasicPublishOptions, ExchangeDeleteOptions, QueueDeleteOptions};
 use lapin::types::{AMQPValue, FieldArray, FieldTable};
 use lapin::{BasicProperties, ConnectionProperties};
-use postrider_conformance::{Controls, Factory, Settings};
+use postrider_conformance::{Controls, Doomed, Factory, Settings};
 use postrider_core::{BoxFuture, Broker, BrokerUrl, Bytes, Connector, Env, Error};
 use postrider_rabbitmq::{Naming, RabbitmqConnector};
 
@@ -81,6 +81,31 @@ impl Factory for Version {
             );
             let confirmed = sent.await.expect("it is sent").await.expect("it is stored");
             assert!(confirmed.is_ack() && confirmed.take_message().is_none(), "it is routed");
+        })
+    }
+
+    fn delete<'a>(&'a self, settings: &'a Settings, what: Doomed<'a>) -> BoxFuture<'a, bool> {
+        Box::pin(async move {
+            let naming = Naming::new(Some(&settings.tenant)).expect("a good tenant");
+            let (channel, group, exchange) = match what {
+                Doomed::Channel(channel) => (channel, "g", true),
+                Doomed::Group(channel, group) => (channel, group, false),
+                _ => return false,
+            };
+            let url = self.shared_url();
+            let connection = lapin::Connection::connect(&url, ConnectionProperties::default());
+            let connection = connection.await.expect("the broker answers");
+            let admin = connection.create_channel().await.expect("a channel opens");
+            for partition in 0..8 {
+                let queue = naming.queue(channel, group, partition, 8).expect("a good name");
+                admin.queue_delete(queue.into(), QueueDeleteOptions::default()).await.expect("it is deleted");
+            }
+            if exchange {
+                let name = naming.exchange(channel).expect("a good name");
+                let deleted = admin.exchange_delete(name.into(), ExchangeDeleteOptions::default()).await;
+                deleted.expect("it is deleted");
+            }
+            true
         })
     }
 

@@ -178,4 +178,12 @@ impl Controls for PrivateBroker {
     fn resume(&self) -> BoxFuture<'_, ()> {
         Box::pin(self.script("resume", &[], ""))
     }
+
+    fn alarm(&self, raised: bool) -> BoxFuture<'_, bool> {
+        Box::pin(async move {
+            let watermark = if raised { "0.00001" } else { "0.4" };
+            self.ctl(&["set_vm_memory_high_watermark", watermark]).await;
+            true
+        })
+    }
 }

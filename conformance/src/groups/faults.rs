@@ -1,0 +1,331 @@
+//! The broker dies, connections break, members and channels come and go: what was confirmed is handled all the same.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use postrider_core::{
+    Broker, Confirm, Envelope, HealthState, PublishOptions, PublisherExt, RouteOptions, Router, Running,
+    Settlement,
+};
+
+use crate::factory::{Controls, Doomed, Settings};
+use crate::kit::{Bench, declare_group, eventually, number, number_of, settle, subscribe, unique, within};
+use crate::record::Outcome::{self, Passed, Skipped};
+
+/// How soon a claim ends here.
+const CLAIM: Duration = Duration::from_secs(2);
+
+/// The numbers of all messages that were handled.
+#[derive(Clone, Default)]
+struct Seen(Arc<Mutex<BTreeSet<usize>>>);
+
+impl Seen {
+    fn has(&self, number: usize) -> bool {
+        self.0.lock().expect("nobody panicked").contains(&number)
+    }
+
+    fn count(&self) -> usize {
+        self.0.lock().expect("nobody panicked").len()
+    }
+
+    async fn all(&self, confirmed: &BTreeSet<usize>) {
+        eventually("every confirmed message is handled", || {
+            confirmed.is_subset(&self.0.lock().expect("nobody panicked"))
+        })
+        .await;
+    }
+}
+
+/// A service that writes down what it handles, each after `work`.
+async fn serve(broker: &Broker, channel: &str, seen: &Seen, work: Duration) -> Running {
+    let seen = seen.clone();
+    let handler = move |envelope: Envelope| {
+        let seen = seen.clone();
+        async move {
+            if !work.is_zero() {
+                tokio::time::sleep(work).await;
+            }
+            seen.0.lock().expect("nobody panicked").insert(number_of(&envelope));
+        }
+    };
+    let route = RouteOptions::new(channel, "g").claim_timeout(CLAIM).handle(handler);
+    Router::new().route(route).start(broker).await.expect("it starts")
+}
+
+/// A broker of the case's own, and a connection to it through the proxy.
+async fn own_broker(bench: &Bench) -> Option<(Arc<dyn Controls>, Settings)> {
+    let controls = bench.controls().await?;
+    let mut settings = bench.settings.clone();
+    settings.claim_timeout = Some(CLAIM);
+    Some((controls, settings))
+}
+
+async fn enqueue(broker: &Broker, channel: &str, n: usize) -> Confirm {
+    broker.enqueue(channel, number(n).key(format!("k{}", n % 50))).await
+}
+
+/// Those that are confirmed in the end.
+async fn confirmed(confirms: Vec<(usize, Confirm)>) -> BTreeSet<usize> {
+    let mut confirmed = BTreeSet::new();
+    for (number, confirm) in confirms {
+        if within("the confirm is resolved", confirm).await.is_ok() {
+            confirmed.insert(number);
+        }
+    }
+    confirmed
+}
+
+async fn stop(service: Running) {
+    service.stop(Duration::from_secs(5)).await.expect("it stops");
+}
+
+pub async fn broker_killed_while_publishing(bench: Bench) -> Outcome {
+    let Some((controls, settings)) = own_broker(&bench).await else {
+        return Skipped("fault controls");
+    };
+    let broker = controls.connect(settings).await;
+    let channel = unique("c");
+    declare_group(&broker, &channel, "g", |options| options.claim_timeout = Some(CLAIM)).await;
+    controls.settled().await;
+    let mut confirms = Vec::new();
+    for n in 0..3000 {
+        if n == 1500 {
+            controls.kill().await;
+            controls.start().await;
+        }
+        confirms.push((n, enqueue(&broker, &channel, n).await));
+    }
+    let confirmed = confirmed(confirms).await;
+    assert!(confirmed.len() >= 1500, "{} are confirmed: all that came after the kill", confirmed.len());
+    // nobody has read yet: what is confirmed is on the broker's disk
+    let seen = Seen::default();
+    let service = serve(&broker, &channel, &seen, Duration::ZERO).await;
+    seen.all(&confirmed).await;
+    stop(service).await;
+    Passed
+}
+
+pub async fn broker_killed_while_consuming(bench: Bench) -> Outcome {
+    let Some((controls, settings)) = own_broker(&bench).await else {
+        return Skipped("fault controls");
+    };
+    let broker = controls.connect(settings).await;
+    let channel = unique("c");
+    declare_group(&broker, &channel, "g", |options| options.claim_timeout = Some(CLAIM)).await;
+    controls.settled().await;
+    let mut confirms = Vec::new();
+    for n in 0..3000 {
+        confirms.push((n, enqueue(&broker, &channel, n).await));
+    }
+    let confirmed = confirmed(confirms).await;
+    assert_eq!(confirmed.len(), 3000);
+    let seen = Seen::default();
+    let service = serve(&broker, &channel, &seen, Duration::from_millis(5)).await;
+    eventually("some are handled", || seen.count() >= 300).await;
+    controls.kill().await;
+    controls.start().await;
+    seen.all(&confirmed).await;
+    stop(service).await;
+    Passed
+}
+
+pub async fn connection_reset_each_second(bench: Bench) -> Outcome {
+    const RESETS: usize = 8;
+    let Some((controls, settings)) = own_broker(&bench).await else {
+        return Skipped("fault controls");
+    };
+    let broker = controls.connect(settings).await;
+    let channel = unique("c");
+    let seen = Seen::default();
+    let service = serve(&broker, &channel, &seen, Duration::ZERO).await;
+    let (mut confirms, mut n) = (Vec::new(), 0);
+    for _ in 0..RESETS {
+        let until = tokio::time::Instant::now() + Duration::from_secs(1);
+        while tokio::time::Instant::now() < until {
+            confirms.push((n, enqueue(&broker, &channel, n).await));
+            n += 1;
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        controls.proxy().reset();
+    }
+    let last = async {
+        loop {
+            n += 1;
+            if enqueue(&broker, &channel, n).await.await.is_ok() {
+                break n;
+            }
+        }
+    };
+    let last = within("publishing goes on after the last reset", last).await;
+    let mut confirmed = confirmed(confirms).await;
+    assert!(confirmed.len() > RESETS, "{} are confirmed between the resets", confirmed.len());
+    confirmed.insert(last);
+    seen.all(&confirmed).await;
+    stop(service).await;
+    Passed
+}
+
+/// Nobody closes the connection, and nothing comes any more: only silence tells.
+pub async fn half_open_connection_is_found(bench: Bench) -> Outcome {
+    let Some((controls, _)) = own_broker(&bench).await else {
+        return Skipped("fault controls");
+    };
+    let broker = controls.connect(bench.settings.clone()).await;
+    let channel = unique("c");
+    let seen = Seen::default();
+    let service = serve(&broker, &channel, &seen, Duration::ZERO).await;
+    enqueue(&broker, &channel, 0).await.await.expect("it is confirmed");
+    eventually("it is handled", || seen.has(0)).await;
+    controls.proxy().stall(true);
+    // a client that has nothing to say may notice late
+    let mut options = PublishOptions::default();
+    options.deadline = Some(Duration::from_mins(1));
+    let waiting = broker.publish_with(&*channel, number(1).key("k1"), options);
+    let found = async {
+        while broker.health().state == HealthState::Up {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::pin!(waiting);
+    let silence = async {
+        tokio::select! {
+            () = found => None,
+            outcome = &mut waiting => Some(outcome),
+        }
+    };
+    let early = within("the silence is noticed", silence).await;
+    // the old connections are as dead as before; new ones work
+    controls.proxy().cut();
+    controls.proxy().stall(false);
+    let outcome = match early {
+        Some(outcome) => outcome,
+        None => within("the publish has its outcome", waiting).await,
+    };
+    let next = async { while enqueue(&broker, &channel, 2).await.await.is_err() {} };
+    within("publishing goes on", next).await;
+    eventually("what came afterwards is handled", || seen.has(2)).await;
+    if outcome.is_ok() {
+        eventually("what was confirmed is handled", || seen.has(1)).await;
+    }
+    stop(service).await;
+    Passed
+}
+
+pub async fn members_come_and_go(bench: Bench) -> Outcome {
+    const ROUNDS: usize = 6;
+    let mut settings = bench.settings.clone();
+    settings.claim_timeout = Some(CLAIM);
+    let channel = unique("c");
+    let declare = |options: &mut postrider_core::SubscribeOptions| options.claim_timeout = Some(CLAIM);
+    let staying = bench.factory().connect(settings.clone()).await;
+    declare_group(&staying, &channel, "g", declare).await;
+    let seen = Seen::default();
+    let service = serve(&staying, &channel, &seen, Duration::from_millis(1)).await;
+    let mut all = BTreeSet::new();
+    for round in 0..ROUNDS {
+        let other = bench.factory().connect(settings.clone()).await;
+        let mut member = subscribe(&other, &channel, "g", declare).await;
+        for n in round * 200..round * 200 + 200 {
+            enqueue(&staying, &channel, n).await.await.expect("it is confirmed");
+            all.insert(n);
+        }
+        // what it happens to get is done, and some of it is left undone
+        let share = tokio::time::timeout(Duration::from_millis(300), member.take(20)).await;
+        if let Ok(mut mine) = share {
+            let undone = mine.split_off(10);
+            let mut seen = seen.0.lock().expect("nobody panicked");
+            seen.extend(mine.iter().map(|delivery| number_of(&delivery.envelope)));
+            drop(seen);
+            settle(mine, Settlement::Ack);
+            drop(undone);
+        }
+        if round % 2 == 0 {
+            member.close().await;
+        } else {
+            // gone without a word
+            drop(member);
+        }
+        seen.all(&all).await;
+    }
+    stop(service).await;
+    Passed
+}
+
+pub async fn channel_deleted_and_made_again(bench: Bench) -> Outcome {
+    let channel = bench.channel_with("g", |options| options.claim_timeout = Some(CLAIM)).await;
+    let seen = Seen::default();
+    let service = serve(&bench.broker, &channel, &seen, Duration::ZERO).await;
+    enqueue(&bench.broker, &channel, 0).await.await.expect("it is confirmed");
+    eventually("it is handled", || seen.has(0)).await;
+    if !bench.factory().delete(&bench.settings, Doomed::Channel(&channel)).await {
+        return Skipped("a way to delete a channel");
+    }
+    flows_again(&bench, &channel, &seen).await;
+    stop(service).await;
+    Passed
+}
+
+pub async fn group_deleted_by_the_server(bench: Bench) -> Outcome {
+    let channel = bench.channel_with("g", |options| options.claim_timeout = Some(CLAIM)).await;
+    let seen = Seen::default();
+    let service = serve(&bench.broker, &channel, &seen, Duration::ZERO).await;
+    enqueue(&bench.broker, &channel, 0).await.await.expect("it is confirmed");
+    eventually("it is handled", || seen.has(0)).await;
+    if !bench.factory().delete(&bench.settings, Doomed::Group(&channel, "g")).await {
+        return Skipped("a way to delete a group that is read");
+    }
+    flows_again(&bench, &channel, &seen).await;
+    stop(service).await;
+    Passed
+}
+
+/// New messages are handled, once somebody has seen to it that the channel is there.
+async fn flows_again(bench: &Bench, channel: &str, seen: &Seen) {
+    let again = async {
+        for n in 1.. {
+            // it may still be going, or be coming back by itself
+            let declared = bench.broker.declare(channel).await;
+            let sent = enqueue(&bench.broker, channel, n).await.await;
+            let handled = async {
+                while !seen.has(n) {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+            };
+            if declared.is_ok()
+                && sent.is_ok()
+                && tokio::time::timeout(Duration::from_secs(2), handled).await.is_ok()
+            {
+                break;
+            }
+        }
+    };
+    within("new messages are handled", again).await;
+}
+
+/// Out of memory, a broker takes no more messages, but still hears what is done with.
+pub async fn alarm_blocks_publishing_only(bench: Bench) -> Outcome {
+    let Some((controls, settings)) = own_broker(&bench).await else {
+        return Skipped("fault controls");
+    };
+    let broker = controls.connect(settings).await;
+    let channel = unique("c");
+    let mut reader = subscribe(&broker, &channel, "g", |options| options.partitions = Some(1)).await;
+    for n in 0..50 {
+        enqueue(&broker, &channel, n).await.await.expect("it is confirmed");
+    }
+    if !controls.alarm(true).await {
+        return Skipped("an alarm that blocks publishing");
+    }
+    let waiting = enqueue(&broker, &channel, 50).await;
+    eventually("the alarm shows", || broker.health().state == HealthState::Degraded).await;
+    settle(reader.take(50).await, Settlement::Ack);
+    let control = postrider_core::Subscription::control(&reader.subscription);
+    let lag = async { while control.lag().await.expect("it is told") > 1 {} };
+    within("acknowledgements pass", lag).await;
+    controls.alarm(false).await;
+    within("the publish goes on", waiting).await.expect("it is confirmed");
+    assert_eq!(reader.take_numbers(1).await, [50]);
+    assert_eq!(broker.health().state, HealthState::Up);
+    Passed
+}
