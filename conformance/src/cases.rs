@@ -45,6 +45,10 @@ macro_rules! for_each_case {
             broker_keeps_the_message [DurableRetry], attempts_survive_a_restart [DurableRetry], waiting_blocks_nobody [DurableRetry],
             group_alone_is_reached [GroupAddress], group_address_is_checked [GroupAddress],
         }
+        idempotency {
+            completed_duplicate_is_skipped [], concurrent_duplicates_run_once [], business_key_beats_the_id [], scope_is_the_group [],
+            dead_lettered_duplicate_is_acknowledged [], giving_back_lets_go [],
+        }
         lifecycle {
             drain_finishes_what_runs [], drain_starts_nothing_new [], deadline_gives_the_rest_back [],
             shutdown_in_a_retry_is_no_failure [], health_is_told [], connect_to_nothing_names_the_address [],

@@ -2,6 +2,7 @@
 
 pub mod failure;
 pub mod faults;
+pub mod idempotency;
 pub mod lifecycle;
 pub mod order;
 pub mod publish;

@@ -16,6 +16,7 @@ mod extract;
 mod handler;
 mod headers;
 mod id;
+mod idempotency;
 mod layer;
 mod message;
 mod outcome;
@@ -49,6 +50,9 @@ pub use headers::{
     MAX_HEADERS, RESERVED_PREFIXES,
 };
 pub use id::MessageId;
+pub use idempotency::{
+    End, Ending, Idempotency, IdempotencyStore, Identity, IdentityKey, MemoryStore, Reserve, Reserved,
+};
 pub use layer::{Layer, Layered, Stack};
 pub use message::{DecodeError, EnvelopeContext, IntoEnvelope, Key, Message, ToKey, decode};
 pub use outcome::{IntoOutcome, IntoOutputs, Outcome, OutputContext, Reason};

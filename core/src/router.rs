@@ -16,6 +16,7 @@ use crate::broker::{Broker, Declare};
 use crate::error::Result;
 use crate::extract::{Declaration, RouteContext, RouteNames};
 use crate::handler::{DynHandler, IntoRoute};
+use crate::idempotency::IdempotencyStore;
 use crate::layer::{Layer, Stack};
 use crate::policy::RouteOptions;
 use crate::publish::Publisher;
@@ -41,6 +42,7 @@ pub struct Router<S = (), L = ()> {
     state: S,
     layers: L,
     routes: Vec<Built>,
+    store: Option<Arc<dyn IdempotencyStore>>,
 }
 
 /// A route whose handler waits for the broker.
@@ -48,6 +50,8 @@ struct Built {
     options: RouteOptions,
     declaration: Declaration,
     handler: MakeHandler,
+    /// The store of the router that it was added to, where that was another.
+    store: Option<Arc<dyn IdempotencyStore>>,
 }
 
 type MakeHandler = Box<dyn FnOnce(Broker, Arc<RouteNames>, CancellationToken) -> Arc<dyn DynHandler> + Send>;
@@ -68,14 +72,14 @@ impl Default for Router {
 impl<S: Clone + Send + Sync + 'static> Router<S> {
     /// No routes yet; every handler may take `State` of what `S` provides.
     pub fn with_state(state: S) -> Self {
-        Self { state, layers: (), routes: Vec::new() }
+        Self { state, layers: (), routes: Vec::new(), store: None }
     }
 }
 
 impl<S: Clone + Send + Sync + 'static, L: Stack> Router<S, L> {
     /// Puts a layer around every route that is added after it; the last one added is the innermost.
     pub fn layer<N: Layer>(self, layer: N) -> Router<S, (L, N)> {
-        Router { state: self.state, layers: (self.layers, layer), routes: self.routes }
+        Router { state: self.state, layers: (self.layers, layer), routes: self.routes, store: self.store }
     }
 
     /// Adds a route: a `#[handler]` function, or [`RouteOptions::handle`].
@@ -85,18 +89,28 @@ impl<S: Clone + Send + Sync + 'static, L: Stack> Router<S, L> {
         let handler: MakeHandler = Box::new(move |broker, names, stop| {
             Arc::new(layers.wrap(build(RouteContext::new(state, broker, names, stop))))
         });
-        self.routes.push(Built { options, declaration, handler });
+        self.routes.push(Built { options, declaration, handler, store: None });
         self
     }
 
     /// Adds all routes of another router, with their own state and layers.
     pub fn merge<S2, L2>(mut self, other: Router<S2, L2>) -> Self {
-        self.routes.extend(other.routes);
+        let store = other.store;
+        self.routes.extend(other.routes.into_iter().map(|mut built| {
+            built.store = built.store.or_else(|| store.clone());
+            built
+        }));
         self
     }
 }
 
 impl<S, L> Router<S, L> {
+    /// Where routes with [`RouteOptions::idempotency`] remember what they have handled. Routes of a router that is merged keep their own.
+    pub fn idempotency(mut self, store: impl IdempotencyStore) -> Self {
+        self.store = Some(Arc::new(store));
+        self
+    }
+
     /// What the routes are, as data: a table when printed, JSON when serialized.
     ///
     /// # Errors
@@ -121,6 +135,7 @@ impl<S, L> Router<S, L> {
         for plan in &plans {
             subscriptions.push(broker.subscribe(&plan.subscribe).await?);
         }
+        let shared = self.store;
         let (mut tasks, mut routes) = (JoinSet::new(), Vec::new());
         for (index, ((built, plan), subscription)) in
             self.routes.into_iter().zip(plans).zip(subscriptions).enumerate()
@@ -133,6 +148,7 @@ impl<S, L> Router<S, L> {
                 env: broker.env().clone(),
                 publishes: plan.publishes.as_ref().map(|channel| Arc::from(channel.as_str())),
                 timeout: plan.timeout,
+                store: built.store.or_else(|| shared.clone()),
             };
             let status = Arc::new(Status::default());
             let control = subscription.control();
@@ -164,6 +180,9 @@ impl<S, L> Router<S, L> {
         let plans = self.routes.iter().map(|built| check::plan(&built.options, &built.declaration));
         let plans = plans.collect::<Result<Vec<_>>>()?;
         check::together(&plans)?;
+        for (plan, built) in plans.iter().zip(&self.routes) {
+            check::store(plan, built.store.is_some() || self.store.is_some())?;
+        }
         Ok(plans)
     }
 }

@@ -6,6 +6,7 @@ mod errors;
 mod from_ref;
 mod handler;
 mod handlers;
+mod idempotency;
 mod message;
 mod names;
 mod options;

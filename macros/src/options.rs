@@ -8,7 +8,7 @@ use syn::{Expr, LitStr, Meta, MetaNameValue, Token};
 
 use crate::errors::{Errors, nearest, suggestion};
 use crate::values::{as_word, count, duration_tokens, named, positive, text, word};
-use crate::{names, retry};
+use crate::{idempotency, names, retry};
 
 const KNOWN: [&str; 22] = [
     "channel",
@@ -91,6 +91,7 @@ pub(crate) fn parse(tokens: TokenStream, function: &str, errors: &mut Errors) ->
         }
     };
     clash("group", "ephemeral", "an ephemeral handler has a copy of the channel of its own, and no group");
+    clash("ephemeral", "idempotency", "what was handled is remembered for a group");
     clash("ephemeral", "partitions", "partitions are shared by the members of a group");
     let unordered = matches!(find("order"), Some(Meta::NameValue(pair)) if as_word(&pair.value).as_deref() == Some("none"));
     if let (true, Some(place)) = (unordered, find("partitions")) {
@@ -154,8 +155,7 @@ impl Reader<'_> {
     fn read(&mut self, item: &Meta) {
         let name = item.path().get_ident().map(ToString::to_string).unwrap_or_default();
         if !KNOWN.contains(&&*name) {
-            let known: Vec<_> =
-                KNOWN.iter().copied().filter(|k| !matches!(*k, "crate" | "idempotency")).collect();
+            let known: Vec<_> = KNOWN.iter().copied().filter(|k| *k != "crate").collect();
             let written = item.path().to_token_stream().to_string();
             self.meant.extend(nearest(&written, &known));
             return self
@@ -172,6 +172,10 @@ impl Reader<'_> {
             Meta::List(list) if name == "retry" => {
                 let retry = retry::parse(list, &self.krate, self.errors);
                 self.calls.extend(quote!(.retry(#retry)));
+            }
+            Meta::List(list) if name == "idempotency" => {
+                let once = idempotency::parse(list, &self.krate, self.errors);
+                self.calls.extend(quote!(.idempotency(#once)));
             }
             Meta::List(list) if name == "native" => self.native(list),
             other if name == "retry" => {
@@ -236,10 +240,7 @@ impl Reader<'_> {
                 self.errors.at(value, "write `native(\"name\" = \"value\")`");
                 None
             }
-            _ => {
-                self.errors.at(value, "idempotency is not built yet; leave it out");
-                None
-            }
+            _ => idempotency::by(value, &krate, self.errors).map(|once| quote!(.idempotency(#once))),
         };
         self.calls.extend(call);
     }

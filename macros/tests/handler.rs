@@ -145,7 +145,13 @@ async fn everything(_: OrderPlaced) -> Option<Invoiced> {
 #[handler(channel = "orders", ephemeral, order = none, batch = 50, dead_letter = none)]
 async fn broadcast(_orders: Batch<OrderPlaced>) {}
 
-#[handler(channel = "orders", group = "audit", order = none, retry(attempts = 3, durable))]
+#[handler(
+    channel = "orders",
+    group = "audit",
+    order = none,
+    retry(attempts = 3, durable),
+    idempotency(key = business, ttl = "9d")
+)]
 async fn audit(_: OrderPlaced) {}
 
 /// What the annotation says.
@@ -185,7 +191,9 @@ fn every_option_reaches_the_route_as_the_builder_would_set_it() {
     assert_eq!(options(broadcast), by_hand);
     assert_ne!(options(broadcast), by_hand.batch(51));
     let retry = Retry::new().attempts(3).durable();
+    let once = postrider::Idempotency::business().ttl(Duration::from_hours(9 * 24));
     let by_hand = RouteOptions::new("orders", "audit").name("audit").order(Order::None).retry(retry);
+    let by_hand = by_hand.idempotency(once);
     assert_eq!(options(audit), by_hand);
 }
 

@@ -336,11 +336,11 @@ impl Control for KafkaControl {
 
     fn lag(&self) -> BoxFuture<'_, Result<u64>> {
         Box::pin(async move {
-            let mut lag = self.channel.lag().await?;
-            if let Some(redrive) = &self.redrive {
-                lag += redrive.lag().await?;
-            }
-            Ok(lag)
+            let Some(redrive) = &self.redrive else {
+                return self.channel.lag().await;
+            };
+            let (channel, own) = tokio::try_join!(self.channel.lag(), redrive.lag())?;
+            Ok(channel + own)
         })
     }
 

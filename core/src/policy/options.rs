@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::Retry;
 use crate::handler::Route;
+use crate::idempotency::Idempotency;
 use crate::settle::Window;
 use crate::subscribe::{Order, Start};
 
@@ -76,6 +77,7 @@ pub struct RouteOptions {
     pub(crate) on_gap: OnGap,
     pub(crate) batch: usize,
     pub(crate) claim_timeout: Option<Duration>,
+    pub(crate) idempotency: Option<Idempotency>,
     pub(crate) native: Vec<(String, String)>,
 }
 
@@ -105,6 +107,7 @@ impl RouteOptions {
             on_gap: OnGap::Continue,
             batch: 100,
             claim_timeout: None,
+            idempotency: None,
             native: Vec::new(),
         }
     }
@@ -196,6 +199,13 @@ impl RouteOptions {
     /// What becomes of the route when messages are missing.
     pub fn on_gap(mut self, on_gap: OnGap) -> Self {
         self.on_gap = on_gap;
+        self
+    }
+
+    /// Each message is handled once, however often it comes: the router's [store](crate::Router::idempotency) remembers it. Without
+    /// this, whoever has the effect sees to it.
+    pub fn idempotency(mut self, idempotency: Idempotency) -> Self {
+        self.idempotency = Some(idempotency);
         self
     }
 

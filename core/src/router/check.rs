@@ -14,6 +14,9 @@ use crate::subscribe::{Group, Order, Start, SubscribeOptions};
 /// The most partitions of a group: as many as there are key slots.
 const MAX_PARTITIONS: u32 = crate::address::KEY_SLOTS;
 
+/// For how long a publisher may send again what had no answer.
+const RESEND: Duration = Duration::from_mins(10);
+
 /// The plan of a route.
 pub(super) fn plan(options: &RouteOptions, declaration: &Declaration) -> Result<Plan> {
     let label = label(options);
@@ -110,6 +113,7 @@ pub(super) fn plan(options: &RouteOptions, declaration: &Declaration) -> Result<
         concurrency: options.concurrency,
         workers: options.workers,
         batch: declaration.batch.then_some(options.batch),
+        idempotency: options.idempotency,
         on_expired: options.on_expired,
         on_gap: options.on_gap,
         types: declaration.types.clone(),
@@ -157,6 +161,33 @@ pub(super) fn together(plans: &[Plan]) -> Result<()> {
             );
             return Err(Error::config("start", message));
         }
+    }
+    Ok(())
+}
+
+/// What a route that handles each message once needs besides.
+pub(super) fn store(plan: &Plan, has_store: bool) -> Result<()> {
+    let Some(policy) = &plan.idempotency else {
+        return Ok(());
+    };
+    let refuse = |why: String| {
+        let label = format!("the route `{}` on `{}`", plan.names.handler, plan.names.channel);
+        Err(Error::config("start", format!("{label}: {why}")))
+    };
+    if !has_store {
+        return refuse("it asks for `idempotency`, but there is no store; give the router one: `.idempotency(MemoryStore::new())`".into());
+    }
+    if plan.subscribe.group == Group::Ephemeral {
+        return refuse(
+            "`idempotency` is for a group, an ephemeral one forgets with its process; name a group".into(),
+        );
+    }
+    let least = plan.retry.worst_case(plan.timeout) + RESEND;
+    if policy.ttl < least {
+        return refuse(format!(
+            "`idempotency` remembers for {:?}, but a message may come again for {least:?} (all attempts and waits, and 10 minutes of sending again); remember longer",
+            policy.ttl
+        ));
     }
     Ok(())
 }

@@ -18,6 +18,7 @@ use crate::envelope::Envelope;
 use crate::error::BoxError;
 use crate::extract::Incoming;
 use crate::handler::DynHandler;
+use crate::idempotency::IdempotencyStore;
 use crate::outcome::Outcome;
 use crate::publish::{Confirmed, Outgoing, Publisher};
 
@@ -29,6 +30,8 @@ pub(crate) struct Orders {
     pub(crate) env: Env,
     pub(crate) publishes: Option<Arc<str>>,
     pub(crate) timeout: Duration,
+    /// Remembers what was handled, for routes that ask for it.
+    pub(crate) store: Option<Arc<dyn IdempotencyStore>>,
 }
 
 /// How an attempt ended for the dispatcher.

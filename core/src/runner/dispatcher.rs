@@ -3,6 +3,7 @@
 
 mod claims;
 mod copies;
+mod once;
 
 use std::collections::{BinaryHeap, VecDeque};
 use std::hash::BuildHasher;
@@ -27,12 +28,15 @@ use crate::delivery::Delivery;
 use crate::env::BoxFuture;
 use crate::error::{BoxError, Class};
 use crate::extract::Incoming;
+use crate::idempotency::Ending;
 use crate::outcome::{Outcome, Reason};
 use crate::policy::{OnExpired, Verdict};
 use crate::settle::{Claim, ClaimId, Settlement, Token};
 use crate::subscribe::{Control, Health, Order};
 use claims::Revocation;
 use copies::CopySent;
+use once::Answered;
+pub(crate) use once::Reservation;
 
 /// Who calls the handler: this task, or several.
 pub(crate) enum Hands<'a> {
@@ -58,6 +62,11 @@ pub(crate) struct Dispatcher<'a> {
     copies: FuturesUnordered<BoxFuture<'a, CopySent>>,
     /// The messages that they are copies of, and how each is told that its claim was lost.
     copied: Vec<(Token, CancellationToken)>,
+    /// Messages that the idempotency store is being asked for.
+    asked: FuturesUnordered<BoxFuture<'a, Answered>>,
+    /// The last token by which something was reserved.
+    tokens: u64,
+    store_trouble: Option<Health>,
     /// Dead letters that can't be published at present; while there are any, nothing new starts.
     stalled: Arc<std::sync::atomic::AtomicUsize>,
     revoking: Vec<Revocation>,
@@ -98,6 +107,9 @@ impl<'a> Dispatcher<'a> {
             jobs: Slab::new(),
             copies: FuturesUnordered::new(),
             copied: Vec::new(),
+            asked: FuturesUnordered::new(),
+            tokens: orders.env.random(),
+            store_trouble: None,
             stalled: Arc::default(),
             revoking: Vec::new(),
             lost: Vec::new(),
@@ -112,7 +124,7 @@ impl<'a> Dispatcher<'a> {
 
     /// Whether a handler runs or a copy is on its way.
     pub(crate) fn is_running(&self) -> bool {
-        !self.jobs.is_empty() || !self.copies.is_empty()
+        !self.jobs.is_empty() || !self.copies.is_empty() || !self.asked.is_empty()
     }
 
     /// Whether new messages may be started.
@@ -190,6 +202,10 @@ impl<'a> Dispatcher<'a> {
             self.copy_sent(sent);
             any = true;
         }
+        while let Poll::Ready(answered) = self.poll_answered(cx) {
+            self.answered(answered, cx);
+            any = true;
+        }
         let mut ended = Vec::new();
         match &mut self.hands {
             Hands::Own(crew) => {
@@ -244,7 +260,7 @@ impl<'a> Dispatcher<'a> {
             _ => None,
         };
         if self.stalled.load(Relaxed) == 0 {
-            self.status.set_trouble(trouble);
+            self.status.set_trouble(self.store_trouble.clone().or(trouble));
         }
     }
 
@@ -257,7 +273,7 @@ impl<'a> Dispatcher<'a> {
     }
 
     fn has_room(&self) -> bool {
-        self.jobs.len() < self.plan.concurrency && self.is_open()
+        self.jobs.len() + self.asked.len() < self.plan.concurrency && self.is_open()
     }
 
     /// Fills a batch: the rest of the lanes taken, then the next that are ready.
@@ -287,6 +303,12 @@ impl<'a> Dispatcher<'a> {
             if items.is_empty() {
                 return;
             }
+        }
+        if self.must_ask(&items) {
+            if !occupied {
+                items.iter().filter_map(|held| held.lane).for_each(|lane| self.lanes.occupy(lane));
+            }
+            return self.ask(items);
         }
         if occupied {
             // those that waited in a lane or for room begin now; the others began when they came
@@ -369,7 +391,11 @@ impl<'a> Dispatcher<'a> {
             && let Some(held) = items.pop()
         {
             self.handled += 1;
-            return self.acknowledge(held, occupied);
+            return if held.reservation.is_some() {
+                self.end(held, |ttl, _| Ending::Completed(ttl));
+            } else {
+                self.acknowledge(held, occupied);
+            };
         }
         if !occupied {
             items.iter().filter_map(|held| held.lane).for_each(|lane| self.lanes.occupy(lane));
@@ -377,6 +403,10 @@ impl<'a> Dispatcher<'a> {
         let verdicts = spread(outcome, items.len());
         let mut again: Vec<(Duration, Items)> = Vec::new();
         for (mut held, outcome) in items.into_iter().zip(verdicts) {
+            if let Some(reservation) = &mut held.reservation {
+                // the next attempt asks for more time
+                reservation.lapse();
+            }
             let same_lane =
                 |(_, items): &&mut (Duration, Items)| held.lane.is_some() && items[0].lane == held.lane;
             if let Some((_, behind)) = again.iter_mut().find(same_lane) {
@@ -387,7 +417,7 @@ impl<'a> Dispatcher<'a> {
             match outcome {
                 Outcome::Done(_) => {
                     self.handled += 1;
-                    self.acknowledge(held, true);
+                    self.end(held, |ttl, _| Ending::Completed(ttl));
                 }
                 Outcome::Retry(error, advised) => match self.verdict(&mut held, advised) {
                     Verdict::Again(wait) => {

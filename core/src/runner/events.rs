@@ -81,3 +81,13 @@ pub(crate) fn draining(route: &RouteNames, held: usize) {
 pub(crate) fn drained(route: &RouteNames, given_back: usize, in_time: bool) {
     tracing::info!(target: "postrider::drain", route = route.handler, channel = route.channel, group = route.group, given_back, in_time, "route stopped");
 }
+
+/// `idempotency`: a message came again that was handled or dead-lettered already.
+pub(crate) fn duplicate(route: &RouteNames, delivery: &Delivery) {
+    tracing::debug!(target: "postrider::idempotency", route = route.handler, channel = route.channel, group = route.group, id = %delivery.envelope.id(), "duplicate acknowledged");
+}
+
+/// `idempotency`: the store could not be asked or told.
+pub(crate) fn store_failed(route: &RouteNames, error: &str) {
+    tracing::error!(target: "postrider::idempotency", route = route.handler, channel = route.channel, group = route.group, error, "the idempotency store failed, it is asked again");
+}

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use smallvec::SmallVec;
 
+use super::dispatcher::Reservation;
 use super::lanes::LaneId;
 use super::retry_copy::Earlier;
 use crate::delivery::Delivery;
@@ -24,6 +25,8 @@ pub(crate) struct Held {
     pub(crate) first_failed_ms: u64,
     /// Where the message was before it waited at the broker; `None`: it comes from there.
     pub(crate) origin: Option<Box<str>>,
+    /// Where each message is handled once: what the store has of it.
+    pub(crate) reservation: Option<Box<Reservation>>,
 }
 
 impl Held {
@@ -48,6 +51,7 @@ impl Held {
             wait: Duration::ZERO,
             first_failed_ms: 0,
             origin: None,
+            reservation: None,
         }
     }
 }

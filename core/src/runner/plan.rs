@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::address::Channel;
 use crate::extract::RouteNames;
+use crate::idempotency::Idempotency;
 use crate::policy::{OnExpired, OnGap, Retry};
 use crate::subscribe::SubscribeOptions;
 
@@ -22,6 +23,7 @@ pub(crate) struct Plan {
     pub(crate) workers: usize,
     /// The most messages of a batch; `None` for handlers of single messages.
     pub(crate) batch: Option<usize>,
+    pub(crate) idempotency: Option<Idempotency>,
     pub(crate) on_expired: OnExpired,
     pub(crate) on_gap: OnGap,
     /// The message types that the handler takes.

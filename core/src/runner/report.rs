@@ -25,6 +25,8 @@ pub struct RouteReport {
     pub retried: u64,
     /// Messages that went to the dead letters, confirmed.
     pub dead_lettered: u64,
+    /// Messages that came again after they were handled or dead-lettered: acknowledged without calling the handler.
+    pub duplicates: u64,
     /// Messages dropped by policy: expired, or given up on without dead letters.
     pub dropped: u64,
     /// Messages given back when it stopped or lost a claim: another member handles them.
@@ -105,6 +107,7 @@ pub(crate) struct Status {
     pub(crate) handled: AtomicU64,
     pub(crate) retried: AtomicU64,
     pub(crate) dead_lettered: AtomicU64,
+    pub(crate) duplicates: AtomicU64,
     pub(crate) dropped: AtomicU64,
     pub(crate) given_back: AtomicU64,
     pub(crate) cancelled: AtomicU64,
@@ -133,6 +136,7 @@ impl Status {
             handled: self.handled.load(Relaxed),
             retried: self.retried.load(Relaxed),
             dead_lettered: self.dead_lettered.load(Relaxed),
+            duplicates: self.duplicates.load(Relaxed),
             dropped: self.dropped.load(Relaxed),
             given_back: self.given_back.load(Relaxed),
             cancelled: self.cancelled.load(Relaxed),

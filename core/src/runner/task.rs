@@ -4,7 +4,7 @@ use std::future::poll_fn;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
@@ -22,6 +22,9 @@ use crate::subscribe::{Signal, Subscription};
 
 /// The most deliveries that one call of `receive` brings.
 const BATCH: NonZeroUsize = NonZeroUsize::new(256).expect("256 is not zero");
+
+/// How long an idempotency store may take to hear what is given back.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 /// When the service stops: the order to, and by when everything must be over.
 #[derive(Clone, Debug)]
@@ -53,6 +56,11 @@ pub(crate) async fn run(
     let deadline = stop.deadline.get().copied().unwrap_or_else(|| orders.env.now() + plan.timeout);
     let drained = finish(&orders, &mut dispatcher, deadline).await;
     let given_back = dispatcher.give_all_back();
+    tokio::select! {
+        () = poll_fn(|cx| dispatcher.poll_copies(cx)) => {}
+        // what the store wasn't told lapses there by itself
+        () = orders.env.sleep(FAREWELL) => {}
+    }
     if let Some(tracker) = tracker {
         // stale ones come again by themselves
         let _ = tracker.flush().await;

@@ -89,6 +89,7 @@ impl Dispatcher<'_> {
         // a copy that isn't confirmed leaves its message with the broker
         let copies = self.copied.len();
         self.copies.clear();
+        self.asked.clear();
         self.copied.clear();
         self.held = self.held.saturating_sub(copies);
         self.status.given_back.fetch_add(copies as u64, Relaxed);
@@ -164,6 +165,9 @@ impl Dispatcher<'_> {
     }
 
     pub(super) fn forget(&mut self, held: Vec<Held>) {
+        for held in &held {
+            self.let_go(held);
+        }
         self.held = self.held.saturating_sub(held.len());
         self.status.given_back.fetch_add(held.len() as u64, Relaxed);
         // dropping a stale claim changes nothing; the broker redelivers by itself
@@ -171,6 +175,9 @@ impl Dispatcher<'_> {
     }
 
     fn give_back(&mut self, mut held: Vec<Held>) {
+        for held in &held {
+            self.let_go(held);
+        }
         held.sort_by_key(|held| held.delivery.claim.token());
         self.status.given_back.fetch_add(held.len() as u64, Relaxed);
         self.settled.extend(held.into_iter().map(|held| (held.delivery.claim, Settlement::GiveBack(None))));

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Dispatcher, Held, Items};
 use crate::address::{Address, Channel};
 use crate::error::BoxError;
+use crate::idempotency::Ending;
 use crate::outcome::Reason;
 use crate::policy::{Backoff, Jitter, Retry, Verdict};
 use crate::publish::{Outgoing, PublishError, PublishOptions, Publisher};
@@ -21,17 +22,20 @@ use crate::subscribe::Health;
 
 /// A copy whose fate is known.
 pub(crate) struct CopySent {
-    held: Held,
-    sent: Sent,
+    /// The message that it is a copy of, where there is anything left to do with that.
+    pub(super) held: Option<Held>,
+    pub(super) sent: Sent,
 }
 
-enum Sent {
+pub(super) enum Sent {
     /// The broker has the dead letter.
     Letter(Reason),
     /// The broker has the copy that waits for the next attempt.
     Retry,
     /// The broker may not have that copy: the message waits here.
     InPlace(Duration),
+    /// The idempotency store was told what became of the message.
+    Ended,
     /// The claim was lost before there was a confirm: the message comes again, here or at another member.
     Lost,
 }
@@ -99,7 +103,7 @@ impl<'a> Dispatcher<'a> {
             if failures > 0 && stalled.fetch_sub(1, Relaxed) == 1 {
                 status.set_trouble(None);
             }
-            CopySent { held, sent: if lost { Sent::Lost } else { Sent::Letter(reason) } }
+            CopySent { held: Some(held), sent: if lost { Sent::Lost } else { Sent::Letter(reason) } }
         }));
     }
 
@@ -127,7 +131,7 @@ impl<'a> Dispatcher<'a> {
                     Sent::InPlace(wait)
                 }
             };
-            CopySent { held, sent }
+            CopySent { held: Some(held), sent }
         }));
     }
 
@@ -137,7 +141,7 @@ impl<'a> Dispatcher<'a> {
     }
 
     /// Remembers that a copy of the message is under way; the token is cancelled when its claim is lost.
-    fn hold_for_copy(&mut self, held: &Held) -> CancellationToken {
+    pub(super) fn hold_for_copy(&mut self, held: &Held) -> CancellationToken {
         let lost = CancellationToken::new();
         self.copied.push((held.delivery.claim.token(), lost.clone()));
         lost
@@ -150,7 +154,16 @@ impl<'a> Dispatcher<'a> {
         }
     }
 
+    /// Resolves when all copies have their fate, and the idempotency store knows what was let go.
+    pub(crate) fn poll_copies(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        while let Poll::Ready(sent) = self.poll_copy(cx) {
+            self.copy_sent(sent);
+        }
+        if self.copies.is_empty() { Poll::Ready(()) } else { Poll::Pending }
+    }
+
     pub(super) fn copy_sent(&mut self, CopySent { held, sent }: CopySent) {
+        let Some(held) = held else { return };
         let token = held.delivery.claim.token();
         self.copied.retain(|(other, _)| *other != token);
         match sent {
@@ -161,9 +174,10 @@ impl<'a> Dispatcher<'a> {
             Sent::Letter(reason) => {
                 events::dead_lettered(&self.plan.names, &held.delivery, held.attempt, reason);
                 self.status.dead_lettered.fetch_add(1, Relaxed);
-                self.acknowledge(held, true);
+                self.end(held, Ending::DeadLettered);
             }
-            Sent::Retry => self.acknowledge(held, true),
+            Sent::Retry => self.end(held, |_, _| Ending::Released),
+            Sent::Ended => self.acknowledge(held, true),
             Sent::InPlace(_) if self.stopping => self.returned.push(held),
             Sent::InPlace(wait) => self.delay(wait, Items::from_iter([held])),
         }
