@@ -48,6 +48,8 @@ pub use postrider_memory as memory;
 pub use postrider_nats as nats;
 #[cfg(feature = "rabbitmq")]
 pub use postrider_rabbitmq as rabbitmq;
+#[cfg(feature = "redb")]
+pub use postrider_redb as redb;
 
 /// What a program with handlers needs, in one import.
 pub mod prelude {

@@ -117,6 +117,13 @@ pub struct Reserve {
     pub redrives: u32,
 }
 
+impl Reserve {
+    /// Somebody, who goes by `token`, wants to handle a message for `lease`; it was never redriven.
+    pub fn new(identity: Identity, token: u64, lease: Duration) -> Self {
+        Self { identity, token, lease, redrives: 0 }
+    }
+}
+
 /// What a store says to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -153,6 +160,13 @@ pub struct End {
     pub token: u64,
     /// What became of it.
     pub how: Ending,
+}
+
+impl End {
+    /// What became of the reservation that `token` has.
+    pub fn new(identity: Identity, token: u64, how: Ending) -> Self {
+        Self { identity, token, how }
+    }
 }
 
 /// Remembers which messages were handled, for all members of a group that share it.
