@@ -1,5 +1,6 @@
 //! The sends that have no outcome yet: one slot each, first in the queue, then in the hands of the driver.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
@@ -23,7 +24,7 @@ pub(crate) enum Next {
 #[derive(Debug)]
 pub(crate) struct Sent {
     pub(crate) exchange: String,
-    pub(crate) slot: u32,
+    pub(crate) routing_key: Cow<'static, str>,
     pub(crate) envelope: Envelope,
 }
 
@@ -317,7 +318,7 @@ mod tests {
 
     fn sent() -> Sent {
         let envelope = Envelope::builder(Bytes::new()).build(&Env::seeded(1)).unwrap();
-        Sent { exchange: "c".into(), slot: 0, envelope }
+        Sent { exchange: "c".into(), routing_key: "~00".into(), envelope }
     }
 
     fn open(slots: &Slots, room: &Arc<Semaphore>, key: Option<u64>) -> Option<u64> {

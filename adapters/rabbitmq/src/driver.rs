@@ -23,7 +23,6 @@ use crate::confirms::{Next, Room, Sent, Slots};
 use crate::connection::Link;
 use crate::convert;
 use crate::error;
-use crate::naming::Naming;
 
 /// How many messages are handed over before answers are looked at again.
 const BATCH: usize = 64;
@@ -189,7 +188,7 @@ impl Flight {
         let mut publishing: BoxFuture<'static, Answered> = Box::pin(async move {
             let options = BasicPublishOptions { mandatory: true, immediate: false };
             let properties = convert::properties(&sent.envelope, token);
-            let key = Naming::slot(sent.slot).into();
+            let key = sent.routing_key.as_ref().into();
             let exchange = sent.exchange.as_str().into();
             let body = sent.envelope.payload();
             let written = channel.basic_publish(exchange, key, options, body, properties).await;
@@ -281,6 +280,9 @@ impl Wake for Woken {
 
 /// Whether there is such an exchange, asked on a channel of its own, which a "no" closes.
 async fn exists(connection: &lapin::Connection, exchange: &str) -> lapin::Result<bool> {
+    if exchange.is_empty() {
+        return Ok(true); // the default one always is
+    }
     let channel = connection.create_channel().await?;
     let passive = ExchangeDeclareOptions { passive: true, ..ExchangeDeclareOptions::default() };
     let found =

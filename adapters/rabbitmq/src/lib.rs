@@ -17,6 +17,7 @@ mod convert;
 mod driver;
 mod error;
 mod field;
+mod foreign;
 mod ledger;
 mod members;
 mod naming;

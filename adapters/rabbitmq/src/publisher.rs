@@ -16,6 +16,7 @@ use crate::config::{OnUnknown, RabbitmqConfig};
 use crate::confirms::{Sent, Slots};
 use crate::connection::Link;
 use crate::driver::Driver;
+use crate::foreign::Destination;
 use crate::naming::Naming;
 
 /// The byte bound is counted in pieces of this size, since a semaphore counts to 2^29 at most on every machine.
@@ -76,13 +77,10 @@ impl Outbox {
         }
     }
 
-    fn check(&self, message: &Outgoing<'_>) -> Result<String> {
+    /// Where the message goes: an exchange, and the routing key if it isn't the key's slot.
+    fn check(&self, message: &Outgoing<'_>) -> Result<Destination> {
         if self.closed.load(Relaxed) {
             return Err(Error::new(ErrorKind::Closed, "publish", "the publisher is closed; connect again"));
-        }
-        if let Some((name, _)) = message.options.native.first() {
-            let text = "the RabbitMQ adapter takes no properties of a message; leave it out";
-            return Err(Error::config("publish", text).with("property", name));
         }
         // a dead letter may use the room that was left for its headers
         let usable =
@@ -91,11 +89,18 @@ impl Outbox {
         let channel = message.address.channel();
         postrider_core::Channel::new(channel)?;
         check_address(message, &self.capabilities)?;
-        match (message.address.group(), message.options.delay) {
-            (None, _) => self.naming.exchange(channel),
-            (Some(group), None) => self.naming.redrive(channel, group),
-            (Some(group), Some(delay)) => self.naming.retry(channel, group, retry_tier(delay)),
+        let mut destination = Destination::of(message)?;
+        if destination.exchange.is_none() {
+            destination.exchange = Some(match (message.address.group(), message.options.delay) {
+                (None, _) => self.naming.exchange(channel)?,
+                (Some(group), None) => self.naming.redrive(channel, group)?,
+                (Some(group), Some(delay)) => self.naming.retry(channel, group, retry_tier(delay))?,
+            });
+        } else if destination.routing_key.is_none() {
+            // somebody else's exchange knows nothing of slots
+            destination.routing_key = Some(String::new());
         }
+        Ok(destination)
     }
 
     fn pieces(&self, message: &Outgoing<'_>) -> u32 {
@@ -105,12 +110,14 @@ impl Outbox {
     }
 
     /// The message as it goes out.
-    fn sent(&self, message: &Outgoing<'_>, exchange: String) -> Sent {
-        let slot = match message.envelope.key() {
+    fn sent(&self, message: &Outgoing<'_>, destination: Destination) -> Sent {
+        let Destination { exchange, routing_key } = destination;
+        let slot = || match message.envelope.key() {
             Some(key) => key_slot(key),
             None => (self.keyless.fetch_add(1, Relaxed) % u64::from(postrider_core::KEY_SLOTS)) as u32,
         };
-        Sent { exchange, slot, envelope: message.envelope.clone() }
+        let routing_key = routing_key.unwrap_or_else(|| Naming::slot(slot())).into();
+        Sent { exchange: exchange.unwrap_or_default(), routing_key, envelope: message.envelope.clone() }
     }
 
     /// What tells keys apart that have one unresolved send at most.
@@ -125,8 +132,8 @@ impl Outbox {
     }
 
     pub(crate) async fn send(&self, message: Outgoing<'_>) -> Confirm {
-        let exchange = match self.check(&message) {
-            Ok(exchange) => exchange,
+        let destination = match self.check(&message) {
+            Ok(destination) => destination,
             Err(error) => return Confirm::failed(error),
         };
         let allowed = message.options.deadline.unwrap_or(self.deadline);
@@ -136,7 +143,7 @@ impl Outbox {
             // the semaphores are never closed
             let messages = Arc::clone(&self.messages).acquire_owned().await.ok()?;
             let bytes = Arc::clone(&self.bytes).acquire_many_owned(pieces).await.ok()?;
-            let sent = self.sent(&message, exchange);
+            let sent = self.sent(&message, destination);
             Some(self.slots.open_in_turn(sent, deadline, key, (messages, bytes)).await)
         };
         let token = tokio::select! {
@@ -154,8 +161,8 @@ impl Outbox {
 
     #[expect(clippy::result_large_err, reason = "the message is given back, not an error made")]
     pub(crate) fn try_send<'a>(&self, message: Outgoing<'a>) -> std::result::Result<Confirm, Outgoing<'a>> {
-        let exchange = match self.check(&message) {
-            Ok(exchange) => exchange,
+        let destination = match self.check(&message) {
+            Ok(destination) => destination,
             Err(error) => return Ok(Confirm::failed(error)),
         };
         let pieces = self.pieces(&message);
@@ -166,7 +173,7 @@ impl Outbox {
             return Err(message);
         };
         let deadline = self.env.now() + message.options.deadline.unwrap_or(self.deadline);
-        let (sent, key) = (self.sent(&message, exchange), self.key(&message));
+        let (sent, key) = (self.sent(&message, destination), self.key(&message));
         match self.slots.open(sent, deadline, key, (messages, bytes)) {
             Ok(token) => Ok(self.confirm(token)),
             Err(_) => Err(message),

@@ -40,10 +40,6 @@ impl Subscriber for RabbitmqBroker {
 
     async fn subscribe(&self, options: &SubscribeOptions) -> Result<RabbitmqSubscription> {
         use postrider_core::Adapter as _;
-        if let Some((name, _)) = options.native.first() {
-            let message = "the RabbitMQ adapter takes no properties of a subscription; leave it out";
-            return Err(Error::config("subscribe", message).with("property", name));
-        }
         if matches!(options.start, Start::Time(_)) {
             self.capabilities().require(Capability::StartTime, "subscribe")?;
         }

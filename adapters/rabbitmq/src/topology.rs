@@ -12,6 +12,7 @@ use postrider_core::{
 
 use crate::config::{DeclareMode, QueueType, RabbitmqConfig};
 use crate::error;
+use crate::foreign;
 use crate::naming::{Naming, partitions};
 
 /// Stands for "no limit" on dead-letter queues: the brokers before 4.0 take no other word for it, and without any limit those
@@ -39,6 +40,8 @@ pub(crate) struct GroupPlan {
     pub(crate) marker: Option<String>,
     /// Whether its retries wait at the broker.
     durable_retry: bool,
+    /// Its queue is somebody else's.
+    foreign: bool,
 }
 
 impl GroupPlan {
@@ -56,6 +59,19 @@ impl Topology {
     /// The plan of a group; `unique` names the queue of an ephemeral one.
     pub(crate) fn plan(&self, options: &SubscribeOptions, unique: u64) -> Result<GroupPlan> {
         let channel = options.channel.clone();
+        if let Some(queue) = foreign::queue(options)? {
+            let (group, order) = (options.group.name().cloned(), options.order);
+            let (queues, durable_retry) = (vec![queue], false);
+            return Ok(GroupPlan {
+                channel,
+                group,
+                order,
+                queues,
+                marker: None,
+                durable_retry,
+                foreign: true,
+            });
+        }
         let queues = match &options.group {
             Group::Named(group) => {
                 let count = partitions(options.order, options.partitions);
@@ -66,7 +82,7 @@ impl Topology {
         let group = options.group.name().cloned();
         let marker = group.as_ref().map(|group| self.naming.marker(&channel, group)).transpose()?;
         let durable_retry = options.durable_retry;
-        Ok(GroupPlan { channel, group, order: options.order, queues, marker, durable_retry })
+        Ok(GroupPlan { channel, group, order: options.order, queues, marker, durable_retry, foreign: false })
     }
 
     /// Makes sure of a channel's exchanges.
@@ -93,6 +109,9 @@ impl Topology {
         }
         if self.mode == DeclareMode::None {
             return Ok(());
+        }
+        if plan.foreign {
+            return self.session(connection).await?.foreign(&plan.queues).await;
         }
         self.session(connection).await?.group(connection, plan).await
     }
@@ -189,6 +208,22 @@ impl Session<'_> {
         }
         self.entrance(plan, group).await?;
         self.done().await
+    }
+
+    /// Somebody else's queues: they are there, or not.
+    async fn foreign(&self, queues: &[String]) -> Result<()> {
+        for queue in queues {
+            let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+            let found = self.channel.queue_declare(queue.as_str().into(), options, FieldTable::default());
+            found.await.map_err(|e| {
+                if !error::is_not_found(&e) {
+                    return error::of("declare", e).with("queue", queue);
+                }
+                let message = "there is no such queue, and one that is named by `queue` is never made; create it, or correct the name";
+                Error::new(ErrorKind::NotFound, "declare", message).with("queue", queue).because(e)
+            })?;
+        }
+        Ok(())
     }
 
     /// The group's own exchange, to its queues alone; and the queues where its messages wait, which leads back to it.
