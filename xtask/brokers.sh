@@ -44,6 +44,7 @@
 #   BROKERS_KAFKA_HEAP=512m           largest heap of the JVM
 #   BROKERS_RABBITMQ_MANAGEMENT=1     management plugin (both RabbitMQ)
 #   BROKERS_NATS_SYNC=always          JetStream fsyncs every write
+#   BROKERS_RABBITMQ_PLUGINS   plugins that RabbitMQ has besides, with commas between
 #   BROKERS_KAFKA_EXTRA, BROKERS_RABBITMQ_EXTRA, BROKERS_NATS_EXTRA
 #                                     lines appended to the broker's configuration (native only)
 #   KAFKA_VERSION, KAFKA_LOG4J_VERSION, NATS_VERSION, RABBITMQ4_SUITE   what to fetch
@@ -651,7 +652,8 @@ configure_rabbitmq() {
     (umask 077 && head -c 15 /dev/urandom | base64 | tr -dc 'A-Za-z0-9' >"$d/.erlang.cookie")
     chmod 400 "$d/.erlang.cookie"
   fi
-  if [[ ${S[management]} == 1 ]]; then plugins=rabbitmq_management; fi
+  plugins=${BROKERS_RABBITMQ_PLUGINS:-}
+  if [[ ${S[management]} == 1 ]]; then plugins+=${plugins:+,}rabbitmq_management; fi
   echo "[$plugins]." >"$d/enabled_plugins"
   {
     cat <<END

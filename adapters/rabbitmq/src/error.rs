@@ -56,6 +56,11 @@ pub(crate) fn connect(error: lapin::Error, address: &str) -> Error {
         Amqp::IOError(e) if e.kind() == std::io::ErrorKind::InvalidData => {
             (ErrorKind::Connection, "no TLS connection could be made; check `tls_ca` and the host's name")
         }
+        // so it answers a way of proving who one is that it doesn't take
+        Amqp::IOError(e) if e.kind() == std::io::ErrorKind::ConnectionAborted => (
+            ErrorKind::Connection,
+            "the broker ended the connection while it was being made; check that it takes user and password, or `external`, whichever is used",
+        ),
         _ => (ErrorKind::Connection, "no connection could be made; is a broker running there?"),
     };
     Error::new(kind, "connect", message).with("address", address).because(error)

@@ -91,3 +91,30 @@ async fn credentials_that_are_taken_away_show_and_work_again_when_they_are_given
     tokio::time::timeout(Duration::from_secs(20), until(HealthState::Up)).await.expect("it is back");
     use_it(&ann).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_certificate_says_who_the_client_is() {
+    let only_certificates = "auth_mechanisms.1 = EXTERNAL\nssl_cert_login_from = common_name";
+    let plugin = "rabbitmq_auth_mechanism_ssl";
+    let server = PrivateBroker::start_with_plugins(Version::V3_10, only_certificates, true, plugin).await;
+    let certificates = server.certificates();
+    let file = |name: &str| certificates.join(name).display().to_string();
+    let address = server.address().replace("127.0.0.1", "localhost");
+    let url = format!("amqps://{address}/%2f?connect_timeout=5s&tls_ca={}", file("ca.pem"));
+    let with_certificate =
+        format!("{url}&tls_cert={}&tls_key={}&external=true", file("client.pem"), file("client-key.pem"));
+    // the name in the certificate is no user's yet
+    let error = connect(&with_certificate).await.expect_err("nobody is called that");
+    assert_eq!(error.kind(), ErrorKind::Unauthorized, "{error}");
+    for arguments in [
+        &["add_user", "brokers client", "unused"][..],
+        &["set_permissions", "brokers client", ".*", ".*", ".*"],
+    ] {
+        server.ctl(arguments).await;
+    }
+    use_it(&connect(&with_certificate).await.expect("now somebody is")).await;
+    let password = url.replace("amqps://", "amqps://guest:s3cret@");
+    let error = connect(&password).await.expect_err("passwords aren't taken");
+    assert!(error.to_string().contains("or `external`"), "{error:?}");
+    assert!(!format!("{error:?}").contains("s3cret"), "{error:?}");
+}

@@ -79,6 +79,11 @@ impl PrivateBroker {
 
     /// The same, on TLS if asked for.
     pub(crate) async fn start_with(version: Version, extra: &str, tls: bool) -> Self {
+        Self::start_with_plugins(version, extra, tls, "").await
+    }
+
+    /// The same, with these plugins.
+    pub(crate) async fn start_with_plugins(version: Version, extra: &str, tls: bool, plugins: &str) -> Self {
         let port = free_port();
         let data = std::env::temp_dir().join(format!("postrider-rabbitmq-{}-{port}", std::process::id()));
         let address = SocketAddr::from(([127, 0, 0, 1], port));
@@ -89,7 +94,9 @@ impl PrivateBroker {
         for name in [if tls { "PORT" } else { "TLS_PORT" }, "MANAGEMENT_PORT", "DIST_PORT", "EPMD_PORT"] {
             ports.push((format!("{prefix}_{name}"), free_port()));
         }
-        broker.script("up", &ports, extra).await;
+        let plugins = ("BROKERS_RABBITMQ_PLUGINS".to_owned(), plugins.to_owned());
+        let settings = ports.into_iter().map(|(name, port)| (name, port.to_string())).chain([plugins]);
+        broker.script("up", &settings.collect::<Vec<_>>(), extra).await;
         broker
     }
 
@@ -125,9 +132,9 @@ impl PrivateBroker {
         command
     }
 
-    async fn script(&self, verb: &str, settings: &[(String, u16)], extra: &str) {
+    async fn script(&self, verb: &str, settings: &[(String, String)], extra: &str) {
         let mut command = self.command(verb);
-        command.envs(settings.iter().map(|(name, port)| (name, port.to_string())));
+        command.envs(settings.iter().map(|(name, value)| (name, value)));
         command.env("BROKERS_RABBITMQ_EXTRA", extra).env("BROKERS_TLS", u8::from(self.tls).to_string());
         let output = command.output().await.expect("the script runs");
         let said = String::from_utf8_lossy(&output.stderr);
