@@ -44,6 +44,7 @@
 #   BROKERS_KAFKA_HEAP=512m           largest heap of the JVM
 #   BROKERS_RABBITMQ_MANAGEMENT=1     management plugin (both RabbitMQ)
 #   BROKERS_NATS_SYNC=always          JetStream fsyncs every write
+#   BROKERS_KAFKA_SCRAM        users that Kafka is made with, as its storage tool takes them, with spaces between
 #   BROKERS_RABBITMQ_PLUGINS   plugins that RabbitMQ has besides, with commas between
 #   BROKERS_KAFKA_EXTRA, BROKERS_RABBITMQ_EXTRA, BROKERS_NATS_EXTRA
 #                                     lines appended to the broker's configuration (native only)
@@ -576,12 +577,14 @@ END
     printf '%s\n' "${BROKERS_KAFKA_EXTRA:-}"
   } >"$d/server.properties"
   if [[ ! -f $d/data/meta.properties ]]; then
-    local id
+    local id users=()
+    # each as it says it itself: SCRAM-SHA-256=[name=ann,password=secret]
+    for id in ${BROKERS_KAFKA_SCRAM:-}; do users+=(--add-scram "$id"); done
     # a cluster id is 16 bytes in URL base64 and must not begin with a dash
     id=$(head -c 16 /dev/urandom | base64 | tr '+/' '-_')
     java -XX:TieredStopAtLevel=1 "-Dlog4j2.configurationFile=$d/log4j2.xml" \
       -cp "$KAFKA_DIR/libs/*" kafka.tools.StorageTool format \
-      -t "k${id:1:21}" -c "$d/server.properties" >>"$d/log" 2>&1 ||
+      -t "k${id:1:21}" -c "$d/server.properties" "${users[@]}" >>"$d/log" 2>&1 ||
       die "Kafka storage could not be formatted; see $d/log"
   fi
 }

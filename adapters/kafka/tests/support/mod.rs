@@ -21,12 +21,14 @@ group.consumer.heartbeat.interval.ms=300
 ";
 
 /// The broker that all tests share.
+#[allow(dead_code, reason = "not every test file needs it")]
 pub(crate) fn shared_url() -> String {
     std::env::var("POSTRIDER_TEST_KAFKA_URL")
         .expect("POSTRIDER_TEST_KAFKA_URL names a Kafka broker; `cargo xtask test` starts one and sets it")
 }
 
 /// `host:port` of a URL without user and options.
+#[allow(dead_code, reason = "not every test file needs it")]
 pub(crate) fn address(url: &str) -> String {
     let url = BrokerUrl::parse(url).expect("a good URL");
     url.hosts()[0].address(9092)
@@ -62,12 +64,23 @@ pub(crate) struct PrivateBroker {
 
 impl PrivateBroker {
     /// Starts one whose clients come through the proxy.
+    #[allow(dead_code, reason = "not every test file needs it")]
     pub(crate) async fn start(protocol: &'static str) -> Self {
         Self::start_with(protocol, |_, _| String::new()).await
     }
 
     /// Starts one, with lines added to its configuration; they may depend on its port and the controller's.
+    #[allow(dead_code, reason = "not every test file needs it")]
     pub(crate) async fn start_with(protocol: &'static str, lines: impl FnOnce(u16, u16) -> String) -> Self {
+        Self::start_with_settings(protocol, lines, &[]).await
+    }
+
+    /// The same, with settings of the script's.
+    pub(crate) async fn start_with_settings(
+        protocol: &'static str,
+        lines: impl FnOnce(u16, u16) -> String,
+        settings: &[(&'static str, &str)],
+    ) -> Self {
         let [port, controller, tls] = free_ports();
         let data = std::env::temp_dir().join(format!("postrider-kafka-{}-{port}", std::process::id()));
         let address = SocketAddr::from(([127, 0, 0, 1], port));
@@ -86,8 +99,15 @@ impl PrivateBroker {
             ("BROKERS_KAFKA_HEAP", "256m".to_owned()),
             ("BROKERS_KAFKA_EXTRA", extra),
         ];
-        broker.script("up", &ports).await;
+        let settings = settings.iter().map(|(name, value)| (*name, (*value).to_owned()));
+        broker.script("up", &ports.into_iter().chain(settings).collect::<Vec<_>>()).await;
         broker
+    }
+
+    /// The folder of its certificates.
+    #[allow(dead_code, reason = "not every test file needs it")]
+    pub(crate) fn certificates(&self) -> PathBuf {
+        self.data.join("kafka/tls")
     }
 
     fn command(&self, verb: &str) -> Command {
@@ -99,8 +119,8 @@ impl PrivateBroker {
 
     async fn script(&self, verb: &str, settings: &[(&str, String)]) {
         let mut command = self.command(verb);
-        command.envs(settings.iter().map(|(name, value)| (*name, value.as_str())));
         command.env_remove("BROKERS_TLS");
+        command.envs(settings.iter().map(|(name, value)| (*name, value.as_str())));
         let output = command.output().await.expect("the script runs");
         assert!(
             output.status.success(),
