@@ -4,6 +4,7 @@
 //! test can replace. Programs use the crate `postrider`, which re-exports this one.
 
 mod address;
+mod breaker;
 mod broker;
 mod capability;
 pub mod codec;
@@ -30,6 +31,7 @@ mod subscribe;
 mod time;
 
 pub use address::{Address, Channel, GroupName, KEY_SLOTS, MAX_NAME, SEPARATOR, key_slot, murmur2};
+pub use breaker::{Breaker, BreakerError, BreakerPolicy, BreakerState};
 pub use broker::{Adapter, BoxSubscription, Broker, Declare};
 pub use bytes::Bytes;
 pub use capability::{Capabilities, Capability};

@@ -39,6 +39,9 @@ pub mod guide_failures {}
 #[doc = include_str!("guide/dead-letters.md")]
 pub mod guide_dead_letters {}
 
+#[doc = include_str!("guide/breaker.md")]
+pub mod guide_breaker {}
+
 #[doc = include_str!("guide/idempotency.md")]
 pub mod guide_idempotency {}
 

@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 
 /// At least so many cases are passed by each adapter.
-pub(crate) const FLOOR: usize = 75;
+pub(crate) const FLOOR: usize = 85;
 
 /// What became of a case; of several, the greatest counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
