@@ -262,7 +262,11 @@ impl Work {
             claims.push(shared.assign(place.partition, queue, mark, place.fresh && *group));
         }
         let list = positions::list(topic, places.iter().map(at));
-        let taken = if *group { client.incremental_assign(&list) } else { client.assign(&list) };
+        let mut taken = if *group { client.incremental_assign(&list) } else { client.assign(&list) };
+        // partitions that the client holds by what came before: they are given up first, to be taken at their new places
+        if taken.is_err() && *group && client.incremental_unassign(&list).is_ok() {
+            taken = client.incremental_assign(&list);
+        }
         if let Err(error) = taken {
             // the member was thrown out meanwhile; partitions come anew
             tracing::debug!(target: "postrider::connection", %error, topic, "the assignment was refused");
@@ -347,13 +351,17 @@ impl Work {
 
     /// Partitions whose place the log doesn't have any more go on where it begins, and the gap is told.
     fn mend(&mut self) {
+        if self.is_changing() {
+            return;
+        }
         let troubled = self.member.shared.take_troubled();
         if troubled.is_empty() {
             return;
         }
         let Member { client, shared, topic, .. } = &self.member;
+        let (shared, topic) = (Arc::clone(shared), topic.clone());
         let numbers: Vec<_> = troubled.iter().map(|(number, _)| *number).collect();
-        let Ok(edges) = positions::edges(client, topic, &numbers, REQUEST) else {
+        let Ok(edges) = positions::edges(client, &topic, &numbers, REQUEST) else {
             for number in numbers {
                 shared.trouble(number);
             }
@@ -377,9 +385,14 @@ impl Work {
         }
     }
 
+    /// Whether partitions come or go.
+    fn is_changing(&self) -> bool {
+        self.revoking.is_some() || self.assigning.is_some()
+    }
+
     /// Lets the client read these partitions from other places.
-    fn put(&self, places: &[(i32, u64)]) -> std::result::Result<(), KafkaError> {
-        let Member { client, shared, topic, group, .. } = &self.member;
+    fn put(&mut self, places: &[(i32, u64)]) -> std::result::Result<(), KafkaError> {
+        let Member { client, topic, .. } = &self.member;
         let at = |(number, position): &(i32, u64)| (*number, Offset::Offset(*position as i64));
         let moved = client.seek_partitions(positions::list(topic, places.iter().map(at)), REQUEST)?;
         let moved = moved.elements();
@@ -388,7 +401,14 @@ impl Work {
         if stuck.is_empty() {
             return Ok(());
         }
-        // a partition whose place was outside the log isn't read at all any more, and can't be moved: it is taken anew
+        // a partition whose place was outside the log isn't read at all any more, and can't be moved: it is taken anew. But a
+        // client that waits for partitions to be taken or given up would take this for the answer.
+        self.poll();
+        self.handle_events();
+        if self.is_changing() {
+            return Err(KafkaError::Rebalance(Code::RebalanceInProgress));
+        }
+        let Member { client, shared, topic, group, .. } = &self.member;
         let list = positions::list(topic, stuck.iter().map(at));
         if *group {
             client.incremental_unassign(&list)?;
@@ -416,12 +436,13 @@ impl Work {
     fn seek(&mut self, start: Start) -> Result<()> {
         let Member { client, shared, topic, .. } = &self.member;
         let numbers = shared.numbers();
-        if self.revoking.is_some() || self.assigning.is_some() || numbers.is_empty() {
+        if self.is_changing() || numbers.is_empty() {
             let message = "partitions are changing hands at this moment; try again";
             return Err(Error::new(ErrorKind::Broker, "seek", message).with("topic", topic).temporary(true));
         }
-        let failed = |e| error::client("seek", e).with("topic", topic);
-        let begins = positions::begin(client, topic, &numbers, start, REQUEST).map_err(failed)?;
+        let (shared, topic) = (Arc::clone(shared), topic.clone());
+        let failed = |e| error::client("seek", e).with("topic", &topic);
+        let begins = positions::begin(client, &topic, &numbers, start, REQUEST).map_err(failed)?;
         shared.begin_move(&numbers);
         let places: Vec<_> = begins.iter().map(|(number, (_, begin))| (*number, *begin)).collect();
         if let Err(e) = self.put(&places) {
