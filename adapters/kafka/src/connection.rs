@@ -216,6 +216,21 @@ impl Connection {
         }
     }
 
+    /// How many messages the topic holds.
+    pub(crate) async fn held(&self, operation: &'static str, topic: &str) -> Result<u64> {
+        let count = self.partitions(operation, topic).await?.unwrap_or_default();
+        let asked = topic.to_owned();
+        let found = self.ask(move |client| {
+            let mut held = 0;
+            for partition in 0..count {
+                let (low, high) = client.fetch_watermarks(&asked, partition as i32, REQUEST)?;
+                held += high.saturating_sub(low).max(0) as u64;
+            }
+            Ok::<_, KafkaError>(held)
+        });
+        found.await?.map_err(|e| error::client(operation, e).with("topic", topic))
+    }
+
     pub(crate) fn is_up(&self) -> bool {
         *self.up.borrow()
     }

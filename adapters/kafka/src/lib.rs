@@ -21,6 +21,7 @@ mod partitioner;
 mod positions;
 mod properties;
 mod publisher;
+mod reader;
 mod rebalance;
 mod settle;
 mod shared;

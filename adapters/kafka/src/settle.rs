@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use postrider_core::{BoxFuture, Env, Settle, SettleError, Settlement, Token};
 
+use crate::reader::Own;
 use crate::shared::{Shared, Source};
 
 /// How long a flush waits for a broker that is away; what it then leaves is written when the broker is back.
@@ -14,7 +15,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub(crate) struct Tracker {
     pub(crate) channel: Arc<Shared>,
     /// None of an ephemeral group, which has no place either that could be written down.
-    pub(crate) redrive: Option<Arc<Shared>>,
+    pub(crate) own: Option<Arc<Own>>,
     pub(crate) env: Env,
 }
 
@@ -22,8 +23,9 @@ impl Settle for Tracker {
     fn settle(&self, batch: &[(Token, Settlement)]) -> Result<(), SettleError> {
         let mut stale = Vec::new();
         for (part, of) in parts(batch) {
-            match (&self.redrive, of) {
-                (Some(redrive), Source::Group) => stale.extend(redrive.settle(part)),
+            let own = self.own.as_ref().and_then(|own| own.get());
+            match (own, of) {
+                (Some(own), Source::Group) => stale.extend(own.shared.settle(part)),
                 _ => stale.extend(self.channel.settle(part)),
             }
         }
@@ -32,11 +34,14 @@ impl Settle for Tracker {
 
     fn flush(&self) -> BoxFuture<'_, Result<(), SettleError>> {
         Box::pin(async {
-            let Some(redrive) = &self.redrive else {
+            let Some(own) = &self.own else {
                 return Ok(());
             };
             let both = async {
-                let (mut stale, more) = tokio::join!(self.channel.flush(), redrive.flush());
+                let Some(own) = own.get() else {
+                    return self.channel.flush().await;
+                };
+                let (mut stale, more) = tokio::join!(self.channel.flush(), own.shared.flush());
                 stale.extend(more);
                 stale
             };

@@ -623,6 +623,14 @@ impl Shared {
         self.waker.wake();
     }
 
+    pub(crate) fn is_closed(&self) -> bool {
+        self.state().closed
+    }
+
+    pub(crate) fn is_paused(&self) -> bool {
+        self.state().paused
+    }
+
     pub(crate) fn pause(&self, paused: bool) {
         self.state().paused = paused;
         self.arrived.notify_one();
