@@ -40,6 +40,7 @@ macro_rules! for_each_case {
             timeout_is_retried [], undecodable_keeps_its_bytes [], unknown_type_and_version [], expired_by_policy [],
             dead_letter_headers_are_true [], poison_blocks_nobody [], outputs_are_confirmed_first [], output_ids_repeat [],
             oversize_headers_are_dead_lettered [], batch_with_a_failed_middle [],
+            crash_loop_is_judged [CrashLoops], clean_restarts_are_no_crash_loop [CrashLoops],
         }
         retry {
             broker_keeps_the_message [DurableRetry], attempts_survive_a_restart [DurableRetry], waiting_blocks_nobody [DurableRetry],

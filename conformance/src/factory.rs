@@ -71,6 +71,11 @@ pub trait Factory: Send + Sync + 'static {
         Box::pin(async { false })
     }
 
+    /// Whether processes share it: not so where it lives in one.
+    fn has_processes(&self) -> bool {
+        true
+    }
+
     /// A broker of the case's own that can be killed, paused and cut off; `None` where there is none.
     fn controls(&self) -> BoxFuture<'_, Option<Arc<dyn Controls>>> {
         Box::pin(async { None })

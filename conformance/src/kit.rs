@@ -51,7 +51,12 @@ pub struct Bench {
     pub broker: Broker,
     /// How it was connected.
     pub settings: Settings,
+    /// What this process is to do for the case, where it isn't the case's own: see [`Bench::process`].
+    pub(crate) role: Option<String>,
 }
+
+/// Tells a process which tenant's channels it shares with the case that started it, and what it is to do there.
+const ROLE: &str = "POSTRIDER_CONFORMANCE_ROLE";
 
 /// Runs a case and writes down what became of it.
 #[doc(hidden)]
@@ -62,9 +67,15 @@ where
     let factory: Arc<dyn Factory> = Arc::new(factory);
     let (adapter, variant) = (factory.adapter(), factory.variant());
     let work = async {
-        let settings = Settings { tenant: unique("t"), ..Settings::default() };
+        let given = std::env::var(ROLE).ok();
+        let given = given.as_deref().and_then(|given| given.split_once(' '));
+        let (tenant, role) = match given {
+            Some((tenant, role)) => (tenant.to_owned(), Some(role.to_owned())),
+            None => (unique("t"), None),
+        };
+        let settings = Settings { tenant, ..Settings::default() };
         let broker = factory.connect(settings.clone()).await;
-        let bench = Bench { factory: Arc::clone(&factory), broker, settings };
+        let bench = Bench { factory: Arc::clone(&factory), broker, settings, role };
         match case.needs {
             Some(capability) if !bench.broker.capabilities().has(capability) => {
                 crate::groups::refusals::refused(&bench, capability).await;
@@ -74,6 +85,8 @@ where
         }
     };
     match AssertUnwindSafe(work).catch_unwind().await {
+        // the case that started this process says what becomes of it
+        Ok(_) if std::env::var_os(ROLE).is_some() => {}
         Ok(outcome) => {
             if let Outcome::Skipped(missing) | Outcome::Refused(missing) = &outcome {
                 println!("{adapter} {}.{}: {outcome:?} ({missing})", case.group, case.name);
@@ -145,6 +158,25 @@ impl Bench {
         let mut settings = self.settings.clone();
         change(&mut settings);
         self.factory.connect(settings).await
+    }
+
+    /// Runs this case once more in a process of its own, which finds `role` in its bench; answers how it ended.
+    pub(crate) async fn process(&self, role: &str) -> std::process::ExitStatus {
+        let thread = std::thread::current();
+        // the test runner names its threads after their tests
+        let name = thread.name().expect("a test has a name");
+        let mut process = std::process::Command::new(std::env::current_exe().expect("a test is a program"));
+        process.args([name, "--exact", "--nocapture"]).env(ROLE, format!("{} {role}", self.settings.tenant));
+        let mut process = process.spawn().expect("a process starts");
+        within("the process ends", async {
+            loop {
+                if let Some(status) = process.try_wait().expect("it is our own") {
+                    return status;
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        })
+        .await
     }
 
     pub(crate) fn factory(&self) -> &dyn Factory {

@@ -43,6 +43,8 @@ capabilities! {
     GroupAddress = "group-address",
     /// Such a message can be kept by the broker until its time has come, so that a retry outlives the process that asks for it.
     DurableRetry = "durable-retry",
+    /// A message that ends process after process is found out: the group counts and remembers.
+    CrashLoops = "crash-loops",
     /// The broker counts deliveries.
     DeliveryCount = "delivery-count",
     /// The broker drops a second message with the same id inside a window.

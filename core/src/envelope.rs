@@ -26,6 +26,7 @@ pub struct Envelope<T = Bytes> {
     version: u32,
     null: bool,
     breach: bool,
+    made_up: bool,
     headers: Headers,
     payload: T,
 }
@@ -116,6 +117,11 @@ impl<T> Envelope<T> {
         self.breach
     }
 
+    /// Whether its id was made up for this delivery alone, because it brought none and the broker has no name for it that lasts.
+    pub fn id_is_made_up(&self) -> bool {
+        self.made_up
+    }
+
     /// The body or message.
     pub fn payload(&self) -> &T {
         &self.payload
@@ -128,8 +134,8 @@ impl<T> Envelope<T> {
 
     /// The same envelope around another payload.
     pub fn map<U>(self, with: impl FnOnce(T) -> U) -> Envelope<U> {
-        let Self { id, time_ms, version, null, breach, headers, payload } = self;
-        Envelope { id, time_ms, version, null, breach, headers, payload: with(payload) }
+        let Self { id, time_ms, version, null, breach, made_up, headers, payload } = self;
+        Envelope { id, time_ms, version, null, breach, made_up, headers, payload: with(payload) }
     }
 
     /// The same envelope with other headers: how dead letters and redriven copies are made.
@@ -308,6 +314,7 @@ impl<T> EnvelopeBuilder<T> {
             version: self.version,
             null: self.null,
             breach: self.headers.breach(),
+            made_up: false,
             headers: self.headers.freeze(),
             payload: self.payload,
         })

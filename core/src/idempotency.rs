@@ -99,7 +99,8 @@ impl Idempotency {
         }
         let id = envelope.id().to_string();
         let (source, id) = (envelope.source().as_bytes(), id.as_bytes());
-        (!id.is_empty()).then(|| Identity::new(&[scope[0], scope[1], b"id", source, id]))
+        (!id.is_empty() && !envelope.id_is_made_up())
+            .then(|| Identity::new(&[scope[0], scope[1], b"id", source, id]))
     }
 }
 

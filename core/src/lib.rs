@@ -71,6 +71,6 @@ pub use runner::{Report, RouteHealth, RouteReport, Running, ServiceHealth};
 pub use settle::{Claim, ClaimId, InFlight, Settle, SettleError, Settlement, Token, Window};
 pub use subscribe::{
     Control, Gap, Group, Health, HealthState, Order, Signal, Start, SubscribeOptions, Subscriber,
-    Subscription,
+    Subscription, Suspect,
 };
 pub use time::{parse_rfc3339, rfc3339};

@@ -127,7 +127,10 @@ impl<S, L> Router<S, L> {
     /// A route whose options contradict each other, or that asks for what the broker can't do (naming the capability),
     /// before any I/O; else what declaring and subscribing answer. Then nothing runs.
     pub async fn start(self, broker: &Broker) -> Result<Running> {
-        let plans = self.plans()?;
+        let mut plans = self.plans()?;
+        for plan in &mut plans {
+            check::defaults(plan, broker.capabilities());
+        }
         plans.iter().try_for_each(|plan| check::capabilities(plan, broker.capabilities()))?;
         broker.declare_all(&topology(&plans)).await?;
         let stop = StopOrder { token: CancellationToken::new(), deadline: Arc::new(OnceLock::new()) };
@@ -136,7 +139,7 @@ impl<S, L> Router<S, L> {
             subscriptions.push(broker.subscribe(&plan.subscribe).await?);
         }
         let shared = self.store;
-        let (mut tasks, mut routes) = (JoinSet::new(), Vec::new());
+        let (mut tasks, mut routes, isolation) = (JoinSet::new(), Vec::new(), Arc::default());
         for (index, ((built, plan), subscription)) in
             self.routes.into_iter().zip(plans).zip(subscriptions).enumerate()
         {
@@ -148,6 +151,8 @@ impl<S, L> Router<S, L> {
                 env: broker.env().clone(),
                 publishes: plan.publishes.as_ref().map(|channel| Arc::from(channel.as_str())),
                 timeout: plan.timeout,
+                isolation: Arc::clone(&isolation),
+                index,
                 store: built.store.or_else(|| shared.clone()),
             };
             let status = Arc::new(Status::default());

@@ -5,6 +5,7 @@ mod dead_letter;
 mod dispatcher;
 mod events;
 mod held;
+mod isolation;
 mod lanes;
 mod plan;
 mod pool;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::address::{Channel, GroupName};
 use crate::delivery::{Delivery, Origin};
 use crate::env::BoxFuture;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::settle::{ClaimId, Window};
 
 /// Who reads.
@@ -225,6 +225,26 @@ pub trait Control: Send + Sync + 'static {
     /// [`Unsupported`](crate::ErrorKind::Unsupported) without [`Capability::Lag`](crate::Capability::Lag), or a lost connection.
     fn lag(&self) -> BoxFuture<'_, Result<u64>>;
 
+    /// How often the group was told that this message runs alone, and not that it ended. What the group is told outlives its members.
+    ///
+    /// # Errors
+    /// [`Unsupported`](crate::ErrorKind::Unsupported) without [`Capability::CrashLoops`](crate::Capability::CrashLoops), or a lost
+    /// connection.
+    fn strikes(&self, suspect: Suspect) -> BoxFuture<'_, Result<u32>> {
+        let _ = suspect;
+        Box::pin(std::future::ready(Err(no_strikes("strikes"))))
+    }
+
+    /// Tells the group that the message runs alone for the `strikes`th time, or with 0 that it has ended. Resolves when the broker
+    /// has it.
+    ///
+    /// # Errors
+    /// As [`strikes`](Self::strikes).
+    fn set_strikes(&self, suspect: Suspect, strikes: u32) -> BoxFuture<'_, Result<()>> {
+        let _ = (suspect, strikes);
+        Box::pin(std::future::ready(Err(no_strikes("set_strikes"))))
+    }
+
     /// The claims held now.
     fn claims(&self) -> Vec<ClaimId>;
 
@@ -233,6 +253,20 @@ pub trait Control: Send + Sync + 'static {
 
     /// How it is.
     fn health(&self) -> Health;
+}
+
+fn no_strikes(operation: &'static str) -> Error {
+    let message = "this subscription keeps nothing of the messages that ended processes";
+    Error::new(ErrorKind::Unsupported, operation, message)
+}
+
+/// A message that may have ended the processes that handled it, as the broker finds it again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Suspect {
+    /// Where it stands, for brokers that number messages for good.
+    pub origin: Origin,
+    /// A hash of who it is and of what it says, for the others.
+    pub fingerprint: u64,
 }
 
 /// How something is.

@@ -49,6 +49,7 @@ impl KafkaBroker {
             Capability::StartTime,
             Capability::Delay,
             Capability::GroupAddress,
+            Capability::CrashLoops,
             Capability::DurableRetry,
             Capability::Seek,
             Capability::Lag,

@@ -259,7 +259,8 @@ impl Work {
             let arrived = Arc::clone(&shared.arrived);
             queue.set_nonempty_callback(move || arrived.notify_one());
             let mark = Watermark::new(place.position, place.ahead.iter().copied());
-            claims.push(shared.assign(place.partition, queue, mark, place.fresh && *group));
+            let starts = group.then(|| place.starts.clone());
+            claims.push(shared.assign(place.partition, queue, mark, starts));
         }
         let list = positions::list(topic, places.iter().map(at));
         let mut taken = if *group { client.incremental_assign(&list) } else { client.assign(&list) };

@@ -7,6 +7,7 @@ use foldhash::fast::FixedState;
 use postrider_core::{Claim, ClaimId, Delivery, Envelope, InFlight, Origin, Token};
 use rdkafka::consumer::base_consumer::PartitionQueue;
 
+use crate::mark::{MOST_STRIKES, Starts};
 use crate::rebalance::Listener;
 use crate::watermark::Watermark;
 
@@ -48,18 +49,28 @@ pub(crate) struct Partition {
     pub(crate) out: usize,
     /// The runner is through with it.
     pub(crate) released: bool,
+    /// What is known of those who held it, this hold included.
+    starts: Starts,
+    /// How far they had come before this hold.
+    reached: u64,
+    /// Nobody will end under this hold without leaving.
+    clean: bool,
     /// Which state of the watermark is written down; `None` before the first time.
     pub(crate) written: Option<u64>,
 }
 
 impl Partition {
-    /// A partition as it comes; `fresh`: nothing is written down for it.
+    /// A partition as it comes, with what is known of those who held it; without, nothing is ever written down.
     pub(crate) fn new(
         ClaimId { shard, epoch }: ClaimId,
         queue: PartitionQueue<Listener>,
         mark: Watermark,
-        fresh: bool,
+        starts: Option<Starts>,
     ) -> Self {
+        // this hold counts from its beginning: it takes itself out again when it ends in good order
+        let begins = starts.is_some();
+        let mut starts = starts.unwrap_or_default();
+        starts.count = starts.count.saturating_add(u32::from(begins));
         Self {
             epoch,
             shard,
@@ -72,7 +83,10 @@ impl Partition {
             rests_until: None,
             out: 0,
             released: false,
-            written: (!fresh).then_some(0),
+            reached: starts.reach,
+            starts,
+            clean: false,
+            written: (!begins).then_some(0),
         }
     }
 
@@ -88,6 +102,8 @@ impl Partition {
     pub(crate) fn restart(&mut self, mark: Watermark) {
         self.epoch += 1;
         self.mark = mark;
+        self.reached = 0;
+        self.starts = Starts { count: self.starts.count.min(1), ..Starts::default() };
         self.held.clear();
         self.waiting.clear();
         self.delayed.clear();
@@ -95,6 +111,51 @@ impl Partition {
         self.out = 0;
         self.written = None;
         self.phase = Phase::Active;
+    }
+
+    /// Nothing more is handed out: the next holder needn't be afraid of what this one had.
+    pub(crate) fn end(&mut self) {
+        self.clean = true;
+        self.mark.touch();
+    }
+
+    /// The text beside the position.
+    pub(crate) fn metadata(&mut self) -> String {
+        let position = self.mark.position();
+        if position >= self.starts.reach {
+            // all that earlier holders had out is settled
+            self.starts.count = self.starts.count.min(1);
+        }
+        self.starts.reach = self.starts.reach.max(self.mark.next());
+        self.starts.strikes.retain(|offset, _| *offset >= position);
+        let strikes = self.starts.strikes.clone();
+        let starts = if self.clean { Starts { strikes, ..Starts::default() } } else { self.starts.clone() };
+        crate::mark::write(position, self.mark.settled_above(), &starts)
+    }
+
+    /// How often a message was begun alone and not ended.
+    pub(crate) fn strikes(&self, offset: u64) -> u32 {
+        self.starts.strikes.get(&offset).copied().unwrap_or(0)
+    }
+
+    /// 0: it has ended.
+    pub(crate) fn set_strikes(&mut self, offset: u64, strikes: u32) {
+        let all = &mut self.starts.strikes;
+        if strikes == 0 {
+            all.remove(&offset);
+        } else {
+            all.insert(offset, strikes);
+        }
+        while all.len() > MOST_STRIKES {
+            let other = all.keys().rev().find(|other| **other != offset).copied();
+            other.and_then(|other| all.remove(&other));
+        }
+        self.mark.touch();
+    }
+
+    /// By how many holders it was handed out, this one included, as far as is known.
+    fn deliveries(&self, offset: u64) -> u32 {
+        if offset < self.reached { self.starts.count.max(1) } else { 1 }
     }
 
     /// What waits and may be handed out, ascending.
@@ -114,7 +175,7 @@ impl Partition {
         in_flight: &mut InFlight,
         claim: impl Fn(Token) -> Claim,
     ) -> Option<Delivery> {
-        let token = Token { claim: self.claim(), seq: offset };
+        let (token, deliveries) = (Token { claim: self.claim(), seq: offset }, self.deliveries(offset));
         let held = self.held.get_mut(&offset)?;
         held.out = true;
         self.out += 1;
@@ -122,7 +183,7 @@ impl Partition {
         Some(Delivery {
             envelope: held.envelope.clone(),
             origin: Origin { shard: self.shard, position: offset },
-            deliveries: None,
+            deliveries: Some(deliveries),
             claim: claim(token),
         })
     }

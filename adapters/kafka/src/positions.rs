@@ -9,7 +9,7 @@ use rdkafka::consumer::Consumer;
 use rdkafka::error::KafkaResult;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
-use crate::mark;
+use crate::mark::{self, Mark, Starts};
 use crate::rebalance::Client;
 
 /// Where a partition begins.
@@ -19,10 +19,10 @@ pub(crate) struct Place {
     pub(crate) position: u64,
     /// Settled above it.
     pub(crate) ahead: Vec<u64>,
+    /// What is known of those who held it.
+    pub(crate) starts: Starts,
     /// Retention was faster than the group.
     pub(crate) gap: Option<Gap>,
-    /// The group has nothing written down for it.
-    pub(crate) fresh: bool,
 }
 
 /// The first offset of a partition's log, and the one behind the last.
@@ -36,7 +36,7 @@ pub(crate) struct Edges {
 #[derive(Clone, Debug)]
 pub(crate) struct Written {
     pub(crate) position: u64,
-    pub(crate) ahead: Vec<u64>,
+    pub(crate) mark: Mark,
 }
 
 /// A list of these partitions, with an offset each.
@@ -100,8 +100,8 @@ pub(crate) fn written(
         let Offset::Offset(offset) = element.offset() else { continue };
         let position = offset as u64;
         // the client panics on what isn't UTF-8; that is somebody else's and says nothing to us
-        let ahead = std::panic::catch_unwind(AssertUnwindSafe(|| mark::read(position, element.metadata())));
-        out.insert(element.partition(), Written { position, ahead: ahead.unwrap_or_default() });
+        let mark = std::panic::catch_unwind(AssertUnwindSafe(|| mark::read(position, element.metadata())));
+        out.insert(element.partition(), Written { position, mark: mark.unwrap_or_default() });
     }
     Ok(out)
 }
@@ -120,21 +120,23 @@ pub(crate) fn resolve(
     }
     let mut written = if group { written(client, topic, partitions, timeout)? } else { HashMap::new() };
     let begins = begin(client, topic, partitions, start, timeout)?;
+    let new = |partition, position| {
+        let (ahead, starts) = (Vec::new(), Starts::default());
+        Place { partition, position, ahead, starts, gap: None }
+    };
     let place = |partition: &i32| {
         let (edges, begin) = *begins.get(partition)?;
         let partition = *partition;
         Some(match written.remove(&partition) {
-            None => Place { partition, position: begin, ahead: Vec::new(), gap: None, fresh: true },
+            None => new(partition, begin),
             Some(Written { position, .. }) if position < edges.low => {
                 let gap = Some(Gap::new(partition as u32, position, edges.low));
-                Place { partition, position: edges.low, ahead: Vec::new(), gap, fresh: true }
+                Place { gap, ..new(partition, edges.low) }
             }
             // another log under the same name: read it from its beginning rather than miss anything
-            Some(Written { position, .. }) if position > edges.high => {
-                Place { partition, position: edges.low, ahead: Vec::new(), gap: None, fresh: true }
-            }
-            Some(Written { position, ahead }) => {
-                Place { partition, position, ahead, gap: None, fresh: false }
+            Some(Written { position, .. }) if position > edges.high => new(partition, edges.low),
+            Some(Written { position, mark: Mark { ahead, starts } }) => {
+                Place { partition, position, ahead, starts, gap: None }
             }
         })
     };

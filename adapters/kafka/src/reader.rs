@@ -214,7 +214,7 @@ fn lag(context: &Context, shared: &Shared, count: u32) -> Result<u64> {
     for (number, edges) in edges {
         let (position, above) = match (places.get(&number), written.remove(&number)) {
             (Some(place), _) => *place,
-            (None, Some(written)) => (written.position, written.ahead.len() as u64),
+            (None, Some(written)) => (written.position, written.mark.ahead.len() as u64),
             (None, None) if context.start == Start::Latest => (edges.high, 0),
             (None, None) => (edges.low, 0),
         };

@@ -7,14 +7,15 @@ use std::time::{Duration, Instant};
 
 use foldhash::fast::FixedState;
 use postrider_core::{
-    Claim, ClaimId, Delivery, Env, Error, Gap, InFlight, Order, RETRY_TIERS, Settlement, Signal, Token,
-    Window,
+    Claim, ClaimId, Delivery, Env, Error, Gap, InFlight, Order, Origin, RETRY_TIERS, Settlement, Signal,
+    Token, Window,
 };
 use rdkafka::consumer::base_consumer::PartitionQueue;
 use rdkafka::message::{BorrowedMessage, Message};
 use tokio::sync::Notify;
 
 use crate::convert;
+use crate::mark::Starts;
 use crate::partition::{Held, Partition, Phase};
 use crate::rebalance::{Listener, Waker};
 use crate::watermark::Watermark;
@@ -403,13 +404,13 @@ impl Shared {
         number: i32,
         queue: PartitionQueue<Listener>,
         mark: Watermark,
-        fresh: bool,
+        starts: Option<Starts>,
     ) -> ClaimId {
         let mut state = self.state();
         let epoch = state.epochs.entry(number).or_default();
         *epoch += 1;
         let claim = self.claim(number, *epoch);
-        state.partitions.insert(number, Partition::new(claim, queue, mark, fresh));
+        state.partitions.insert(number, Partition::new(claim, queue, mark, starts));
         claim
     }
 
@@ -420,6 +421,7 @@ impl Shared {
         for number in numbers {
             if let Some(partition) = state.partitions.get_mut(number) {
                 partition.phase = Phase::Revoking;
+                partition.end();
                 claims.push(partition.claim());
             }
         }
@@ -526,17 +528,13 @@ impl Shared {
     pub(crate) fn to_commit(&self) -> Vec<Commit> {
         let mut state = self.state();
         state.flush = false;
-        let dirty = state.partitions.iter().filter(|(_, partition)| partition.is_dirty());
-        let commit = |(number, partition): (&i32, &Partition)| {
-            let position = partition.mark.position();
-            let metadata = crate::mark::write(position, partition.mark.settled_above());
-            Commit {
-                partition: *number,
-                epoch: partition.epoch,
-                version: partition.mark.version(),
-                position,
-                metadata,
-            }
+        let dirty = state.partitions.iter_mut().filter(|(_, partition)| partition.is_dirty());
+        let commit = |(number, partition): (&i32, &mut Partition)| Commit {
+            partition: *number,
+            epoch: partition.epoch,
+            version: partition.mark.version(),
+            position: partition.mark.position(),
+            metadata: partition.metadata(),
         };
         dirty.map(commit).collect()
     }
@@ -561,6 +559,20 @@ impl Shared {
         }
         drop(state);
         self.written.notify_waiters();
+    }
+
+    /// How often a message was begun alone and not ended.
+    pub(crate) fn strikes(&self, origin: Origin) -> u32 {
+        let number = self.number(ClaimId { shard: origin.shard, epoch: 0 });
+        self.state().partitions.get(&number).map_or(0, |partition| partition.strikes(origin.position))
+    }
+
+    /// To be written down with the next commit; `false`: its partition isn't held here.
+    pub(crate) fn set_strikes(&self, origin: Origin, strikes: u32) -> bool {
+        let number = self.number(ClaimId { shard: origin.shard, epoch: 0 });
+        let mut state = self.state();
+        let found = state.partitions.get_mut(&number).map(|p| p.set_strikes(origin.position, strikes));
+        found.is_some()
     }
 
     /// Resolves when all that is settled now is written down; answers those that can't be any more.
@@ -618,7 +630,11 @@ impl Shared {
 
     /// From now on nothing that was handed out can be settled.
     pub(crate) fn close(&self) {
-        self.state().closed = true;
+        let mut state = self.state();
+        if !std::mem::replace(&mut state.closed, true) {
+            state.partitions.values_mut().for_each(Partition::end);
+        }
+        drop(state);
         self.arrived.notify_one();
         self.waker.wake();
     }

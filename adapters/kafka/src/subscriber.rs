@@ -7,6 +7,7 @@ use std::time::Duration;
 use postrider_core::{
     BoxFuture, Claim, ClaimId, Control, Delivery, Env, Error, ErrorKind, Group, Health, HealthState,
     InFlight, Origin, Result, SEPARATOR, Settle, Signal, Start, SubscribeOptions, Subscriber, Subscription,
+    Suspect,
 };
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::task::JoinSet;
@@ -206,6 +207,12 @@ impl KafkaControl {
         self.own.as_ref()?.get()
     }
 
+    /// What the message was read by.
+    fn of(&self, origin: Origin) -> &Arc<Shared> {
+        let own = self.own().filter(|_| Source::of(origin.shard) == Source::Group);
+        own.map_or(&self.shared, |own| &own.shared)
+    }
+
     fn both(&self) -> impl Iterator<Item = &Arc<Shared>> {
         std::iter::once(&self.shared).chain(self.own().map(|reader| &reader.shared))
     }
@@ -239,6 +246,21 @@ impl Control for KafkaControl {
             };
             let (channel, own) = tokio::try_join!(channel, own.lag(&self.context.connection))?;
             Ok(channel + own)
+        })
+    }
+
+    fn strikes(&self, suspect: Suspect) -> BoxFuture<'_, Result<u32>> {
+        Box::pin(async move { Ok(self.of(suspect.origin).strikes(suspect.origin)) })
+    }
+
+    fn set_strikes(&self, suspect: Suspect, strikes: u32) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move {
+            let shared = self.of(suspect.origin);
+            if shared.set_strikes(suspect.origin, strikes) && shared.flush().await.is_empty() {
+                return Ok(());
+            }
+            let message = "the partition is held by another member by now";
+            Err(Error::new(ErrorKind::Broker, "set_strikes", message).temporary(true))
         })
     }
 

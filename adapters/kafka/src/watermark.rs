@@ -72,6 +72,11 @@ impl Watermark {
         taken.chain(self.ahead.iter().copied())
     }
 
+    /// There is something else to write down beside it.
+    pub(crate) fn touch(&mut self) {
+        self.version += 1;
+    }
+
     /// Which state this is; a later one is greater.
     pub(crate) fn version(&self) -> u64 {
         self.version

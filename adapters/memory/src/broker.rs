@@ -69,6 +69,7 @@ impl MemoryBroker {
             Capability::StartTime,
             Capability::Delay,
             Capability::GroupAddress,
+            Capability::CrashLoops,
             Capability::DurableRetry,
             Capability::DeliveryCount,
             Capability::Seek,

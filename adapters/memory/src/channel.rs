@@ -45,6 +45,8 @@ struct State {
 #[derive(Debug)]
 struct Consumers {
     group: Group,
+    /// How often a position was begun alone and not ended.
+    strikes: HashMap<u64, u32>,
     order: Order,
     members: Vec<Member>,
 }
@@ -210,7 +212,7 @@ impl Channel {
         let Some(consumers) = state.groups.get_mut(&id.group) else {
             return Found::Signal(Signal::Closed);
         };
-        let Consumers { group, order, members } = consumers;
+        let Consumers { group, order, members, .. } = consumers;
         let Some(member) = members.iter_mut().find(|member| member.number == id.number) else {
             return Found::Signal(Signal::Closed);
         };
@@ -364,6 +366,22 @@ impl Channel {
         })
     }
 
+    pub(crate) fn strikes(&self, id: &MemberId, position: u64) -> u32 {
+        let state = self.state();
+        state.groups.get(&id.group).and_then(|c| c.strikes.get(&position)).copied().unwrap_or(0)
+    }
+
+    pub(crate) fn set_strikes(&self, id: &MemberId, position: u64, strikes: u32) {
+        let mut state = self.state();
+        if let Some(consumers) = state.groups.get_mut(&id.group) {
+            if strikes == 0 {
+                consumers.strikes.remove(&position);
+            } else {
+                consumers.strikes.insert(position, strikes);
+            }
+        }
+    }
+
     pub(crate) fn epoch(&self, id: &MemberId) -> Option<Epoch> {
         let state = self.state();
         let consumers = state.groups.get(&id.group)?;
@@ -388,6 +406,7 @@ impl State {
         let position = self.position(start);
         self.groups.entry(key).or_insert_with(|| Consumers {
             group: Group::new(position),
+            strikes: HashMap::new(),
             order,
             members: Vec::new(),
         })

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use postrider_core::{
     BoxFuture, Claim, ClaimId, Control, Delivery, Error, ErrorKind, Group, Health, Origin, Result, Settle,
-    Signal, Start, SubscribeOptions, Subscriber, Subscription,
+    Signal, Start, SubscribeOptions, Subscriber, Subscription, Suspect,
 };
 use tokio::sync::Notify;
 
@@ -107,6 +107,17 @@ impl Control for MemoryControl {
 
     fn lag(&self) -> BoxFuture<'_, Result<u64>> {
         Box::pin(async { Ok(self.channel.lag(&self.member)) })
+    }
+
+    fn strikes(&self, suspect: Suspect) -> BoxFuture<'_, Result<u32>> {
+        Box::pin(async move { Ok(self.channel.strikes(&self.member, suspect.origin.position)) })
+    }
+
+    fn set_strikes(&self, suspect: Suspect, strikes: u32) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move {
+            self.channel.set_strikes(&self.member, suspect.origin.position, strikes);
+            Ok(())
+        })
     }
 
     fn claims(&self) -> Vec<ClaimId> {

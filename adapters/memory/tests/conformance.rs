@@ -19,6 +19,10 @@ impl Factory for Memory {
         "memory"
     }
 
+    fn has_processes(&self) -> bool {
+        false
+    }
+
     fn connect(&self, settings: Settings) -> BoxFuture<'_, Broker> {
         Box::pin(async move {
             let brokers = BROKERS.get_or_init(Mutex::default);

@@ -64,6 +64,7 @@ impl NatsBroker {
             Capability::StartTime,
             Capability::Delay,
             Capability::GroupAddress,
+            Capability::CrashLoops,
             Capability::DeliveryCount,
             Capability::Lag,
             Capability::Durable,

@@ -19,6 +19,7 @@ mod publisher;
 mod pull;
 mod settle;
 mod shared;
+mod strikes;
 mod subscriber;
 mod topology;
 

@@ -60,10 +60,16 @@ impl Naming {
         format!("{}.~retry.{group}.{unique}", self.subject(channel))
     }
 
+    /// Where it is kept how often a message of the stream was begun alone by a group and not ended.
+    pub fn strikes(&self, channel: &str, group: &str, sequence: impl std::fmt::Display) -> String {
+        format!("{}.~strikes.{group}.{sequence}", self.subject(channel))
+    }
+
     /// All subjects of a channel's stream.
     pub fn subjects(&self, channel: &str) -> Vec<String> {
         let slots = (0..KEY_SLOTS).map(|slot| self.slot(channel, slot));
-        let private = [self.redrive(channel, "*"), self.retry(channel, "*", "*")];
+        let private =
+            [self.redrive(channel, "*"), self.retry(channel, "*", "*"), self.strikes(channel, "*", "*")];
         [self.subject(channel)].into_iter().chain(slots).chain(private).collect()
     }
 

@@ -7,8 +7,8 @@ use std::time::Duration;
 use async_nats::Subject;
 use futures_util::future::join_all;
 use postrider_core::{
-    BoxFuture, Capability, Claim, ClaimId, Control, Delivery, Error, ErrorKind, Group, Health, HealthState,
-    Origin, Result, Settle, Signal, Start, SubscribeOptions, Subscriber, Subscription,
+    BoxFuture, Capability, Claim, ClaimId, Control, Delivery, Error, ErrorKind, Group, GroupName, Health,
+    HealthState, Origin, Result, Settle, Signal, Start, SubscribeOptions, Subscriber, Subscription, Suspect,
 };
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -31,7 +31,8 @@ pub struct NatsSubscription {
     tracker: Arc<Tracker>,
     plans: Arc<Vec<ConsumerPlan>>,
     connection: Connection,
-    ephemeral: bool,
+    /// None of an ephemeral one.
+    group: Option<GroupName>,
     left: bool,
     stop: CancellationToken,
     pullers: JoinSet<()>,
@@ -110,7 +111,7 @@ impl Subscriber for NatsBroker {
             tracker,
             plans: Arc::new(plans),
             connection: self.connection().clone(),
-            ephemeral: options.group == Group::Ephemeral,
+            group: options.group.name().cloned(),
             left: false,
             stop,
             pullers,
@@ -145,7 +146,7 @@ impl Subscription for NatsSubscription {
             farewell.await;
         }
         let told = acks::flush(&self.tracker.flush).await;
-        if self.ephemeral {
+        if self.group.is_none() {
             for plan in self.plans.iter() {
                 plan.remove().await;
             }
@@ -162,6 +163,7 @@ impl Subscription for NatsSubscription {
             tracker: Arc::clone(&self.tracker),
             plans: Arc::clone(&self.plans),
             connection: self.connection.clone(),
+            group: self.group.clone(),
         })
     }
 }
@@ -214,6 +216,7 @@ struct NatsControl {
     tracker: Arc<Tracker>,
     plans: Arc<Vec<ConsumerPlan>>,
     connection: Connection,
+    group: Option<GroupName>,
 }
 
 impl Control for NatsControl {
@@ -242,6 +245,24 @@ impl Control for NatsControl {
                 lag += plan.lag().await?;
             }
             Ok(lag)
+        })
+    }
+
+    fn strikes(&self, suspect: Suspect) -> BoxFuture<'_, Result<u32>> {
+        Box::pin(async move {
+            match (self.plans.first(), &self.group) {
+                (Some(plan), Some(group)) => plan.strikes(group, suspect.origin.position).await,
+                _ => Ok(0),
+            }
+        })
+    }
+
+    fn set_strikes(&self, suspect: Suspect, strikes: u32) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move {
+            match (self.plans.first(), &self.group) {
+                (Some(plan), Some(group)) => plan.set_strikes(group, suspect.origin.position, strikes).await,
+                _ => Ok(()),
+            }
         })
     }
 

@@ -44,7 +44,7 @@ pub(crate) struct ConsumerPlan {
     pub(crate) name: String,
     pub(crate) pinned: bool,
     config: pull::Config,
-    channel: String,
+    pub(crate) channel: String,
     topology: Topology,
 }
 
@@ -294,6 +294,14 @@ pub(crate) struct Unsettled {
 }
 
 impl ConsumerPlan {
+    pub(crate) fn naming(&self) -> &Naming {
+        &self.topology.naming
+    }
+
+    pub(crate) fn js(&self) -> &Context {
+        &self.topology.js
+    }
+
     /// After the server said that the consumer is gone: brings it back, with its stream.
     pub(crate) async fn restore(&self) -> Result<()> {
         let restored = match self.topology.channel(&self.channel).await {

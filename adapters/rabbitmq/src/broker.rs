@@ -52,6 +52,7 @@ impl RabbitmqBroker {
             Capability::Ephemeral,
             Capability::Delay,
             Capability::GroupAddress,
+            Capability::CrashLoops,
             Capability::DurableRetry,
             Capability::Lag,
             Capability::Durable,

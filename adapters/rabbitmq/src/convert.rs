@@ -188,10 +188,10 @@ pub(crate) fn envelope(
     {
         broker_made(death, &mut reader);
     }
-    reader.id_or(|| match properties.message_id() {
-        Some(id) if !id.as_str().is_empty() => MessageId::parse(id.as_str()),
-        _ => MessageId::Text(origin().into()),
-    });
+    match properties.message_id() {
+        Some(id) if !id.as_str().is_empty() => reader.id_or(|| MessageId::parse(id.as_str())),
+        _ => reader.made_up_id_or(|| MessageId::Text(origin().into())),
+    }
     if let Some(seconds) = properties.timestamp() {
         reader.time_or(seconds.saturating_mul(1000));
     }

@@ -25,6 +25,7 @@ mod partition;
 mod publisher;
 mod settle;
 mod shared;
+mod strikes;
 mod subscriber;
 mod topology;
 

@@ -82,6 +82,14 @@ impl Naming {
         checked(format!("{}{SEPARATOR}{group}{SEPARATOR}partitions", self.exchange(channel)?))
     }
 
+    /// The queue that keeps how often messages were begun alone by a group and not ended.
+    ///
+    /// # Errors
+    /// A name longer than AMQP has room for.
+    pub fn strikes(&self, channel: &str, group: &str) -> Result<String> {
+        checked(format!("{}{SEPARATOR}{group}{SEPARATOR}strikes", self.exchange(channel)?))
+    }
+
     /// The queue of a member's own copy.
     ///
     /// # Errors

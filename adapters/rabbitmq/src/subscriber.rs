@@ -6,18 +6,20 @@ use std::time::Duration;
 
 use postrider_core::{
     BoxFuture, Capability, Claim, ClaimId, Control, Delivery, Error, ErrorKind, Group, Health, HealthState,
-    Origin, Result, Settle, Signal, Start, SubscribeOptions, Subscriber, Subscription,
+    Origin, Result, Settle, Signal, Start, SubscribeOptions, Subscriber, Subscription, Suspect,
 };
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::broker::RabbitmqBroker;
+use crate::config::RabbitmqConfig;
 use crate::connection::Link;
 use crate::members::Members;
 use crate::partition::{Attendant, Request, Restorer};
 use crate::settle::Tracker;
 use crate::shared::Shared;
+use crate::strikes::Notes;
 
 /// How much of the broker's consumer time-out a message may be held for.
 const LONGEST: f64 = 0.8;
@@ -30,6 +32,8 @@ pub struct RabbitmqSubscription {
     queues: Arc<[String]>,
     link: Link,
     consumer_timeout: Duration,
+    notes: Option<Notes>,
+    config: RabbitmqConfig,
     left: bool,
     stop: CancellationToken,
     attendants: JoinSet<()>,
@@ -58,6 +62,7 @@ impl Subscriber for RabbitmqBroker {
         if options.group != Group::Ephemeral {
             link.operation("subscribe", generation, self.topology().group(&connection, &plan)).await?;
         }
+        let notes = self.topology().notes(&plan)?;
         let (count, marker) = (plan.queues.len(), plan.marker.clone());
         let queues: Arc<[String]> = plan.queues.clone().into();
         let shared = Arc::new(Shared::new(count, options.window, options.order));
@@ -103,6 +108,8 @@ impl Subscriber for RabbitmqBroker {
             queues,
             link: self.consuming().clone(),
             consumer_timeout: self.config().consumer_timeout,
+            notes,
+            config: self.config().clone(),
             left: false,
             stop,
             attendants,
@@ -154,6 +161,8 @@ impl Subscription for RabbitmqSubscription {
             queues: Arc::clone(&self.queues),
             link: self.link.clone(),
             consumer_timeout: self.consumer_timeout,
+            notes: self.notes.clone(),
+            config: self.config.clone(),
         })
     }
 }
@@ -187,6 +196,21 @@ struct RabbitmqControl {
     queues: Arc<[String]>,
     link: Link,
     consumer_timeout: Duration,
+    notes: Option<Notes>,
+    config: RabbitmqConfig,
+}
+
+impl RabbitmqControl {
+    fn notes(&self, operation: &'static str) -> Result<&Notes> {
+        self.notes.as_ref().ok_or_else(|| {
+            let message = "in somebody else's queue nothing is kept of messages that end processes";
+            Error::new(ErrorKind::Unsupported, operation, message)
+        })
+    }
+
+    async fn connection(&self, operation: &'static str) -> Result<(u64, Arc<lapin::Connection>)> {
+        self.link.up_within(operation, &self.tracker.env, &self.config).await
+    }
 }
 
 impl Control for RabbitmqControl {
@@ -214,6 +238,24 @@ impl Control for RabbitmqControl {
                 })?;
             }
             Ok(lag)
+        })
+    }
+
+    fn strikes(&self, suspect: Suspect) -> BoxFuture<'_, Result<u32>> {
+        Box::pin(async move {
+            let notes = self.notes("strikes")?;
+            let (generation, connection) = self.connection("strikes").await?;
+            let asking = notes.strikes(&connection, suspect.fingerprint);
+            self.link.operation("strikes", generation, asking).await
+        })
+    }
+
+    fn set_strikes(&self, suspect: Suspect, strikes: u32) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move {
+            let notes = self.notes("set_strikes")?;
+            let (generation, connection) = self.connection("set_strikes").await?;
+            let telling = notes.set(&connection, suspect.fingerprint, strikes);
+            self.link.operation("set_strikes", generation, telling).await
         })
     }
 

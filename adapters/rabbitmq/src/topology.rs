@@ -14,10 +14,11 @@ use crate::config::{DeclareMode, QueueType, RabbitmqConfig};
 use crate::error;
 use crate::foreign;
 use crate::naming::{Naming, partitions};
+use crate::strikes::Notes;
 
 /// Stands for "no limit" on dead-letter queues: the brokers before 4.0 take no other word for it, and without any limit those
 /// before 4.3 put what is given back behind the others.
-const NO_LIMIT: u32 = 2_000_000_000;
+pub(crate) const NO_LIMIT: u32 = 2_000_000_000;
 
 /// What is to be there, as configured.
 #[derive(Clone, Debug)]
@@ -83,6 +84,15 @@ impl Topology {
         let marker = group.as_ref().map(|group| self.naming.marker(&channel, group)).transpose()?;
         let durable_retry = options.durable_retry;
         Ok(GroupPlan { channel, group, order: options.order, queues, marker, durable_retry, foreign: false })
+    }
+
+    /// Where a group keeps what is known of messages that may end processes; nowhere for an ephemeral one, or in another's queues.
+    pub(crate) fn notes(&self, plan: &GroupPlan) -> Result<Option<Notes>> {
+        let Some(group) = plan.group.as_ref().filter(|_| !plan.foreign) else {
+            return Ok(None);
+        };
+        let queue = self.naming.strikes(&plan.channel, group)?;
+        Ok(Some(Notes { queue, mode: self.mode, queue_type: self.queue_type }))
     }
 
     /// Makes sure of a channel's exchanges.

@@ -5,12 +5,13 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use postrider_core::{
-    Backoff, Batch, Bytes, Classify, Declare, Envelope, Group, HandlerError, Jitter, Message, OnExpired,
-    Publisher, PublisherExt, Report, Retry, RouteOptions, Router, codec::Json,
+    Backoff, Batch, Broker, Bytes, Classify, Declare, Envelope, Group, HandlerError, Jitter, Message,
+    OnExpired, Publisher, PublisherExt, Report, Retry, RouteOptions, Router, Running, codec::Json,
 };
 use serde::{Deserialize, Serialize};
 
-use crate::kit::{Bench, Reader, declare_group, number, within};
+use crate::factory::Settings;
+use crate::kit::{Bench, Reader, declare_group, number, number_of, within};
 use crate::record::Outcome::{self, Passed};
 
 #[derive(Serialize, Deserialize)]
@@ -307,5 +308,100 @@ pub async fn batch_with_a_failed_middle(bench: Bench) -> Outcome {
     .await;
     assert_eq!((report.routes[0].handled, report.routes[0].retried), (30, 1));
     assert_eq!(*done.lock().expect("nobody panicked"), (0..30).collect::<Vec<_>>());
+    Passed
+}
+
+/// How often a message may be handed out in these cases: a broker that gives up on messages by itself must not do so here.
+const CRASH_LIMIT: u32 = 23;
+/// The message that ends every process.
+const KILLER: usize = 2;
+
+/// A service that the message [`KILLER`] ends by `end`.
+async fn deadly(broker: &Broker, channel: &str, end: impl Fn() + Clone + Send + Sync + 'static) -> Running {
+    let options =
+        RouteOptions::new(channel, "g").publishes(format!("{channel}.effects")).crash_limit(CRASH_LIMIT);
+    let options = options.partitions(1).claim_timeout(Duration::from_secs(1));
+    let handler = move |envelope: Envelope| {
+        let end = end.clone();
+        async move {
+            if number_of(&envelope) == KILLER {
+                end();
+                std::future::pending::<()>().await;
+            }
+            Order { number: number_of(&envelope) as u64 }
+        }
+    };
+    Router::new().route(options.handle(handler)).start(broker).await.expect("it starts")
+}
+
+pub async fn crash_loop_is_judged(bench: Bench) -> Outcome {
+    let settings = |settings: &mut Settings| settings.claim_timeout = Some(Duration::from_secs(1));
+    if let Some(channel) = &bench.role {
+        let broker = bench.reconnect_with(settings).await;
+        let service = deadly(&broker, channel, || std::process::abort()).await;
+        within("nothing is left to do", service.idle()).await;
+        service.stop(Duration::from_secs(5)).await.expect("it stops");
+        return Passed;
+    }
+    let channel = channel_of(&bench).await;
+    let effects = format!("{channel}.effects");
+    bench.broker.declare(&effects).await.expect("it is declared");
+    declare_group(&bench.broker, &effects, "look", |options| options.partitions = Some(1)).await;
+    bench.publish_keys(&channel, &["a", "b", "c", "d", "c", "a"]).await;
+    let mut ended = 0;
+    loop {
+        if bench.factory().has_processes() {
+            if bench.process(&channel).await.success() {
+                break;
+            }
+        } else {
+            let (end, ends) = tokio::sync::watch::channel(false);
+            let service = deadly(&bench.broker, &channel, move || _ = end.send_replace(true)).await;
+            let mut ends = ends;
+            let all_handled = tokio::select! {
+                ended = ends.wait_for(|ended| *ended) => ended.is_err(),
+                () = service.idle() => true,
+            };
+            drop(service);
+            if all_handled {
+                break;
+            }
+        }
+        ended += 1;
+        assert!(ended < 2 * CRASH_LIMIT, "the message is judged at some time");
+    }
+    assert!(ended > CRASH_LIMIT, "after {ended} processes it was too early to tell");
+    let mut letters = dead_letters(&bench, &channel).await;
+    let letter = letters.one().await;
+    assert_eq!((number_of(&letter), text(&letter, "postrider-dlq-reason")), (KILLER, "crash-loop".into()));
+    letters.nothing().await;
+    let mut looks = bench.subscribe_with(&effects, "look", |options| options.partitions = Some(1)).await;
+    let mut handled = std::collections::BTreeSet::new();
+    while handled.len() < 5 {
+        let effect: Order = serde_json::from_slice(looks.one().await.payload()).expect("it is an order");
+        handled.insert(effect.number);
+    }
+    assert_eq!(handled.into_iter().collect::<Vec<_>>(), [0, 1, 3, 4, 5], "what only stood beside it");
+    Passed
+}
+
+pub async fn clean_restarts_are_no_crash_loop(bench: Bench) -> Outcome {
+    let channel = channel_of(&bench).await;
+    bench.publish_keys(&channel, &["a", "a", "b"]).await;
+    let options = || RouteOptions::new(&*channel, "g").crash_limit(3).partitions(1);
+    for _ in 0..50 {
+        let (begun, begins) = tokio::sync::watch::channel(false);
+        let slow = move |_: Envelope| {
+            begun.send_replace(true);
+            std::future::pending::<()>()
+        };
+        let service =
+            Router::new().route(options().handle(slow)).start(&bench.broker).await.expect("it starts");
+        let mut begins = begins;
+        within("a handler begins", begins.wait_for(|begun| *begun)).await.expect("it lives");
+        service.stop(Duration::ZERO).await.expect("it stops");
+    }
+    let report = handle(&bench, options(), async |_: Envelope| {}).await;
+    assert_eq!((report.routes[0].handled, report.routes[0].dead_lettered), (3, 0));
     Passed
 }

@@ -56,13 +56,14 @@ pub struct WireReader {
     key_is_base64: bool,
     key: Option<String>,
     content_type: Option<String>,
+    made_up: Option<MessageId>,
 }
 
 impl WireReader {
     /// A record with this body; `None` is null.
     pub fn new(body: Option<Bytes>) -> Self {
         let builder = body.map_or_else(EnvelopeBuilder::null, EnvelopeBuilder::new);
-        Self { builder, key_is_base64: false, key: None, content_type: None }
+        Self { builder, key_is_base64: false, key: None, content_type: None, made_up: None }
     }
 
     /// An attribute by its `CloudEvents` name. Answers `false` for an unknown or unreadable one, which the adapter then carries
@@ -121,6 +122,14 @@ impl WireReader {
         }
     }
 
+    /// The id a foreign record gets for this delivery alone, where the broker has no name for it that lasts.
+    pub fn made_up_id_or(&mut self, id: impl FnOnce() -> MessageId) {
+        if self.builder.id.is_none() {
+            self.made_up = Some(id());
+            self.builder.id.clone_from(&self.made_up);
+        }
+    }
+
     /// The time a foreign record gets from the broker, if it brought none of its own.
     pub fn time_or(&mut self, time_ms: u64) {
         self.builder.time_ms.get_or_insert(time_ms);
@@ -146,12 +155,15 @@ impl WireReader {
             self.builder.headers.set(Attribute::ContentType, &**text);
         }
         let builder = self.builder;
+        // a structured one may have brought an id after all
+        let made_up = self.made_up.is_some() && builder.id == self.made_up;
         Envelope {
             id: builder.id.unwrap_or_else(|| MessageId::Text("".into())),
             time_ms: builder.time_ms.unwrap_or(0),
             version: builder.version,
             null: builder.null,
             breach: builder.headers.breach(),
+            made_up,
             headers: builder.headers.freeze(),
             payload: builder.payload,
         }

@@ -76,6 +76,8 @@ pub struct RouteOptions {
     pub(crate) on_expired: OnExpired,
     pub(crate) on_gap: OnGap,
     pub(crate) batch: usize,
+    /// `None`: the default where the broker can do it.
+    pub(crate) crash_limit: Option<u32>,
     pub(crate) claim_timeout: Option<Duration>,
     pub(crate) idempotency: Option<Idempotency>,
     pub(crate) native: Vec<(String, String)>,
@@ -106,6 +108,7 @@ impl RouteOptions {
             on_expired: OnExpired::DeadLetter,
             on_gap: OnGap::Continue,
             batch: 100,
+            crash_limit: None,
             claim_timeout: None,
             idempotency: None,
             native: Vec::new(),
@@ -206,6 +209,14 @@ impl RouteOptions {
     /// this, whoever has the effect sees to it.
     pub fn idempotency(mut self, idempotency: Idempotency) -> Self {
         self.idempotency = Some(idempotency);
+        self
+    }
+
+    /// How often a message may be handed out without an end, from 1, before it is suspected of ending the processes; 5 unless set. A
+    /// suspect runs while nothing else of the service runs, and one that has ended two processes that way is dead-lettered as
+    /// `crash-loop`.
+    pub fn crash_limit(mut self, starts: u32) -> Self {
+        self.crash_limit = Some(starts);
         self
     }
 

@@ -114,6 +114,7 @@ pub(super) fn plan(options: &RouteOptions, declaration: &Declaration) -> Result<
         workers: options.workers,
         batch: declaration.batch.then_some(options.batch),
         idempotency: options.idempotency,
+        crash_limit: options.crash_limit,
         on_expired: options.on_expired,
         on_gap: options.on_gap,
         types: declaration.types.clone(),
@@ -192,6 +193,16 @@ pub(super) fn store(plan: &Plan, has_store: bool) -> Result<()> {
     Ok(())
 }
 
+/// How often a message is handed out before it is suspected, unless said otherwise.
+const CRASH_LIMIT: u32 = 5;
+
+/// What goes without saying where the broker can do it.
+pub(super) fn defaults(plan: &mut Plan, can: &Capabilities) {
+    if plan.subscribe.group.name().is_some() && can.has(Capability::CrashLoops) {
+        plan.crash_limit.get_or_insert(CRASH_LIMIT);
+    }
+}
+
 /// What the route asks for and the broker must be able to do.
 pub(super) fn capabilities(plan: &Plan, can: &Capabilities) -> Result<()> {
     let wanted = [
@@ -200,6 +211,7 @@ pub(super) fn capabilities(plan: &Plan, can: &Capabilities) -> Result<()> {
         (plan.subscribe.group == Group::Ephemeral, Capability::Ephemeral),
         (matches!(plan.subscribe.start, Start::Time(_)), Capability::StartTime),
         (plan.subscribe.durable_retry, Capability::DurableRetry),
+        (plan.crash_limit.is_some(), Capability::CrashLoops),
         (plan.on_gap == OnGap::Stop, Capability::Gaps),
     ];
     for (_, capability) in wanted.into_iter().filter(|(asked, _)| *asked) {

@@ -12,6 +12,7 @@ use std::time::Duration;
 use futures_util::future::{AbortHandle, Abortable, Aborted};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 
+use super::isolation::Isolation;
 use crate::broker::Broker;
 use crate::env::{BoxFuture, Env};
 use crate::envelope::Envelope;
@@ -30,6 +31,9 @@ pub(crate) struct Orders {
     pub(crate) env: Env,
     pub(crate) publishes: Option<Arc<str>>,
     pub(crate) timeout: Duration,
+    /// What the service's routes know of each other.
+    pub(crate) isolation: Arc<Isolation>,
+    pub(crate) index: usize,
     /// Remembers what was handled, for routes that ask for it.
     pub(crate) store: Option<Arc<dyn IdempotencyStore>>,
 }

@@ -4,6 +4,7 @@
 mod claims;
 mod copies;
 mod once;
+mod suspects;
 
 use std::collections::{BinaryHeap, VecDeque};
 use std::hash::BuildHasher;
@@ -20,6 +21,7 @@ use super::crew::{Crew, Ended, Orders};
 use super::dead_letter::REASON;
 use super::events;
 use super::held::{Delayed, Held, Items};
+use super::isolation::Place;
 use super::lanes::{LaneId, Lanes};
 use super::plan::Plan;
 use super::pool::Pool;
@@ -37,6 +39,7 @@ use claims::Revocation;
 use copies::CopySent;
 use once::Answered;
 pub(crate) use once::Reservation;
+use suspects::Suspects;
 
 /// Who calls the handler: this task, or several.
 pub(crate) enum Hands<'a> {
@@ -67,6 +70,8 @@ pub(crate) struct Dispatcher<'a> {
     /// The last token by which something was reserved.
     tokens: u64,
     store_trouble: Option<Health>,
+    suspects: Suspects,
+    place: Place,
     /// Dead letters that can't be published at present; while there are any, nothing new starts.
     stalled: Arc<std::sync::atomic::AtomicUsize>,
     revoking: Vec<Revocation>,
@@ -110,6 +115,8 @@ impl<'a> Dispatcher<'a> {
             asked: FuturesUnordered::new(),
             tokens: orders.env.random(),
             store_trouble: None,
+            suspects: Suspects::default(),
+            place: orders.isolation.place(orders.index),
             stalled: Arc::default(),
             revoking: Vec::new(),
             lost: Vec::new(),
@@ -129,7 +136,7 @@ impl<'a> Dispatcher<'a> {
 
     /// Whether new messages may be started.
     fn is_open(&self) -> bool {
-        !self.stopping && self.stalled.load(Relaxed) == 0
+        !self.stopping && self.stalled.load(Relaxed) == 0 && self.suspects.is_empty()
     }
 
     /// When the next back-off ends.
@@ -184,6 +191,7 @@ impl<'a> Dispatcher<'a> {
             }
             self.start(items, true, cx);
         }
+        self.try_suspect();
     }
 
     /// Back-offs that have ended: their messages are ready.
@@ -199,7 +207,7 @@ impl<'a> Dispatcher<'a> {
     pub(crate) fn poll_ended(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let mut any = false;
         while let Poll::Ready(sent) = self.poll_copy(cx) {
-            self.copy_sent(sent);
+            self.copy_sent(sent, cx);
             any = true;
         }
         while let Poll::Ready(answered) = self.poll_answered(cx) {
@@ -242,6 +250,9 @@ impl<'a> Dispatcher<'a> {
                 self.status.consecutive_failures.store(0, Relaxed);
             }
         }
+        if self.jobs.is_empty() && self.asked.is_empty() {
+            self.place.leave();
+        }
         self.status.in_flight.store(self.held, Relaxed);
         self.status.activity.fetch_add(1, Relaxed);
     }
@@ -272,8 +283,8 @@ impl<'a> Dispatcher<'a> {
         }
     }
 
-    fn has_room(&self) -> bool {
-        self.jobs.len() + self.asked.len() < self.plan.concurrency && self.is_open()
+    fn has_room(&mut self) -> bool {
+        self.jobs.len() + self.asked.len() < self.plan.concurrency && self.is_open() && self.place.enter()
     }
 
     /// Fills a batch: the rest of the lanes taken, then the next that are ready.
@@ -300,6 +311,12 @@ impl<'a> Dispatcher<'a> {
     fn start(&mut self, mut items: Items, occupied: bool, cx: &mut Context<'_>) {
         if items.iter().any(|held| self.unfit(held).is_some()) {
             items = self.sort_out(items, occupied);
+            if items.is_empty() {
+                return;
+            }
+        }
+        if items.iter().any(|held| self.is_suspect(held)) {
+            items = self.set_aside(items, occupied);
             if items.is_empty() {
                 return;
             }
@@ -387,6 +404,11 @@ impl<'a> Dispatcher<'a> {
 
     /// What an outcome means for its messages.
     fn conclude(&mut self, mut items: Items, outcome: Outcome, occupied: bool) {
+        if !self.suspects.is_empty()
+            && let Some(alone) = items.iter().find(|held| self.suspects.is_alone(held)).map(suspects::name)
+        {
+            self.end_alone(alone);
+        }
         if let (1, Outcome::Done(_)) = (items.len(), &outcome)
             && let Some(held) = items.pop()
         {

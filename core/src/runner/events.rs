@@ -82,6 +82,16 @@ pub(crate) fn drained(route: &RouteNames, given_back: usize, in_time: bool) {
     tracing::info!(target: "postrider::drain", route = route.handler, channel = route.channel, group = route.group, given_back, in_time, "route stopped");
 }
 
+/// `crash_loop`: a message was handed out so often that it may be what ends the processes.
+pub(crate) fn suspected(route: &RouteNames, delivery: &Delivery) {
+    tracing::warn!(target: "postrider::crash_loop", route = route.handler, channel = route.channel, group = route.group, id = %delivery.envelope.id(), deliveries = delivery.deliveries, "message may have ended the processes that had it, so it runs alone");
+}
+
+/// `crash_loop`: the broker could not be asked or told what is remembered of a suspect.
+pub(crate) fn strikes_failed(route: &RouteNames, delivery: &Delivery, error: &dyn std::error::Error) {
+    tracing::error!(target: "postrider::crash_loop", route = route.handler, channel = route.channel, group = route.group, id = %delivery.envelope.id(), error = %error, "the group could not be told that a suspect runs alone, it is tried again");
+}
+
 /// `idempotency`: a message came again that was handled or dead-lettered already.
 pub(crate) fn duplicate(route: &RouteNames, delivery: &Delivery) {
     tracing::debug!(target: "postrider::idempotency", route = route.handler, channel = route.channel, group = route.group, id = %delivery.envelope.id(), "duplicate acknowledged");

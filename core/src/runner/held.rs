@@ -27,6 +27,8 @@ pub(crate) struct Held {
     pub(crate) origin: Option<Box<str>>,
     /// Where each message is handled once: what the store has of it.
     pub(crate) reservation: Option<Box<Reservation>>,
+    /// It isn't suspected any more of ending processes.
+    pub(crate) cleared: bool,
 }
 
 impl Held {
@@ -52,6 +54,7 @@ impl Held {
             first_failed_ms: 0,
             origin: None,
             reservation: None,
+            cleared: false,
         }
     }
 }

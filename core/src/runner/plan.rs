@@ -24,6 +24,8 @@ pub(crate) struct Plan {
     /// The most messages of a batch; `None` for handlers of single messages.
     pub(crate) batch: Option<usize>,
     pub(crate) idempotency: Option<Idempotency>,
+    /// What was handed out more often than this may be what ends the processes; `None`: nobody looks.
+    pub(crate) crash_limit: Option<u32>,
     pub(crate) on_expired: OnExpired,
     pub(crate) on_gap: OnGap,
     /// The message types that the handler takes.

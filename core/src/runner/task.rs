@@ -80,6 +80,7 @@ async fn serve(
     tracker: &mut Option<Arc<dyn Settle>>,
 ) -> Result<()> {
     let mut inbox: Vec<Delivery> = Vec::with_capacity(BATCH.get());
+    let mut others = orders.isolation.changes();
     loop {
         let due = dispatcher.next_due();
         let signal = tokio::select! {
@@ -87,6 +88,8 @@ async fn serve(
             () = stop.token.cancelled() => break,
             () = poll_fn(|cx| dispatcher.poll_ended(cx)) => None,
             () = wait_until(orders, due), if due.is_some() => None,
+            // one of them runs a message alone, or has done so
+            _ = others.changed() => None,
             // also while a dead letter stalls the route: the window bounds what comes, and claims that end must be noticed
             signal = subscription.receive(BATCH, &mut inbox) => Some(signal),
         };

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering::Relaxed;
 
-use super::{Dispatcher, Hands, Held, Items};
+use super::{Dispatcher, Hands, Held, Items, suspects};
 use crate::runner::events;
 use crate::settle::{ClaimId, Settlement};
 
@@ -110,6 +110,9 @@ impl Dispatcher<'_> {
         self.status.cancelled.fetch_add(items.len() as u64, Relaxed);
         let mut requeued: Vec<Held> = Vec::new();
         for held in items {
+            if self.suspects.is_alone(&held) {
+                self.end_alone(suspects::name(&held));
+            }
             if self.lost.contains(&held.delivery.claim_id()) {
                 // its key goes on with what comes under the next claim
                 held.lane.into_iter().for_each(|lane| self.release(lane));
@@ -151,11 +154,15 @@ impl Dispatcher<'_> {
     /// Takes out what doesn't run, wherever it waits.
     fn evict(&mut self, which: impl Fn(&Held) -> bool) -> Vec<Held> {
         let mut out = self.lanes.take_waiting(&which);
+        let suspects = self.suspects.take_waiting(&which);
+        if self.suspects.is_empty() {
+            self.place.free();
+        }
         let (taken, stay): (Vec<_>, Vec<_>) = self.ready.drain(..).partition(&which);
         self.ready.extend(stay);
         let (late, stay): (Vec<_>, Vec<_>) = self.delayed.drain().partition(|delayed| which(&delayed.held));
         self.delayed.extend(stay);
-        for held in taken.into_iter().chain(late.into_iter().map(|delayed| delayed.held)) {
+        for held in suspects.into_iter().chain(taken).chain(late.into_iter().map(|delayed| delayed.held)) {
             if let Some(lane) = held.lane {
                 self.release(lane);
             }

@@ -36,6 +36,8 @@ pub(super) enum Sent {
     InPlace(Duration),
     /// The idempotency store was told what became of the message.
     Ended,
+    /// The group was told that the message runs alone; how often it was told before without an end.
+    Struck(u32),
     /// The claim was lost before there was a confirm: the message comes again, here or at another member.
     Lost,
 }
@@ -157,20 +159,22 @@ impl<'a> Dispatcher<'a> {
     /// Resolves when all copies have their fate, and the idempotency store knows what was let go.
     pub(crate) fn poll_copies(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         while let Poll::Ready(sent) = self.poll_copy(cx) {
-            self.copy_sent(sent);
+            self.copy_sent(sent, cx);
         }
         if self.copies.is_empty() { Poll::Ready(()) } else { Poll::Pending }
     }
 
-    pub(super) fn copy_sent(&mut self, CopySent { held, sent }: CopySent) {
+    pub(super) fn copy_sent(&mut self, CopySent { held, sent }: CopySent, cx: &mut Context<'_>) {
         let Some(held) = held else { return };
         let token = held.delivery.claim.token();
         self.copied.retain(|(other, _)| *other != token);
         match sent {
             Sent::Lost => {
+                self.forget_alone(&held);
                 held.lane.into_iter().for_each(|lane| self.release(lane));
                 self.forget(vec![held]);
             }
+            Sent::Struck(strikes) => self.struck(held, strikes, cx),
             Sent::Letter(reason) => {
                 events::dead_lettered(&self.plan.names, &held.delivery, held.attempt, reason);
                 self.status.dead_lettered.fetch_add(1, Relaxed);

@@ -1,0 +1,184 @@
+//! Messages that may have ended the processes that handled them. Each runs alone, and the group is told before and afterwards: one
+//! that has ended two processes while nothing else ran is dead-lettered. What only stood beside it is handled.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::task::Context;
+use std::time::Duration;
+
+use super::copies::{CopySent, Sent};
+use super::{Dispatcher, Held, Items};
+use crate::error::{ErrorKind, Result};
+use crate::outcome::Reason;
+use crate::runner::events;
+use crate::settle::Token;
+use crate::subscribe::{Control, Health, Suspect};
+
+/// After so many processes that ended while it ran alone, a message is judged.
+const STRIKES: u32 = 2;
+/// How long a broker that can't be asked is left alone.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// The suspects of a route. While there are any, nothing else of it starts.
+#[derive(Debug, Default)]
+pub(super) struct Suspects {
+    waiting: VecDeque<Held>,
+    /// The one that is being asked about or runs.
+    alone: Option<Token>,
+}
+
+impl Suspects {
+    pub(super) fn is_empty(&self) -> bool {
+        self.waiting.is_empty() && self.alone.is_none()
+    }
+
+    pub(super) fn take_waiting(&mut self, which: impl Fn(&Held) -> bool) -> Vec<Held> {
+        let (taken, stay): (Vec<_>, Vec<_>) = self.waiting.drain(..).partition(which);
+        self.waiting.extend(stay);
+        taken
+    }
+
+    /// Whether this one runs alone.
+    pub(super) fn is_alone(&self, held: &Held) -> bool {
+        self.alone.is_some_and(|token| token == held.delivery.claim.token())
+    }
+}
+
+impl Dispatcher<'_> {
+    /// Whether a message was handed out so often that it may be what ends the processes.
+    pub(super) fn is_suspect(&self, held: &Held) -> bool {
+        !held.cleared && self.plan.crash_limit.is_some_and(|limit| held.delivery.deliveries > Some(limit))
+    }
+
+    /// Takes the suspects out of what is about to start, and answers the others.
+    #[cold]
+    pub(super) fn set_aside(&mut self, items: Items, occupied: bool) -> Items {
+        let mut rest = Items::new();
+        let mut aside: Vec<Held> = Vec::new();
+        for held in items {
+            let behind = held.lane.is_some() && aside.iter().any(|other| other.lane == held.lane);
+            if behind && let Some(lane) = held.lane {
+                // it comes after a suspect of its key
+                self.lanes.put_back(lane, std::iter::once(held));
+            } else if self.is_suspect(&held) {
+                if !occupied {
+                    held.lane.into_iter().for_each(|lane| self.lanes.occupy(lane));
+                }
+                events::suspected(&self.plan.names, &held.delivery);
+                aside.push(held);
+            } else {
+                rest.push(held);
+            }
+        }
+        self.suspects.waiting.extend(aside);
+        rest
+    }
+
+    /// Lets the next suspect be alone, if everything else has ended.
+    pub(super) fn try_suspect(&mut self) {
+        if self.suspects.alone.is_some() || self.suspects.waiting.is_empty() || self.stopping {
+            return;
+        }
+        if !self.jobs.is_empty() || !self.asked.is_empty() || !self.place.claim() {
+            return;
+        }
+        let Some(held) = self.suspects.waiting.pop_front() else { return };
+        self.suspects.alone = Some(held.delivery.claim.token());
+        let (suspect, control) = (name(&held), Arc::clone(&self.control));
+        let (plan, orders, status) = (self.plan, self.orders, self.status);
+        let lost = self.hold_for_copy(&held);
+        self.copies.push(Box::pin(async move {
+            let asking = async {
+                loop {
+                    match strike(&*control, suspect).await {
+                        Ok(strikes) => return strikes,
+                        Err(error) => {
+                            events::strikes_failed(&plan.names, &held.delivery, &error);
+                            let text = format!("what ended processes can't be looked up: {error}");
+                            status.set_trouble(Some(Health::degraded(text)));
+                            orders.env.sleep(PAUSE).await;
+                        }
+                    }
+                }
+            };
+            let sent = match lost.run_until_cancelled(asking).await {
+                None => Sent::Lost,
+                Some(strikes) => Sent::Struck(strikes),
+            };
+            CopySent { held: Some(held), sent }
+        }));
+    }
+
+    /// A suspect about which was asked: it runs, or it is judged.
+    pub(super) fn struck(&mut self, mut held: Held, strikes: u32, cx: &mut Context<'_>) {
+        held.cleared = true;
+        if self.stopping {
+            self.end_alone(name(&held));
+            self.returned.push(held);
+        } else if self.is_revoking(&held) {
+            self.end_alone(name(&held));
+            held.cleared = false;
+            self.withhold(held);
+        } else if strikes >= STRIKES {
+            let error = format!("it has ended {strikes} processes while it ran alone");
+            self.end_alone(name(&held));
+            self.give_up(held, Reason::CrashLoop, &error.into());
+        } else {
+            self.start(Items::from_iter([held]), true, cx);
+        }
+    }
+
+    /// What ran alone has ended, however: the group is told, and the others go on.
+    pub(super) fn end_alone(&mut self, suspect: Suspect) {
+        self.suspects.alone = None;
+        if self.suspects.waiting.is_empty() {
+            self.place.free();
+        }
+        let control = Arc::clone(&self.control);
+        self.copies.push(Box::pin(async move {
+            // what can't be told counts once too often, and only if the message comes again and is suspected again
+            let _ = control.set_strikes(suspect, 0).await;
+            CopySent { held: None, sent: Sent::Ended }
+        }));
+    }
+
+    /// Its claim is gone: whoever has the message now goes on from what the group was told.
+    pub(super) fn forget_alone(&mut self, held: &Held) {
+        if self.suspects.is_alone(held) {
+            self.suspects.alone = None;
+            if self.suspects.waiting.is_empty() {
+                self.place.free();
+            }
+        }
+    }
+}
+
+/// Tells the group that the message is about to run alone; answers how often that was told before without an end.
+async fn strike(control: &dyn Control, suspect: Suspect) -> Result<u32> {
+    // what can't be remembered here at all runs alone, and nothing more is known of it
+    let strikes = match control.strikes(suspect).await {
+        Ok(strikes) => strikes,
+        Err(error) if error.kind() == ErrorKind::Unsupported => return Ok(0),
+        Err(error) => return Err(error),
+    };
+    if strikes < STRIKES {
+        match control.set_strikes(suspect, strikes + 1).await {
+            Err(error) if error.kind() == ErrorKind::Unsupported => {}
+            told => told?,
+        }
+    }
+    Ok(strikes)
+}
+
+/// What the group knows the message by: brokers without coordinates have only what it says.
+pub(super) fn name(held: &Held) -> Suspect {
+    let (envelope, mut hash) = (&held.delivery.envelope, xxhash_rust::xxh3::Xxh3Default::new());
+    let id = if envelope.id_is_made_up() { String::new() } else { envelope.id().to_string() };
+    for part in
+        [envelope.source().as_bytes(), id.as_bytes(), envelope.key().unwrap_or_default(), envelope.payload()]
+    {
+        hash.update(&(part.len() as u64).to_le_bytes());
+        hash.update(part);
+    }
+    Suspect { origin: held.delivery.origin, fingerprint: hash.digest() }
+}
