@@ -48,7 +48,8 @@ macro_rules! for_each_case {
         }
         idempotency {
             completed_duplicate_is_skipped [], concurrent_duplicates_run_once [], business_key_beats_the_id [], scope_is_the_group [],
-            dead_lettered_duplicate_is_acknowledged [], giving_back_lets_go [],
+            dead_lettered_duplicate_is_acknowledged [], giving_back_lets_go [], killed_before_complete [], killed_after_complete [],
+            lease_runs_out [], foreign_record_has_the_brokers_name_or_none [],
         }
         lifecycle {
             drain_finishes_what_runs [], drain_starts_nothing_new [], deadline_gives_the_rest_back [],
@@ -60,6 +61,7 @@ macro_rules! for_each_case {
             broker_killed_while_publishing [], broker_killed_while_consuming [], connection_reset_each_second [],
             half_open_connection_is_found [], members_come_and_go [], channel_deleted_and_made_again [],
             group_deleted_by_the_server [], alarm_blocks_publishing_only [],
+            consumer_killed_around_its_effect [], credentials_taken_away_and_given_back [],
         }
     } };
 }

@@ -71,6 +71,11 @@ pub trait Factory: Send + Sync + 'static {
         Box::pin(async { false })
     }
 
+    /// Whether the broker has a name that lasts for a record that brings no id of its own.
+    fn names_foreign_records(&self) -> bool {
+        true
+    }
+
     /// Whether processes share it: not so where it lives in one.
     fn has_processes(&self) -> bool {
         true
@@ -86,10 +91,25 @@ pub trait Factory: Send + Sync + 'static {
         None
     }
 
+    /// A broker of the case's own that knows who may connect; `None` where there is none.
+    fn revocable(&self) -> BoxFuture<'_, Option<Arc<dyn Revocable>>> {
+        Box::pin(async { None })
+    }
+
     /// Connects with credentials that are wrong; `None` where there are none.
     fn wrong_credentials(&self) -> BoxFuture<'_, Option<postrider_core::Error>> {
         Box::pin(async { None })
     }
+}
+
+/// A broker with an account whose password has `s3cret` in it.
+pub trait Revocable: Send + Sync {
+    /// Connects by that account.
+    fn connect(&self, settings: Settings) -> BoxFuture<'_, Broker>;
+    /// Closes the account; what is connected by it is cut off.
+    fn revoke(&self) -> BoxFuture<'_, ()>;
+    /// Opens it again.
+    fn restore(&self) -> BoxFuture<'_, ()>;
 }
 
 /// A broker under the case's control, reached through a [`Proxy`](crate::proxy::Proxy).

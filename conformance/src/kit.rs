@@ -2,8 +2,10 @@
 
 use std::collections::VecDeque;
 use std::future::Future;
+use std::io::Write as _;
 use std::num::NonZeroUsize;
 use std::panic::AssertUnwindSafe;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
@@ -11,7 +13,7 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use postrider_core::{
     BoxSubscription, Broker, Bytes, Capability, Channel, Claim, Declare, Delivery, Envelope, EnvelopeBuilder,
-    Group, GroupName, PublisherExt, Settlement, Signal, SubscribeOptions, Subscriber, Subscription,
+    Group, GroupName, PublisherExt, Running, Settlement, Signal, SubscribeOptions, Subscriber, Subscription,
 };
 
 use crate::factory::{Controls, Factory, Settings};
@@ -179,6 +181,33 @@ impl Bench {
         .await
     }
 
+    /// One life of a service that may be ended at any point: in a process of its own, which is aborted; where the broker lives in this
+    /// one, the service is dropped. `true`: it wasn't ended and did all there was to do.
+    pub(crate) async fn life<F>(&self, role: &str, start: impl FnOnce(Broker, Ender) -> F) -> bool
+    where
+        F: Future<Output = Running>,
+    {
+        let broker = self.reconnect_with(|settings| settings.claim_timeout = Some(Duration::from_secs(1)));
+        if self.role.is_some() {
+            // this is the process
+            let service = start(broker.await, Arc::new(|| std::process::abort())).await;
+            within("nothing is left to do", service.idle()).await;
+            service.stop(Duration::from_secs(5)).await.expect("it stops");
+            return true;
+        }
+        if self.factory.has_processes() {
+            let status = self.process(role).await;
+            assert!(status.success() || status.code().is_none(), "the process failed by itself: {status}");
+            return status.success();
+        }
+        let (end, mut ends) = tokio::sync::watch::channel(false);
+        let service = start(broker.await, Arc::new(move || _ = end.send_replace(true))).await;
+        tokio::select! {
+            _ = ends.wait_for(|ended| *ended) => false,
+            () = service.idle() => true,
+        }
+    }
+
     pub(crate) fn factory(&self) -> &dyn Factory {
         &*self.factory
     }
@@ -220,10 +249,37 @@ impl Bench {
     }
 }
 
+/// Ends the life of whoever calls it; what it does afterwards is to be nothing.
+pub(crate) type Ender = Arc<dyn Fn() + Send + Sync>;
+
+/// Where processes of a case leave each other something, by the name of its channel; without an extension.
+pub(crate) fn scratch(channel: &str) -> PathBuf {
+    std::env::temp_dir().join(format!("postrider-conformance-{channel}"))
+}
+
+/// Writes a number at the end of a file, where it stays whatever becomes of the process.
+pub(crate) fn append(file: &Path, number: usize) {
+    let opened = std::fs::OpenOptions::new().create(true).append(true).open(file);
+    let written = opened.and_then(|mut file| file.write_all(format!("{number}\n").as_bytes()));
+    written.expect("it can be written");
+}
+
+/// The numbers that were appended.
+pub(crate) fn appended(file: &Path) -> Vec<usize> {
+    let text = std::fs::read_to_string(file).expect("it was written");
+    text.lines().map(|line| line.parse().expect("a number")).collect()
+}
+
 /// The options of a subscription.
 pub(crate) fn options(channel: &str, group: &str) -> SubscribeOptions {
     let group = GroupName::new(group).expect("a good group name");
     SubscribeOptions::new(Channel::new(channel).expect("a good channel name"), Group::Named(group))
+}
+
+/// A group of one partition, whose claims end soon after its member: what [`Bench::life`] is for.
+pub(crate) fn one_at_a_time(options: &mut SubscribeOptions) {
+    options.partitions = Some(1);
+    options.claim_timeout = Some(Duration::from_secs(1));
 }
 
 /// Declares a group and its channel.

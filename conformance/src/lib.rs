@@ -19,7 +19,7 @@ pub mod vectors;
 #[doc(hidden)]
 pub mod groups;
 
-pub use factory::{Controls, Doomed, Factory, Settings};
+pub use factory::{Controls, Doomed, Factory, Revocable, Settings};
 pub use kit::{Bench, Case};
 pub use record::Outcome;
 

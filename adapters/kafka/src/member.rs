@@ -276,6 +276,8 @@ impl Work {
         }
         if !claims.is_empty() {
             shared.event(Signal::Assigned(claims));
+            // nothing is handed out before they are known to be held
+            self.next_commit = now;
         }
         for gap in places.into_iter().filter_map(|place| place.gap) {
             shared.gap(gap);

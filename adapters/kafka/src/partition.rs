@@ -51,8 +51,10 @@ pub(crate) struct Partition {
     pub(crate) released: bool,
     /// What is known of those who held it, this hold included.
     starts: Starts,
-    /// How far they had come before this hold.
+    /// Below it lies what they may have had before this hold.
     reached: u64,
+    /// How many messages may be out beyond those that are settled.
+    span: u64,
     /// Nobody will end under this hold without leaving.
     clean: bool,
     /// Which state of the watermark is written down; `None` before the first time.
@@ -66,6 +68,7 @@ impl Partition {
         queue: PartitionQueue<Listener>,
         mark: Watermark,
         starts: Option<Starts>,
+        span: u64,
     ) -> Self {
         // this hold counts from its beginning: it takes itself out again when it ends in good order
         let begins = starts.is_some();
@@ -85,6 +88,7 @@ impl Partition {
             released: false,
             reached: starts.reach,
             starts,
+            span,
             clean: false,
             written: (!begins).then_some(0),
         }
@@ -92,6 +96,12 @@ impl Partition {
 
     pub(crate) fn claim(&self) -> ClaimId {
         ClaimId { shard: self.shard, epoch: self.epoch }
+    }
+
+    /// Whether anything may be handed out: not before it is written down that somebody holds the partition, since one who ends at once
+    /// would never be counted.
+    pub(crate) fn is_open(&self) -> bool {
+        self.phase == Phase::Active && self.written.is_some()
     }
 
     pub(crate) fn is_dirty(&self) -> bool {
@@ -122,11 +132,12 @@ impl Partition {
     /// The text beside the position.
     pub(crate) fn metadata(&mut self) -> String {
         let position = self.mark.position();
-        if position >= self.starts.reach {
+        if position >= self.reached {
             // all that earlier holders had out is settled
             self.starts.count = self.starts.count.min(1);
         }
-        self.starts.reach = self.starts.reach.max(self.mark.next());
+        // what will be handed out until the next time counts as well
+        self.starts.reach = self.reached.max(self.mark.next().max(position).saturating_add(self.span));
         self.starts.strikes.retain(|offset, _| *offset >= position);
         let strikes = self.starts.strikes.clone();
         let starts = if self.clean { Starts { strikes, ..Starts::default() } } else { self.starts.clone() };

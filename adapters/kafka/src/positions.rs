@@ -135,7 +135,9 @@ pub(crate) fn resolve(
             }
             // another log under the same name: read it from its beginning rather than miss anything
             Some(Written { position, .. }) if position > edges.high => new(partition, edges.low),
-            Some(Written { position, mark: Mark { ahead, starts } }) => {
+            Some(Written { position, mark: Mark { ahead, mut starts } }) => {
+                // what came later was never out
+                starts.reach = starts.reach.min(edges.high);
                 Place { partition, position, ahead, starts, gap: None }
             }
         })

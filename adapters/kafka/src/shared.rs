@@ -213,7 +213,7 @@ impl Shared {
         for step in 0..count {
             let number = numbers[(state.turn + step) % count];
             let Some(partition) = state.partitions.get_mut(&number) else { continue };
-            if partition.phase != Phase::Active {
+            if !partition.is_open() {
                 continue;
             }
             let ready: Vec<u64> = partition.ready().take(max - (into.len() - before)).collect();
@@ -410,7 +410,8 @@ impl Shared {
         let epoch = state.epochs.entry(number).or_default();
         *epoch += 1;
         let claim = self.claim(number, *epoch);
-        state.partitions.insert(number, Partition::new(claim, queue, mark, starts));
+        let span = state.window.messages as u64;
+        state.partitions.insert(number, Partition::new(claim, queue, mark, starts, span));
         claim
     }
 
@@ -549,16 +550,19 @@ impl Shared {
 
     /// These are written down.
     pub(crate) fn committed(&self, commits: &[Commit]) {
-        let mut state = self.state();
+        let (mut state, mut opened) = (self.state(), false);
         for commit in commits {
             if let Some(partition) = state.partitions.get_mut(&commit.partition)
                 && partition.epoch == commit.epoch
             {
-                partition.written = Some(commit.version);
+                opened |= partition.written.replace(commit.version).is_none();
             }
         }
         drop(state);
         self.written.notify_waiters();
+        if opened {
+            self.arrived.notify_one();
+        }
     }
 
     /// How often a message was begun alone and not ended.

@@ -8,7 +8,7 @@ mod support;
 use std::sync::Arc;
 use std::time::Duration;
 
-use postrider_conformance::{Controls, Doomed, Factory, Settings};
+use postrider_conformance::{Controls, Doomed, Factory, Revocable, Settings};
 use postrider_core::{BoxFuture, Broker, BrokerUrl, Bytes, Connector, Env, Error};
 use postrider_kafka::{KafkaConnector, Naming};
 use rdkafka::admin::{AdminClient, AdminOptions};
@@ -126,21 +126,72 @@ impl Factory for Kafka {
 
     fn wrong_credentials(&self) -> BoxFuture<'_, Option<Error>> {
         Box::pin(async {
-            let [sasl] = free_ports();
-            let _broker = PrivateBroker::start_with(self.0, |port, controller| {
-                let listeners = format!("PLAINTEXT://127.0.0.1:{port},SASL_PLAINTEXT://127.0.0.1:{sasl}");
-                let login = "org.apache.kafka.common.security.plain.PlainLoginModule required user_ann=\"right\";";
-                format!(
-                    "listeners={listeners},CONTROLLER://127.0.0.1:{controller}\nadvertised.listeners={listeners}\n\
-                     listener.security.protocol.map=PLAINTEXT:PLAINTEXT,SASL_PLAINTEXT:SASL_PLAINTEXT,CONTROLLER:PLAINTEXT\n\
-                     sasl.enabled.mechanisms=PLAIN\nlistener.name.sasl_plaintext.plain.sasl.jaas.config={login}\n"
-                )
-            })
-            .await;
-            let address = format!("127.0.0.1:{sasl}");
-            connect(&format!("kafka://ann:right@{address}")).await.expect("the right ones are taken");
-            Some(connect(&format!("kafka://ann:s3cret@{address}")).await.expect_err("the wrong ones are not"))
+            let account = Account::open(self.0, "right").await;
+            connect(&account.url("right")).await.expect("the right ones are taken");
+            Some(connect(&account.url("s3cret")).await.expect_err("the wrong ones are not"))
         })
+    }
+
+    fn revocable(&self) -> BoxFuture<'_, Option<Arc<dyn Revocable>>> {
+        Box::pin(async {
+            let account = Account::open(self.0, "s3cret").await;
+            Some(Arc::new(account) as Arc<dyn Revocable>)
+        })
+    }
+}
+
+/// A broker whose clients have an account, for which it takes one password.
+struct Account {
+    broker: PrivateBroker,
+    port: u16,
+    protocol: &'static str,
+}
+
+impl Account {
+    async fn open(protocol: &'static str, password: &'static str) -> Self {
+        let [port] = free_ports();
+        let broker = PrivateBroker::start_with(protocol, Self::lines(port, password)).await;
+        Self { broker, port, protocol }
+    }
+
+    fn lines(sasl: u16, password: &'static str) -> impl Fn(u16, u16) -> String {
+        move |port, controller| {
+            let listeners = format!("PLAINTEXT://127.0.0.1:{port},SASL_PLAINTEXT://127.0.0.1:{sasl}");
+            let login = format!(
+                "org.apache.kafka.common.security.plain.PlainLoginModule required user_ann=\"{password}\";"
+            );
+            format!(
+                "listeners={listeners},CONTROLLER://127.0.0.1:{controller}\nadvertised.listeners={listeners}\n\
+                 listener.security.protocol.map=PLAINTEXT:PLAINTEXT,SASL_PLAINTEXT:SASL_PLAINTEXT,CONTROLLER:PLAINTEXT\n\
+                 sasl.enabled.mechanisms=PLAIN\nlistener.name.sasl_plaintext.plain.sasl.jaas.config={login}\n"
+            )
+        }
+    }
+
+    fn url(&self, password: &str) -> String {
+        format!("kafka://ann:{password}@127.0.0.1:{}", self.port)
+    }
+
+    /// From now on it takes another password alone. Its clients come anew, and show the one that they have.
+    async fn take(&self, password: &'static str) {
+        self.broker.restart(Self::lines(self.port, password)).await;
+    }
+}
+
+impl Revocable for Account {
+    fn connect(&self, settings: Settings) -> BoxFuture<'_, Broker> {
+        Box::pin(async move {
+            let url = with_options(&self.url("s3cret"), &settings, self.protocol);
+            connect(&url).await.expect("the account is open")
+        })
+    }
+
+    fn revoke(&self) -> BoxFuture<'_, ()> {
+        Box::pin(self.take("right"))
+    }
+
+    fn restore(&self) -> BoxFuture<'_, ()> {
+        Box::pin(self.take("s3cret"))
     }
 }
 

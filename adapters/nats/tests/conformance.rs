@@ -8,7 +8,7 @@ mod support;
 use std::sync::Arc;
 
 use async_nats::HeaderMap;
-use postrider_conformance::{Controls, Doomed, Factory, Settings};
+use postrider_conformance::{Controls, Doomed, Factory, Revocable, Settings};
 use postrider_core::{BoxFuture, Broker, BrokerUrl, Bytes, Connector, Env, Error};
 use postrider_nats::{Naming, NatsConnector};
 
@@ -86,6 +86,10 @@ impl Factory for Nats {
         Box::pin(async { Some(Arc::new(PrivateServer::start("").await) as Arc<dyn Controls>) })
     }
 
+    fn revocable(&self) -> BoxFuture<'_, Option<Arc<dyn Revocable>>> {
+        Box::pin(async { Some(Arc::new(Account(PrivateServer::start(OPEN).await)) as Arc<dyn Revocable>) })
+    }
+
     fn connect_to_nothing(&self) -> Option<BoxFuture<'_, Error>> {
         Some(Box::pin(async {
             let url = format!("nats://ann:s3cret@127.0.0.1:{}?connect_timeout=2s", free_port());
@@ -100,6 +104,29 @@ impl Factory for Nats {
             connect(&format!("nats://ann:right@{address}")).await.expect("the right ones are taken");
             Some(connect(&format!("nats://ann:s3cret@{address}")).await.expect_err("the wrong ones are not"))
         })
+    }
+}
+
+const OPEN: &str = "authorization { user: ann, password: s3cret }";
+const CLOSED: &str = "authorization { user: ann, password: another }";
+
+/// A server that one account may use.
+struct Account(PrivateServer);
+
+impl Revocable for Account {
+    fn connect(&self, settings: Settings) -> BoxFuture<'_, Broker> {
+        Box::pin(async move {
+            let url = with_options(&format!("nats://ann:s3cret@{}", self.0.address()), &settings);
+            connect(&url).await.expect("the account is open")
+        })
+    }
+
+    fn revoke(&self) -> BoxFuture<'_, ()> {
+        Box::pin(self.0.restart(CLOSED))
+    }
+
+    fn restore(&self) -> BoxFuture<'_, ()> {
+        Box::pin(self.0.restart(OPEN))
     }
 }
 

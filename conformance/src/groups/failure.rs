@@ -6,23 +6,28 @@ use std::time::Duration;
 
 use postrider_core::{
     Backoff, Batch, Broker, Bytes, Classify, Declare, Envelope, Group, HandlerError, Jitter, Message,
-    OnExpired, Publisher, PublisherExt, Report, Retry, RouteOptions, Router, Running, codec::Json,
+    OnExpired, Publisher, PublisherExt, Report, Retry, RouteOptions, Router, Running, SubscribeOptions,
+    codec::Json,
 };
 use serde::{Deserialize, Serialize};
 
-use crate::factory::Settings;
-use crate::kit::{Bench, Reader, declare_group, number, number_of, within};
+use crate::kit::{Bench, Ender, Reader, declare_group, number, number_of, one_at_a_time, within};
 use crate::record::Outcome::{self, Passed};
 
 #[derive(Serialize, Deserialize)]
-struct Order {
-    number: u64,
+pub(crate) struct Order {
+    pub(crate) number: u64,
 }
 
 impl Message for Order {
     const NAME: &'static str = "order";
     const VERSION: u32 = 2;
     type Codec = Json;
+}
+
+/// The number of the order in a body.
+pub(crate) fn order_in(envelope: &Envelope) -> u64 {
+    serde_json::from_slice::<Order>(envelope.payload()).expect("it is an order").number
 }
 
 fn quick(attempts: u32) -> Retry {
@@ -37,7 +42,11 @@ async fn dead_letters(bench: &Bench, channel: &str) -> Reader {
 
 /// A channel with the group that handles it, and the reader of its dead letters.
 async fn channel_of(bench: &Bench) -> String {
-    let channel = bench.channel_for("g").await;
+    channel_with(bench, |_| {}).await
+}
+
+async fn channel_with(bench: &Bench, change: impl FnOnce(&mut SubscribeOptions)) -> String {
+    let channel = bench.channel_with("g", change).await;
     let letters = format!("{channel}.g.dlq");
     let declare = Declare::DeadLetters(postrider_core::Channel::new(&*letters).expect("a good name"));
     bench.broker.declare_all(&[declare]).await.expect("it is declared");
@@ -317,12 +326,12 @@ const CRASH_LIMIT: u32 = 23;
 const KILLER: usize = 2;
 
 /// A service that the message [`KILLER`] ends by `end`.
-async fn deadly(broker: &Broker, channel: &str, end: impl Fn() + Clone + Send + Sync + 'static) -> Running {
+async fn deadly(broker: Broker, end: Ender, channel: &str) -> Running {
     let options =
         RouteOptions::new(channel, "g").publishes(format!("{channel}.effects")).crash_limit(CRASH_LIMIT);
     let options = options.partitions(1).claim_timeout(Duration::from_secs(1));
     let handler = move |envelope: Envelope| {
-        let end = end.clone();
+        let end = Arc::clone(&end);
         async move {
             if number_of(&envelope) == KILLER {
                 end();
@@ -331,42 +340,21 @@ async fn deadly(broker: &Broker, channel: &str, end: impl Fn() + Clone + Send + 
             Order { number: number_of(&envelope) as u64 }
         }
     };
-    Router::new().route(options.handle(handler)).start(broker).await.expect("it starts")
+    Router::new().route(options.handle(handler)).start(&broker).await.expect("it starts")
 }
 
 pub async fn crash_loop_is_judged(bench: Bench) -> Outcome {
-    let settings = |settings: &mut Settings| settings.claim_timeout = Some(Duration::from_secs(1));
     if let Some(channel) = &bench.role {
-        let broker = bench.reconnect_with(settings).await;
-        let service = deadly(&broker, channel, || std::process::abort()).await;
-        within("nothing is left to do", service.idle()).await;
-        service.stop(Duration::from_secs(5)).await.expect("it stops");
+        bench.life(channel, |broker, end| deadly(broker, end, channel)).await;
         return Passed;
     }
-    let channel = channel_of(&bench).await;
+    let channel = channel_with(&bench, one_at_a_time).await;
     let effects = format!("{channel}.effects");
     bench.broker.declare(&effects).await.expect("it is declared");
     declare_group(&bench.broker, &effects, "look", |options| options.partitions = Some(1)).await;
     bench.publish_keys(&channel, &["a", "b", "c", "d", "c", "a"]).await;
     let mut ended = 0;
-    loop {
-        if bench.factory().has_processes() {
-            if bench.process(&channel).await.success() {
-                break;
-            }
-        } else {
-            let (end, ends) = tokio::sync::watch::channel(false);
-            let service = deadly(&bench.broker, &channel, move || _ = end.send_replace(true)).await;
-            let mut ends = ends;
-            let all_handled = tokio::select! {
-                ended = ends.wait_for(|ended| *ended) => ended.is_err(),
-                () = service.idle() => true,
-            };
-            drop(service);
-            if all_handled {
-                break;
-            }
-        }
+    while !bench.life(&channel, |broker, end| deadly(broker, end, &channel)).await {
         ended += 1;
         assert!(ended < 2 * CRASH_LIMIT, "the message is judged at some time");
     }
@@ -378,15 +366,14 @@ pub async fn crash_loop_is_judged(bench: Bench) -> Outcome {
     let mut looks = bench.subscribe_with(&effects, "look", |options| options.partitions = Some(1)).await;
     let mut handled = std::collections::BTreeSet::new();
     while handled.len() < 5 {
-        let effect: Order = serde_json::from_slice(looks.one().await.payload()).expect("it is an order");
-        handled.insert(effect.number);
+        handled.insert(order_in(&looks.one().await));
     }
     assert_eq!(handled.into_iter().collect::<Vec<_>>(), [0, 1, 3, 4, 5], "what only stood beside it");
     Passed
 }
 
 pub async fn clean_restarts_are_no_crash_loop(bench: Bench) -> Outcome {
-    let channel = channel_of(&bench).await;
+    let channel = channel_with(&bench, |options| options.partitions = Some(1)).await;
     bench.publish_keys(&channel, &["a", "a", "b"]).await;
     let options = || RouteOptions::new(&*channel, "g").crash_limit(3).partitions(1);
     for _ in 0..50 {

@@ -10,7 +10,10 @@ use postrider_core::{
 };
 
 use crate::factory::{Controls, Doomed, Settings};
-use crate::kit::{Bench, declare_group, eventually, number, number_of, settle, subscribe, unique, within};
+use crate::kit::{
+    Bench, Ender, append, appended, declare_group, eventually, number, number_of, one_at_a_time, scratch,
+    settle, subscribe, unique, within,
+};
 use crate::record::Outcome::{self, Passed, Skipped};
 
 /// How soon a claim ends here.
@@ -327,5 +330,93 @@ pub async fn alarm_blocks_publishing_only(bench: Bench) -> Outcome {
     within("the publish goes on", waiting).await.expect("it is confirmed");
     assert_eq!(reader.take_numbers(1).await, [50]);
     assert_eq!(broker.health().state, HealthState::Up);
+    Passed
+}
+
+/// Before which message and after which one's effect a process is ended.
+const ENDS: [(&str, usize); 2] = [("before", 1), ("after", 3)];
+/// How many messages there are, all of one key.
+const MESSAGES: usize = 6;
+
+/// A service that ends before or after the effect of one message; a number in a file is an effect.
+async fn deadly(broker: Broker, end: Ender, role: &str) -> Running {
+    let mut words = role.split(' ').map(str::to_owned);
+    let mut word = || words.next().expect("a channel, a point and a number");
+    let (channel, point, last) = (word(), word(), word());
+    let (file, last) = (scratch(&channel), last.parse().unwrap_or(usize::MAX));
+    let handler = move |envelope: Envelope| {
+        let (end, number) = (Arc::clone(&end), number_of(&envelope));
+        let at = |here: &str| point == here && number == last;
+        let (before, after) = (at("before"), at("after"));
+        if before {
+            end();
+        } else {
+            append(&file, number);
+        }
+        if after {
+            end();
+        }
+        async move {
+            if before || after {
+                std::future::pending::<()>().await;
+            }
+        }
+    };
+    let options = RouteOptions::new(&*channel, "g").partitions(1).concurrency(1);
+    let route = options.claim_timeout(Duration::from_secs(1)).handle(handler);
+    Router::new().route(route).start(&broker).await.expect("it starts")
+}
+
+pub async fn consumer_killed_around_its_effect(bench: Bench) -> Outcome {
+    if let Some(role) = &bench.role {
+        bench.life(role, |broker, end| deadly(broker, end, role)).await;
+        return Passed;
+    }
+    let channel = bench.channel_with("g", one_at_a_time).await;
+    bench.publish_keys(&channel, &["k"; MESSAGES]).await;
+    let (file, mut lives) = (scratch(&channel), Vec::new());
+    for (point, number) in ENDS.into_iter().chain([("never", 0)]) {
+        let role = format!("{channel} {point} {number}");
+        let through = bench.life(&role, |broker, end| deadly(broker, end, &role)).await;
+        assert_eq!(through, point == "never", "{role}");
+        lives.push(appended(&file));
+        std::fs::remove_file(&file).expect("it is there");
+    }
+    assert_eq!(lives[0], [0], "the first one ends before the effect of its second message");
+    for life in &lives[1..] {
+        // each begins with what was begun and not acknowledged, and goes on in order
+        assert!(life[0] <= 1 || life[0] == 3, "{lives:?}");
+        assert!(life.windows(2).all(|pair| pair[0] + 1 == pair[1]), "{lives:?}");
+    }
+    assert_eq!((lives[1].last(), lives[2].last()), (Some(&3), Some(&(MESSAGES - 1))));
+    Passed
+}
+
+/// An account is closed and opened again while a service runs on it.
+pub async fn credentials_taken_away_and_given_back(bench: Bench) -> Outcome {
+    let Some(server) = bench.factory().revocable().await else {
+        return Skipped("a server with accounts");
+    };
+    let broker = server.connect(bench.settings.clone()).await;
+    let channel = unique("c");
+    declare_group(&broker, &channel, "g", |options| options.claim_timeout = Some(CLAIM)).await;
+    let seen = Seen::default();
+    let service = serve(&broker, &channel, &seen, Duration::ZERO).await;
+    enqueue(&broker, &channel, 0).await.await.expect("it is confirmed");
+    eventually("it is handled", || seen.has(0)).await;
+    server.revoke().await;
+    eventually("it shows", || broker.health().state > HealthState::Up).await;
+    let mut options = PublishOptions::default();
+    options.deadline = Some(Duration::from_secs(1));
+    let refused = broker.publish_with(&*channel, number(1).key("k1"), options).await;
+    assert!(refused.is_err(), "nobody may publish: {refused:?}");
+    let shown = format!("{:?} {refused:?}", broker.health());
+    assert!(!shown.contains("s3cret"), "{shown}");
+    server.restore().await;
+    let next = async { while enqueue(&broker, &channel, 2).await.await.is_err() {} };
+    within("publishing goes on", next).await;
+    eventually("and so does handling", || seen.has(2)).await;
+    eventually("nothing more is said of it", || broker.health().state == HealthState::Up).await;
+    stop(service).await;
     Passed
 }

@@ -60,6 +60,8 @@ pub(crate) struct PrivateBroker {
     data: PathBuf,
     proxy: Proxy,
     protocol: &'static str,
+    controller: u16,
+    tls: u16,
 }
 
 impl PrivateBroker {
@@ -85,23 +87,31 @@ impl PrivateBroker {
         let data = std::env::temp_dir().join(format!("postrider-kafka-{}-{port}", std::process::id()));
         let address = SocketAddr::from(([127, 0, 0, 1], port));
         let proxy = Proxy::start(address).await.expect("the proxy starts");
+        let broker = Self { port, data, proxy, protocol, controller, tls };
+        broker.up(&lines(port, controller), settings).await;
+        broker
+    }
+
+    /// Starts it anew on its data, with other lines in its configuration.
+    #[allow(dead_code, reason = "not every test file needs it")]
+    pub(crate) async fn restart(&self, lines: impl FnOnce(u16, u16) -> String) {
+        self.script("kill", &[]).await;
+        self.up(&lines(self.port, self.controller), &[]).await;
+    }
+
+    async fn up(&self, lines: &str, settings: &[(&'static str, &str)]) {
         // clients go where the broker says it is: to the proxy
-        let extra = format!(
-            "{EXTRA}advertised.listeners=PLAINTEXT://{}\n{}",
-            proxy.address(),
-            lines(port, controller)
-        );
-        let broker = Self { port, data, proxy, protocol };
-        let ports = [
-            ("KAFKA_PORT", port.to_string()),
-            ("KAFKA_CONTROLLER_PORT", controller.to_string()),
-            ("KAFKA_TLS_PORT", tls.to_string()),
+        let to_the_proxy = format!("advertised.listeners=PLAINTEXT://{}", self.proxy.address());
+        let all = [
+            ("KAFKA_PORT", self.port.to_string()),
+            ("KAFKA_CONTROLLER_PORT", self.controller.to_string()),
+            ("KAFKA_TLS_PORT", self.tls.to_string()),
             ("BROKERS_KAFKA_HEAP", "256m".to_owned()),
-            ("BROKERS_KAFKA_EXTRA", extra),
+            ("BROKERS_KAFKA_EXTRA", format!("{EXTRA}{to_the_proxy}\n{lines}")),
         ];
         let settings = settings.iter().map(|(name, value)| (*name, (*value).to_owned()));
-        broker.script("up", &ports.into_iter().chain(settings).collect::<Vec<_>>()).await;
-        broker
+        let all: Vec<_> = all.into_iter().chain(settings).collect();
+        self.script("up", &all).await;
     }
 
     /// The folder of its certificates.

@@ -40,6 +40,7 @@ pub(crate) fn free_port() -> u16 {
 /// A server of the test's own, with a proxy in front. It ends with the test.
 pub(crate) struct PrivateServer {
     port: u16,
+    monitor: u16,
     data: PathBuf,
     proxy: Proxy,
 }
@@ -51,10 +52,20 @@ impl PrivateServer {
         let data = std::env::temp_dir().join(format!("postrider-nats-{}-{port}", std::process::id()));
         let address = SocketAddr::from(([127, 0, 0, 1], port));
         let proxy = Proxy::start(address).await.expect("the proxy starts");
-        let server = Self { port, data, proxy };
-        let ports = [("NATS_PORT", port.to_string()), ("NATS_MONITOR_PORT", monitor.to_string())];
-        server.script("up", &ports, extra).await;
+        let server = Self { port, monitor, data, proxy };
+        server.up(extra).await;
         server
+    }
+
+    /// Starts it anew on its data, with other lines in its configuration.
+    pub(crate) async fn restart(&self, extra: &str) {
+        self.script("kill", &[], "").await;
+        self.up(extra).await;
+    }
+
+    async fn up(&self, extra: &str) {
+        let (port, monitor) = (self.port.to_string(), self.monitor.to_string());
+        self.script("up", &[("NATS_PORT", port), ("NATS_MONITOR_PORT", monitor)], extra).await;
     }
 
     /// `127.0.0.1:port`, without the proxy.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use lapin::options::{BasicPublishOptions, ExchangeDeleteOptions, QueueDeleteOptions};
 use lapin::types::{AMQPValue, FieldArray, FieldTable};
 use lapin::{BasicProperties, ConnectionProperties};
-use postrider_conformance::{Controls, Doomed, Factory, Settings};
+use postrider_conformance::{Controls, Doomed, Factory, Revocable, Settings};
 use postrider_core::{BoxFuture, Broker, BrokerUrl, Bytes, Connector, Env, Error};
 use postrider_rabbitmq::{Naming, RabbitmqConnector};
 
@@ -26,6 +26,11 @@ impl Factory for Version {
             Self::V3_10 => "3.10",
             Self::V4_0 => "4.0",
         }
+    }
+
+    /// Tags are a connection's own.
+    fn names_foreign_records(&self) -> bool {
+        false
     }
 
     fn connect(&self, settings: Settings) -> BoxFuture<'_, Broker> {
@@ -113,6 +118,14 @@ impl Factory for Version {
         Box::pin(async { Some(Arc::new(PrivateBroker::start(*self, "").await) as Arc<dyn Controls>) })
     }
 
+    fn revocable(&self) -> BoxFuture<'_, Option<Arc<dyn Revocable>>> {
+        Box::pin(async {
+            let account = Account(PrivateBroker::start(*self, "").await);
+            account.restore().await;
+            Some(Arc::new(account) as Arc<dyn Revocable>)
+        })
+    }
+
     fn connect_to_nothing(&self) -> Option<BoxFuture<'_, Error>> {
         Some(Box::pin(async {
             let url = format!("amqp://ann:s3cret@127.0.0.1:{}?connect_timeout=2s", free_port());
@@ -129,6 +142,32 @@ impl Factory for Version {
                     .await
                     .expect_err("the wrong ones are not taken"),
             )
+        })
+    }
+}
+
+/// A broker with an account besides the usual one.
+struct Account(PrivateBroker);
+
+impl Revocable for Account {
+    fn connect(&self, settings: Settings) -> BoxFuture<'_, Broker> {
+        Box::pin(async move {
+            let url = with_options(&format!("amqp://ann:s3cret@{}/%2f", self.0.address()), &settings);
+            connect(&url).await.expect("the account is open")
+        })
+    }
+
+    fn revoke(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async {
+            self.0.ctl(&["delete_user", "ann"]).await;
+            self.0.ctl(&["close_all_connections", "the account is closed"]).await;
+        })
+    }
+
+    fn restore(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async {
+            self.0.ctl(&["add_user", "ann", "s3cret"]).await;
+            self.0.ctl(&["set_permissions", "ann", ".*", ".*", ".*"]).await;
         })
     }
 }
