@@ -7,10 +7,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::address::Channel;
-use crate::capability::Capabilities;
+use crate::capability::{Capabilities, Capability};
 use crate::delivery::Delivery;
 use crate::env::{BoxFuture, Env};
 use crate::error::Result;
+use crate::letters::{BoxLetters, Letters};
 use crate::publish::{Confirm, DrainReport, Outgoing, PublishError, Publisher};
 use crate::settle::ClaimId;
 use crate::subscribe::{Control, Health, Signal, SubscribeOptions, Subscriber, Subscription};
@@ -29,6 +30,9 @@ pub enum Declare {
 
 /// What an adapter is: both halves, and what it says of itself.
 pub trait Adapter: Publisher + Subscriber {
+    /// How it hands out dead letters; [`NoLetters`](crate::NoLetters) where it doesn't.
+    type Letters: Letters;
+
     /// The adapter's name: `memory`, `nats`, `kafka`, `rabbitmq`.
     fn name(&self) -> &'static str;
 
@@ -40,6 +44,13 @@ pub trait Adapter: Publisher + Subscriber {
     /// # Errors
     /// `Mismatch` with what was expected and what was found; `NotFound` where nothing may be created.
     fn declare(&self, topology: &[Declare]) -> impl Future<Output = Result<()>> + Send;
+
+    /// Opens a dead-letter channel, to read and close its letters. Asked only where
+    /// [`Capability::Letters`](crate::Capability::Letters) is declared.
+    ///
+    /// # Errors
+    /// `NotFound` where there is no such channel.
+    fn letters(&self, channel: &Channel) -> impl Future<Output = Result<Self::Letters>> + Send;
 
     /// How the connection is.
     fn health(&self) -> Health;
@@ -84,6 +95,16 @@ impl Broker {
     /// See [`Adapter::declare`].
     pub async fn declare_all(&self, topology: &[Declare]) -> Result<()> {
         self.0.dyn_declare(topology).await
+    }
+
+    /// Opens a dead-letter channel, to read its open letters from the oldest on, and to close them. Groups are not disturbed.
+    ///
+    /// # Errors
+    /// [`Unsupported`](crate::ErrorKind::Unsupported) before any I/O without [`Capability::Letters`]; a bad name; `NotFound` where
+    /// there is no such channel.
+    pub async fn letters(&self, channel: &str) -> Result<BoxLetters> {
+        self.capabilities().require(Capability::Letters, "letters")?;
+        self.0.dyn_letters(&Channel::new(channel)?).await
     }
 }
 
@@ -160,6 +181,7 @@ trait DynAdapter: Send + Sync {
     fn dyn_close(&self, deadline: Instant) -> BoxFuture<'_, DrainReport>;
     fn dyn_declare<'a>(&'a self, topology: &'a [Declare]) -> BoxFuture<'a, Result<()>>;
     fn dyn_subscribe<'a>(&'a self, options: &'a SubscribeOptions) -> BoxFuture<'a, Result<BoxSubscription>>;
+    fn dyn_letters<'a>(&'a self, channel: &'a Channel) -> BoxFuture<'a, Result<BoxLetters>>;
 }
 
 impl<A: Adapter> DynAdapter for A {
@@ -192,6 +214,9 @@ impl<A: Adapter> DynAdapter for A {
     }
     fn dyn_subscribe<'a>(&'a self, options: &'a SubscribeOptions) -> BoxFuture<'a, Result<BoxSubscription>> {
         Box::pin(async move { Ok(BoxSubscription(Box::new(self.subscribe(options).await?))) })
+    }
+    fn dyn_letters<'a>(&'a self, channel: &'a Channel) -> BoxFuture<'a, Result<BoxLetters>> {
+        Box::pin(async move { Ok(BoxLetters::new(channel.clone(), self.letters(channel).await?)) })
     }
 }
 

@@ -55,6 +55,8 @@ capabilities! {
     Lag = "lag",
     /// Messages that retention removed before they were read are reported.
     Gaps = "gap-detection",
+    /// Dead letters can be read, counted and closed beside all groups.
+    Letters = "dead-letters",
     /// Messages survive a restart of the broker.
     Durable = "durable",
 }

@@ -143,6 +143,11 @@ impl<T> Envelope<T> {
         Self { headers, ..self }
     }
 
+    /// The same envelope around another body, which is never null.
+    pub(crate) fn with_body(self, body: T) -> Self {
+        Self { payload: body, null: false, ..self }
+    }
+
     fn text(&self, attribute: Attribute) -> Option<&str> {
         self.headers.attribute(attribute)?.as_text()
     }

@@ -1,6 +1,7 @@
 //! What a handler's arguments may be, and how each is taken out of an incoming message.
 
 mod batch;
+mod dead_letter;
 mod meta;
 mod outputs;
 
@@ -11,6 +12,7 @@ use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
 pub use batch::Batch;
+pub use dead_letter::DeadLetter;
 pub use meta::Meta;
 pub use outputs::Publish;
 

@@ -19,10 +19,12 @@ mod headers;
 mod id;
 mod idempotency;
 mod layer;
+mod letters;
 mod message;
 mod outcome;
 mod policy;
 mod publish;
+mod redrive;
 mod registry;
 mod router;
 mod runner;
@@ -40,8 +42,8 @@ pub use env::{BoxFuture, Env, SeededSource, Source, SystemSource};
 pub use envelope::{Envelope, EnvelopeBuilder, WireReader, derived_id};
 pub use error::{BoxError, Class, Classify, Error, ErrorKind, HandlerError, Result};
 pub use extract::{
-    Attempt, Batch, Declaration, FromIncoming, FromRef, Incoming, Meta, Publish, Rejection, RouteContext,
-    State, Stop, ViaMessage, ViaParts,
+    Attempt, Batch, DeadLetter, Declaration, FromIncoming, FromRef, Incoming, Meta, Publish, Rejection,
+    RouteContext, State, Stop, ViaMessage, ViaParts,
 };
 pub use handler::{
     Function, FunctionHandler, Handled, Handler, Handling, IntoRoute, Route, RouteInfo, ViaBuilder,
@@ -56,15 +58,18 @@ pub use idempotency::{
     End, Ending, Idempotency, IdempotencyStore, Identity, IdentityKey, MemoryStore, Reserve, Reserved,
 };
 pub use layer::{Layer, Layered, Stack};
+pub use letters::{BoxLetters, Failure, Letter, Letters, NoLetters};
 pub use message::{DecodeError, EnvelopeContext, IntoEnvelope, Key, Message, ToKey, decode};
 pub use outcome::{IntoOutcome, IntoOutputs, Outcome, OutputContext, Reason};
 pub use policy::{
-    Backoff, DeadLetter, Jitter, OnExpired, OnGap, RETRY_TIERS, Retry, RouteOptions, Verdict, retry_tier,
+    Backoff, DeadLetterPolicy, Jitter, OnExpired, OnGap, RETRY_TIERS, Retry, RouteOptions, Verdict,
+    retry_tier,
 };
 pub use publish::{
     Confirm, Confirmed, Confirms, DrainReport, Outgoing, PublishError, PublishOptions, PublishOrder,
     Publisher, PublisherExt, Receipt, check_address, check_size,
 };
+pub use redrive::{Redrive, Redriven};
 pub use registry::{BrokerUrl, Connector, Host, OptionsError, Registry};
 pub use router::{DRAIN, Description, RouteDescription, Router};
 pub use runner::{Report, RouteHealth, RouteReport, Running, ServiceHealth};

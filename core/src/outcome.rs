@@ -51,6 +51,25 @@ impl Reason {
     }
 }
 
+impl Reason {
+    const ALL: [Self; 9] = [
+        Self::Rejected,
+        Self::Exhausted,
+        Self::Undecodable,
+        Self::UnknownType,
+        Self::UnknownVersion,
+        Self::Expired,
+        Self::Oversize,
+        Self::CrashLoop,
+        Self::NoIdentity,
+    ];
+
+    /// The reason of a word in the header; `None` for a word that this version doesn't know.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|reason| reason.as_str() == name)
+    }
+}
+
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())

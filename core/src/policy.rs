@@ -5,4 +5,4 @@ mod backoff;
 mod options;
 
 pub use backoff::{Backoff, Jitter, RETRY_TIERS, Retry, Verdict, retry_tier};
-pub use options::{DeadLetter, OnExpired, OnGap, RouteOptions};
+pub use options::{DeadLetterPolicy, OnExpired, OnGap, RouteOptions};

@@ -9,7 +9,7 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use postrider::memory::{MemoryBroker, MemorySubscription};
+use postrider::memory::{MemoryBroker, MemoryLetters, MemorySubscription};
 use postrider::prelude::*;
 use postrider::{
     Adapter, Bytes, Capabilities, Channel, Claim, Confirm, Declare, Delivery, DrainReport, Env,
@@ -118,6 +118,7 @@ impl Subscriber for NoRoom {
 }
 
 impl Adapter for NoRoom {
+    type Letters = MemoryLetters;
     fn name(&self) -> &'static str {
         self.0.name()
     }
@@ -126,6 +127,9 @@ impl Adapter for NoRoom {
     }
     async fn declare(&self, topology: &[Declare]) -> postrider::Result<()> {
         self.0.declare(topology).await
+    }
+    async fn letters(&self, channel: &Channel) -> postrider::Result<MemoryLetters> {
+        self.0.letters(channel).await
     }
     fn health(&self) -> Health {
         Adapter::health(&self.0)

@@ -8,10 +8,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use postrider::memory::{MemoryBroker, MemoryConnector, MemorySubscription};
+use postrider::memory::{MemoryBroker, MemoryConnector, MemoryLetters, MemorySubscription};
 use postrider::prelude::*;
 use postrider::{
-    Adapter, Backoff, BoxFuture, BrokerUrl, Capabilities, Capability, Confirm, Connector, Declare,
+    Adapter, Backoff, BoxFuture, BrokerUrl, Capabilities, Capability, Channel, Confirm, Connector, Declare,
     DrainReport, Env, Error, ErrorKind, Health, OnGap, Order, Outgoing, PublishError, Registry, Retry,
     RouteOptions, Start, SubscribeOptions, Subscriber,
 };
@@ -62,6 +62,7 @@ impl Subscriber for Limited {
 }
 
 impl Adapter for Limited {
+    type Letters = MemoryLetters;
     fn name(&self) -> &'static str {
         "limited"
     }
@@ -71,6 +72,9 @@ impl Adapter for Limited {
     async fn declare(&self, topology: &[Declare]) -> postrider::Result<()> {
         self.calls.fetch_add(1, Relaxed);
         self.memory.declare(topology).await
+    }
+    async fn letters(&self, channel: &Channel) -> postrider::Result<MemoryLetters> {
+        self.memory.letters(channel).await
     }
     fn health(&self) -> Health {
         self.memory.health()

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use postrider_core::{
-    Adapter, BrokerUrl, Capabilities, Capability, Declare, Env, Error, ErrorKind, Health, Result,
+    Adapter, BrokerUrl, Capabilities, Capability, Declare, Env, Error, ErrorKind, Health, NoLetters, Result,
 };
 
 use crate::config::KafkaConfig;
@@ -100,6 +100,8 @@ impl KafkaBroker {
 }
 
 impl Adapter for KafkaBroker {
+    type Letters = NoLetters;
+
     fn name(&self) -> &'static str {
         "kafka"
     }
@@ -127,6 +129,11 @@ impl Adapter for KafkaBroker {
             }
         }
         Ok(())
+    }
+
+    async fn letters(&self, _: &postrider_core::Channel) -> Result<NoLetters> {
+        let message = "this adapter doesn't read dead letters yet";
+        Err(Error::new(ErrorKind::Unsupported, "letters", message))
     }
 
     fn health(&self) -> Health {

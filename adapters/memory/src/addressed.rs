@@ -46,6 +46,11 @@ impl Addressed {
         }
     }
 
+    /// Whether it is for everybody.
+    pub(crate) fn is_free(&self, position: u64) -> bool {
+        !self.0.contains_key(&position)
+    }
+
     /// How many from `position` on are other groups'.
     pub(crate) fn others(&self, position: u64, group: &GroupKey) -> u64 {
         let from = self.0.range(position..).map(|(position, _)| *position);

@@ -12,6 +12,7 @@ use postrider_core::{
 use crate::channel::Channel;
 use crate::config::MemoryConfig;
 use crate::faults::FaultPlan;
+use crate::letters::MemoryLetters;
 use crate::publisher::{Outcome, closed};
 use crate::settle::Timers;
 use crate::subscriber::declare_group;
@@ -74,6 +75,7 @@ impl MemoryBroker {
             Capability::DeliveryCount,
             Capability::Seek,
             Capability::Lag,
+            Capability::Letters,
         ]
         .into_iter()
         .fold(Capabilities::new(config.max_payload), Capabilities::with);
@@ -178,6 +180,8 @@ impl MemoryBroker {
 }
 
 impl Adapter for MemoryBroker {
+    type Letters = MemoryLetters;
+
     fn name(&self) -> &'static str {
         "memory"
     }
@@ -202,6 +206,10 @@ impl Adapter for MemoryBroker {
             }
         }
         Ok(())
+    }
+
+    async fn letters(&self, channel: &postrider_core::Channel) -> Result<MemoryLetters> {
+        MemoryLetters::open(self, channel)
     }
 
     fn health(&self) -> Health {

@@ -1,11 +1,11 @@
 //! One channel: its log, its groups and their members, under one lock; and who is to be woken when it is let go.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::hash::BuildHasher;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use postrider_core::{
-    ClaimId, Delivery, Envelope, InFlight, Order, Origin, Settlement, Signal, Start, Token, Window,
+    ClaimId, Delivery, Envelope, InFlight, Letter, Order, Origin, Settlement, Signal, Start, Token, Window,
 };
 use tokio::sync::Notify;
 
@@ -36,6 +36,8 @@ struct State {
     log: Log,
     addressed: Addressed,
     groups: HashMap<GroupKey, Consumers>,
+    /// Positions of dead letters that somebody closed.
+    closed_letters: BTreeSet<u64>,
     room: Room,
     ephemerals: u64,
     closed: bool,
@@ -388,6 +390,29 @@ impl Channel {
         consumers.members.iter().find(|member| member.number == id.number).map(|member| member.epoch)
     }
 
+    /// Appends up to `max` open letters from `from` on, and answers the position that reading goes on with.
+    pub(crate) fn read_letters(&self, from: u64, max: usize, into: &mut Vec<Letter>) -> u64 {
+        let state = self.state();
+        let mut next = from;
+        let open = state.letters(from).take(max).map(|(position, envelope)| {
+            next = position + 1;
+            Letter::new(envelope.clone(), Origin { shard: 0, position })
+        });
+        into.extend(open);
+        next
+    }
+
+    pub(crate) fn close_letters(&self, letters: &[Origin]) {
+        let mut state = self.state();
+        let kept = state.log.base()..state.log.end();
+        let positions = letters.iter().map(|letter| letter.position).filter(|at| kept.contains(at));
+        state.closed_letters.extend(positions);
+    }
+
+    pub(crate) fn open_letters(&self) -> u64 {
+        self.state().letters(0).count() as u64
+    }
+
     /// How many messages are kept now.
     pub(crate) fn kept(&self) -> usize {
         self.state().log.len()
@@ -420,6 +445,14 @@ impl State {
         }
     }
 
+    /// What is kept from `from` on, is everybody's, and wasn't closed.
+    fn letters(&self, from: u64) -> impl Iterator<Item = (u64, &Envelope)> {
+        let positions = from.max(self.log.base())..self.log.end();
+        let open = positions
+            .filter(|position| !self.closed_letters.contains(position) && self.addressed.is_free(*position));
+        open.filter_map(|position| Some((position, self.log.get(position)?)))
+    }
+
     /// The oldest position that a group has still to settle.
     fn needed_from(&self) -> u64 {
         self.groups.values().map(|consumers| consumers.group.floor()).min().unwrap_or(u64::MAX)
@@ -434,7 +467,11 @@ impl State {
                 return self.log.len() == 0;
             }
         }
-        self.addressed.forget_before(self.log.base());
+        let base = self.log.base();
+        self.addressed.forget_before(base);
+        while self.closed_letters.first().is_some_and(|position| *position < base) {
+            self.closed_letters.pop_first();
+        }
         true
     }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use async_nats::jetstream;
 use postrider_core::{
     Adapter, BrokerUrl, Capabilities, Capability, Confirm, Declare, DrainReport, Env, Error, ErrorKind,
-    Health, Outgoing, PublishError, Publisher, Result,
+    Health, NoLetters, Outgoing, PublishError, Publisher, Result,
 };
 use tokio_util::task::TaskTracker;
 
@@ -144,6 +144,8 @@ impl Publisher for NatsBroker {
 }
 
 impl Adapter for NatsBroker {
+    type Letters = NoLetters;
+
     fn name(&self) -> &'static str {
         "nats"
     }
@@ -173,6 +175,11 @@ impl Adapter for NatsBroker {
             }
         }
         Ok(())
+    }
+
+    async fn letters(&self, _: &postrider_core::Channel) -> Result<NoLetters> {
+        let message = "this adapter doesn't read dead letters yet";
+        Err(Error::new(ErrorKind::Unsupported, "letters", message))
     }
 
     fn health(&self) -> Health {

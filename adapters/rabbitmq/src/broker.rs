@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use postrider_core::{
     Adapter, BrokerUrl, Capabilities, Capability, Confirm, Declare, DrainReport, Env, Error, ErrorKind,
-    Health, Outgoing, PublishError, Publisher, Result,
+    Health, NoLetters, Outgoing, PublishError, Publisher, Result,
 };
 use tokio_util::task::TaskTracker;
 
@@ -131,6 +131,8 @@ impl Publisher for RabbitmqBroker {
 }
 
 impl Adapter for RabbitmqBroker {
+    type Letters = NoLetters;
+
     fn name(&self) -> &'static str {
         "rabbitmq"
     }
@@ -143,6 +145,11 @@ impl Adapter for RabbitmqBroker {
         let link = self.consuming();
         let (generation, connection) = link.up_within("declare", self.environment(), self.config()).await?;
         link.operation("declare", generation, self.declare_on(&connection, topology)).await
+    }
+
+    async fn letters(&self, _: &postrider_core::Channel) -> Result<NoLetters> {
+        let message = "this adapter doesn't read dead letters yet";
+        Err(Error::new(ErrorKind::Unsupported, "letters", message))
     }
 
     /// The worst of the two connections and of what is published.

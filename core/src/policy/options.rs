@@ -11,7 +11,7 @@ use crate::subscribe::{Order, Start};
 /// Where the messages go that a route gives up on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum DeadLetter {
+pub enum DeadLetterPolicy {
     /// To `channel.group.dlq`.
     #[default]
     Default,
@@ -72,7 +72,7 @@ pub struct RouteOptions {
     pub(crate) start: Start,
     pub(crate) timeout: Duration,
     pub(crate) retry: Retry,
-    pub(crate) dead_letter: DeadLetter,
+    pub(crate) dead_letter: DeadLetterPolicy,
     pub(crate) on_expired: OnExpired,
     pub(crate) on_gap: OnGap,
     pub(crate) batch: usize,
@@ -104,7 +104,7 @@ impl RouteOptions {
             start: Start::Earliest,
             timeout: Duration::from_secs(30),
             retry: Retry::new(),
-            dead_letter: DeadLetter::Default,
+            dead_letter: DeadLetterPolicy::Default,
             on_expired: OnExpired::DeadLetter,
             on_gap: OnGap::Continue,
             batch: 100,
@@ -183,13 +183,13 @@ impl RouteOptions {
 
     /// The dead-letter channel; `channel.group.dlq` unless set.
     pub fn dead_letter(mut self, channel: impl Into<String>) -> Self {
-        self.dead_letter = DeadLetter::Channel(channel.into());
+        self.dead_letter = DeadLetterPolicy::Channel(channel.into());
         self
     }
 
     /// No dead letters: what is given up on is acknowledged, and logged as dropped. Has to be said, since it loses messages.
     pub fn no_dead_letter(mut self) -> Self {
-        self.dead_letter = DeadLetter::Drop;
+        self.dead_letter = DeadLetterPolicy::Drop;
         self
     }
 

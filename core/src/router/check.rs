@@ -7,7 +7,7 @@ use crate::address::{Channel, GroupName};
 use crate::capability::{Capabilities, Capability};
 use crate::error::{Error, Result};
 use crate::extract::{Declaration, RouteNames};
-use crate::policy::{DeadLetter, OnGap, RETRY_TIERS, RouteOptions};
+use crate::policy::{DeadLetterPolicy, OnGap, RETRY_TIERS, RouteOptions};
 use crate::runner::Plan;
 use crate::subscribe::{Group, Order, Start, SubscribeOptions};
 
@@ -129,13 +129,15 @@ fn dead_letter(
 ) -> Result<Option<Channel>> {
     let refuse = |why: String| Err(Error::config("start", format!("{label}: {why}")));
     let dead_letter = match (&options.dead_letter, group.name()) {
-        (DeadLetter::Channel(name), _) => Some(named(label, "dead_letter", Channel::new(&**name))?),
-        (DeadLetter::Default, Some(_)) if channel.ends_with(".dlq") => {
+        (DeadLetterPolicy::Channel(name), _) => Some(named(label, "dead_letter", Channel::new(&**name))?),
+        (DeadLetterPolicy::Default, Some(_)) if channel.ends_with(".dlq") => {
             return refuse("it reads a dead-letter channel, so where its own failures go must be said: `dead_letter = \"…\"` or `none`".into());
         }
-        (DeadLetter::Default, Some(group)) => Some(named(label, "dead_letter", channel.dead_letter(group))?),
+        (DeadLetterPolicy::Default, Some(group)) => {
+            Some(named(label, "dead_letter", channel.dead_letter(group))?)
+        }
         // a copy of the channel that nobody keeps has nobody who would look at its dead letters
-        (DeadLetter::Default | DeadLetter::Drop, _) => None,
+        (DeadLetterPolicy::Default | DeadLetterPolicy::Drop, _) => None,
     };
     if dead_letter.as_ref() == Some(channel) {
         return refuse(format!(

@@ -2,19 +2,8 @@
 
 use crate::delivery::Delivery;
 use crate::envelope::Envelope;
-use crate::headers::{HeaderValue, HeadersMut};
+use crate::letters::{MAX_VALUE, PREFIX, RETRY_PREFIX, copied, cut, keep_id, redrives};
 use crate::outcome::Reason;
-use crate::runner::retry_copy;
-
-/// The longest value of a dead-letter header, in bytes; what is longer is cut and marked.
-const MAX_VALUE: usize = 2 * 1024;
-const CUT: &str = "… (cut)";
-/// The headers that every dead letter has, and the redrive count among them.
-const PREFIX: &str = "postrider-dlq-";
-/// The header that every dead letter has.
-pub(crate) const REASON: &str = "postrider-dlq-reason";
-const ORIGIN_ID: &str = "postrider-origin-id";
-const REDRIVES: &str = "postrider-dlq-redrives";
 
 /// Why and where a message failed.
 pub(crate) struct Failure<'a> {
@@ -34,7 +23,7 @@ pub(crate) struct Failure<'a> {
 pub(crate) fn dead_letter(delivery: &Delivery, failure: &Failure<'_>) -> (Envelope, String) {
     let source = &delivery.envelope;
     let redrives = redrives(source);
-    let mut headers = copied(source, |name| name.starts_with(PREFIX) || name.starts_with(retry_copy::PREFIX));
+    let mut headers = copied(source, |name| name.starts_with(PREFIX) || name.starts_with(RETRY_PREFIX));
     let mut put = |name: &str, value: &str| headers.insert_system(&format!("{PREFIX}{name}"), &*cut(value));
     put("reason", failure.reason.as_str());
     put("error", &failure.error.to_string());
@@ -55,31 +44,6 @@ pub(crate) fn dead_letter(delivery: &Delivery, failure: &Failure<'_>) -> (Envelo
     (source.clone().with_headers(headers.freeze()), hop)
 }
 
-/// How often it was redriven. What comes off the wire is untrusted: a count that can't be read is none.
-pub(super) fn redrives(source: &Envelope) -> i64 {
-    let count = source.headers().get(REDRIVES).and_then(HeaderValue::as_int);
-    count.unwrap_or(0).clamp(0, 1_000_000)
-}
-
-/// A raw message's id was derived from the broker's coordinates, which a copy of it no longer has.
-pub(super) fn keep_id(source: &Envelope, headers: &mut HeadersMut) {
-    if source.source().is_empty() && source.headers().get(ORIGIN_ID).is_none() {
-        headers.insert_system(ORIGIN_ID, &*source.id().to_string());
-    }
-}
-
-/// Attributes and headers of a message, for a copy of it, without those of which `left_out` is true.
-pub(super) fn copied(source: &Envelope, left_out: impl Fn(&str) -> bool) -> HeadersMut {
-    let mut headers = HeadersMut::new();
-    for (attribute, value) in source.headers().attributes() {
-        headers.set(attribute, value);
-    }
-    for (name, value) in source.headers().iter().filter(|(name, _)| !left_out(name)) {
-        headers.insert_system(name, value);
-    }
-    headers
-}
-
 fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
@@ -92,30 +56,4 @@ fn chain(error: &(dyn std::error::Error + 'static)) -> String {
         }
     }
     text
-}
-
-pub(super) fn cut(value: &str) -> String {
-    // control characters have no place in a header on any broker
-    let value: String = value.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-    if value.len() <= MAX_VALUE {
-        return value;
-    }
-    let mut end = MAX_VALUE - CUT.len();
-    while !value.is_char_boundary(end) {
-        end -= 1;
-    }
-    format!("{}{CUT}", &value[..end])
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_value_is_cut_at_its_bound_and_not_before() {
-        assert_eq!(cut(&"x".repeat(MAX_VALUE)).len(), MAX_VALUE);
-        let long = cut(&"ä".repeat(MAX_VALUE));
-        assert!(long.len() <= MAX_VALUE && long.ends_with(CUT), "{}", long.len());
-        assert_eq!(cut("a\r\nb"), "a  b");
-    }
 }

@@ -18,7 +18,6 @@ use slab::Slab;
 use tokio_util::sync::CancellationToken;
 
 use super::crew::{Crew, Ended, Orders};
-use super::dead_letter::REASON;
 use super::events;
 use super::held::{Delayed, Held, Items};
 use super::isolation::Place;
@@ -31,6 +30,7 @@ use crate::env::BoxFuture;
 use crate::error::{BoxError, Class};
 use crate::extract::Incoming;
 use crate::idempotency::Ending;
+use crate::letters::REASON;
 use crate::outcome::{Outcome, Reason};
 use crate::policy::{OnExpired, Verdict};
 use crate::settle::{Claim, ClaimId, Settlement, Token};

@@ -1,12 +1,10 @@
 //! What a message says of its earlier attempts while it waits at the broker for the next: the retry headers of the wire format.
 
-use super::dead_letter::{copied, cut, keep_id, redrives};
 use crate::delivery::Delivery;
 use crate::envelope::Envelope;
 use crate::headers::HeaderValue;
+use crate::letters::{RETRY_PREFIX, copied, cut, keep_id, redrives};
 
-/// The headers of a retry copy; no other copy carries them on.
-pub(super) const PREFIX: &str = "postrider-retry-";
 const ATTEMPTS: &str = "postrider-retry-attempts";
 const FIRST_FAILED: &str = "postrider-retry-first-failed-at";
 const ORIGIN: &str = "postrider-retry-origin";
@@ -41,7 +39,7 @@ impl Earlier {
 /// each, but not two of one attempt.
 pub(super) fn retry_copy(delivery: &Delivery, earlier: &Earlier, group: &str) -> (Envelope, String) {
     let source = &delivery.envelope;
-    let mut headers = copied(source, |name| name.starts_with(PREFIX));
+    let mut headers = copied(source, |name| name.starts_with(RETRY_PREFIX));
     headers.insert_system(ATTEMPTS, &*earlier.attempts.to_string());
     headers.insert_system(FIRST_FAILED, &*earlier.first_failed_ms.to_string());
     headers.insert_system(ORIGIN, &*cut(&earlier.origin));

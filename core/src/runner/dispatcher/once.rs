@@ -12,8 +12,8 @@ use super::copies::{CopySent, Sent};
 use super::{Dispatcher, Held, Items};
 use crate::error::Result;
 use crate::idempotency::{End, Ending, IdempotencyStore, Identity, Reserve, Reserved};
+use crate::letters::redrives;
 use crate::outcome::Reason;
-use crate::runner::dead_letter::redrives;
 use crate::runner::events;
 use crate::subscribe::Health;
 
@@ -83,7 +83,7 @@ impl Dispatcher<'_> {
                     continue;
                 };
                 self.tokens = self.tokens.wrapping_add(1);
-                let (token, redrives) = (self.tokens, u32::try_from(redrives(envelope)).unwrap_or(0));
+                let (token, redrives) = (self.tokens, redrives(envelope));
                 let new = Reservation { identity, token, redrives, granted: false, parked: 0 };
                 held.reservation = Some(Box::new(new));
             }
