@@ -40,11 +40,22 @@ macro_rules! for_each_case {
             timeout_is_retried [], undecodable_keeps_its_bytes [], unknown_type_and_version [], expired_by_policy [],
             dead_letter_headers_are_true [], poison_blocks_nobody [], outputs_are_confirmed_first [], output_ids_repeat [],
             oversize_headers_are_dead_lettered [], batch_with_a_failed_middle [],
+            dead_letter_channel_comes_back [],
             crash_loop_is_judged [CrashLoops], clean_restarts_are_no_crash_loop [CrashLoops],
         }
         retry {
             broker_keeps_the_message [DurableRetry], attempts_survive_a_restart [DurableRetry], waiting_blocks_nobody [DurableRetry],
             group_alone_is_reached [GroupAddress], group_address_is_checked [GroupAddress],
+        }
+        letters {
+            reading_disturbs_no_group [Letters], closed_ones_stay_closed [Letters], two_readers_miss_nothing [Letters],
+            dropped_reader_holds_nothing [Letters], missing_channel_is_told [Letters],
+        }
+        redrive {
+            goes_to_the_failed_group_alone [Letters], letters_of_one_id_never_vanish [Letters],
+            acting_headers_act_no_more [Letters], largest_message_comes_back [Letters],
+            broker_made_letters_are_readable [Letters], corrected_letter_takes_its_place [Letters],
+            interrupted_between_confirm_and_close [Letters], its_identity_is_opened_again [Letters],
         }
         idempotency {
             completed_duplicate_is_skipped [], concurrent_duplicates_run_once [], business_key_beats_the_id [], scope_is_the_group [],

@@ -76,6 +76,25 @@ pub trait Factory: Send + Sync + 'static {
         true
     }
 
+    /// Headers and properties by which a foreign producer would have the broker act, on a channel that is new; with
+    /// [`write_foreign`](Self::write_foreign) they are taken. A copy has each as `postrider-orig-NAME`.
+    fn acting_headers(&self, settings: &Settings, channel: &str) -> Vec<(String, String)> {
+        let _ = (settings, channel);
+        Vec::new()
+    }
+
+    /// Has the broker itself give up on the one message that a group has to read, so that it goes where the broker puts such messages;
+    /// `false` where it never does.
+    fn give_up<'a>(
+        &'a self,
+        settings: &'a Settings,
+        channel: &'a str,
+        group: &'a str,
+    ) -> BoxFuture<'a, bool> {
+        let _ = (settings, channel, group);
+        Box::pin(async { false })
+    }
+
     /// Whether processes share it: not so where it lives in one.
     fn has_processes(&self) -> bool {
         true

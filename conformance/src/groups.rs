@@ -3,10 +3,12 @@
 pub mod failure;
 pub mod faults;
 pub mod idempotency;
+pub mod letters;
 pub mod lifecycle;
 pub mod order;
 pub mod publish;
 pub mod receive;
+pub mod redrive;
 pub(crate) mod refusals;
 pub mod retry;
 pub mod settle;

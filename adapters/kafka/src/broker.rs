@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use postrider_core::{
-    Adapter, BrokerUrl, Capabilities, Capability, Declare, Env, Error, ErrorKind, Health, NoLetters, Result,
+    Adapter, BrokerUrl, Capabilities, Capability, Declare, Env, Error, ErrorKind, Health, Result,
 };
 
 use crate::config::KafkaConfig;
 use crate::connection::Connection;
+use crate::letters::KafkaLetters;
 use crate::member::Members;
 use crate::naming::Naming;
 use crate::publisher::Outbox;
@@ -53,6 +54,7 @@ impl KafkaBroker {
             Capability::DurableRetry,
             Capability::Seek,
             Capability::Lag,
+            Capability::Letters,
             Capability::Gaps,
             Capability::Durable,
         ]
@@ -100,7 +102,7 @@ impl KafkaBroker {
 }
 
 impl Adapter for KafkaBroker {
-    type Letters = NoLetters;
+    type Letters = KafkaLetters;
 
     fn name(&self) -> &'static str {
         "kafka"
@@ -131,9 +133,8 @@ impl Adapter for KafkaBroker {
         Ok(())
     }
 
-    async fn letters(&self, _: &postrider_core::Channel) -> Result<NoLetters> {
-        let message = "this adapter doesn't read dead letters yet";
-        Err(Error::new(ErrorKind::Unsupported, "letters", message))
+    async fn letters(&self, channel: &postrider_core::Channel) -> Result<KafkaLetters> {
+        KafkaLetters::open(self, channel).await
     }
 
     fn health(&self) -> Health {

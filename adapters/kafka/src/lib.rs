@@ -6,6 +6,7 @@
 //! stands in the book's page on Kafka.
 
 mod broker;
+mod closed;
 mod committer;
 mod config;
 mod confirms;
@@ -13,6 +14,7 @@ mod connection;
 mod connector;
 mod convert;
 mod error;
+mod letters;
 mod mark;
 mod member;
 mod naming;
@@ -23,6 +25,7 @@ mod properties;
 mod publisher;
 mod reader;
 mod rebalance;
+mod scan;
 mod settle;
 mod shared;
 mod subscriber;
@@ -32,5 +35,6 @@ mod watermark;
 pub use broker::KafkaBroker;
 pub use config::{DeclareMode, GroupProtocol, KafkaConfig, SaslMechanism};
 pub use connector::KafkaConnector;
+pub use letters::KafkaLetters;
 pub use naming::Naming;
 pub use subscriber::KafkaSubscription;

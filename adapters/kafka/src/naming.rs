@@ -44,6 +44,14 @@ impl Naming {
         checked(format!("{}{SEPARATOR}redrive", self.group(channel, group)?))
     }
 
+    /// The compacted topic beside a dead-letter channel's, which says what of it is closed.
+    ///
+    /// # Errors
+    /// A name longer than Kafka takes.
+    pub fn closed(&self, channel: &str) -> Result<String> {
+        checked(format!("{}{SEPARATOR}closed", self.topic(channel)?))
+    }
+
     /// The `group.id` of a group on a channel.
     ///
     /// # Errors

@@ -56,6 +56,13 @@ impl Topology {
         self.topic(Wanted { channel, partitions: None, made_with: 1, settings }).await
     }
 
+    /// Makes sure of the topic that says which dead letters of a channel are closed.
+    pub(crate) async fn closed(&self, channel: &str) -> Result<()> {
+        let wanted =
+            Wanted { channel, partitions: None, made_with: 1, settings: &[("cleanup.policy", "compact")] };
+        self.named(wanted, self.naming.closed(channel)?).await
+    }
+
     /// Makes sure of the topic of what is one group's alone: a partition for what is redriven, and one for each time that a message
     /// can wait for its retry.
     pub(crate) async fn redrive(&self, channel: &str, group: &str) -> Result<()> {

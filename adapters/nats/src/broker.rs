@@ -6,12 +6,13 @@ use std::time::{Duration, Instant};
 use async_nats::jetstream;
 use postrider_core::{
     Adapter, BrokerUrl, Capabilities, Capability, Confirm, Declare, DrainReport, Env, Error, ErrorKind,
-    Health, NoLetters, Outgoing, PublishError, Publisher, Result,
+    Health, Outgoing, PublishError, Publisher, Result,
 };
 use tokio_util::task::TaskTracker;
 
 use crate::config::NatsConfig;
 use crate::connection::Connection;
+use crate::letters::NatsLetters;
 use crate::naming::Naming;
 use crate::publisher::Outbox;
 use crate::topology::{DUPLICATE_WINDOW, Topology};
@@ -67,6 +68,7 @@ impl NatsBroker {
             Capability::CrashLoops,
             Capability::DeliveryCount,
             Capability::Lag,
+            Capability::Letters,
             Capability::Durable,
         ]
         .into_iter()
@@ -144,7 +146,7 @@ impl Publisher for NatsBroker {
 }
 
 impl Adapter for NatsBroker {
-    type Letters = NoLetters;
+    type Letters = NatsLetters;
 
     fn name(&self) -> &'static str {
         "nats"
@@ -177,9 +179,8 @@ impl Adapter for NatsBroker {
         Ok(())
     }
 
-    async fn letters(&self, _: &postrider_core::Channel) -> Result<NoLetters> {
-        let message = "this adapter doesn't read dead letters yet";
-        Err(Error::new(ErrorKind::Unsupported, "letters", message))
+    async fn letters(&self, channel: &postrider_core::Channel) -> Result<NatsLetters> {
+        NatsLetters::open(self, channel).await
     }
 
     fn health(&self) -> Health {

@@ -84,6 +84,10 @@ impl Topology {
         &self.naming
     }
 
+    pub(crate) fn js(&self) -> &Context {
+        &self.js
+    }
+
     /// Makes sure of a channel's stream.
     pub(crate) async fn channel(&self, channel: &str) -> Result<()> {
         let name = self.naming.stream(channel)?;

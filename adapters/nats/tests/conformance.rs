@@ -82,6 +82,17 @@ impl Factory for Nats {
         })
     }
 
+    fn acting_headers(&self, settings: &Settings, channel: &str) -> Vec<(String, String)> {
+        let stream = Naming::new(Some(&settings.tenant)).expect("a good tenant").stream(channel);
+        let stream = stream.expect("a good name");
+        let all = [
+            ("Nats-Msg-Id", &*stream),
+            ("Nats-Expected-Stream", &*stream),
+            ("Nats-Expected-Last-Sequence", "0"),
+        ];
+        all.map(|(name, value)| (name.to_owned(), value.to_owned())).into()
+    }
+
     fn controls(&self) -> BoxFuture<'_, Option<Arc<dyn Controls>>> {
         Box::pin(async { Some(Arc::new(PrivateServer::start("").await) as Arc<dyn Controls>) })
     }

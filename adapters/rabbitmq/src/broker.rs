@@ -5,12 +5,13 @@ use std::time::Instant;
 
 use postrider_core::{
     Adapter, BrokerUrl, Capabilities, Capability, Confirm, Declare, DrainReport, Env, Error, ErrorKind,
-    Health, NoLetters, Outgoing, PublishError, Publisher, Result,
+    Health, Outgoing, PublishError, Publisher, Result,
 };
 use tokio_util::task::TaskTracker;
 
 use crate::config::{QueueType, RabbitmqConfig};
 use crate::connection::{Link, Target};
+use crate::letters::RabbitmqLetters;
 use crate::naming::Naming;
 use crate::publisher::Outbox;
 use crate::topology::Topology;
@@ -55,6 +56,7 @@ impl RabbitmqBroker {
             Capability::CrashLoops,
             Capability::DurableRetry,
             Capability::Lag,
+            Capability::Letters,
             Capability::Durable,
         ]
         .into_iter()
@@ -131,7 +133,7 @@ impl Publisher for RabbitmqBroker {
 }
 
 impl Adapter for RabbitmqBroker {
-    type Letters = NoLetters;
+    type Letters = RabbitmqLetters;
 
     fn name(&self) -> &'static str {
         "rabbitmq"
@@ -147,9 +149,8 @@ impl Adapter for RabbitmqBroker {
         link.operation("declare", generation, self.declare_on(&connection, topology)).await
     }
 
-    async fn letters(&self, _: &postrider_core::Channel) -> Result<NoLetters> {
-        let message = "this adapter doesn't read dead letters yet";
-        Err(Error::new(ErrorKind::Unsupported, "letters", message))
+    async fn letters(&self, channel: &postrider_core::Channel) -> Result<RabbitmqLetters> {
+        RabbitmqLetters::open(self, channel).await
     }
 
     /// The worst of the two connections and of what is published.

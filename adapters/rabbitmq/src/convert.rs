@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable, ShortString};
-use postrider_core::{Envelope, HeaderValue, MessageId, WireReader};
+use postrider_core::{Envelope, HeaderValue, MessageId, WireReader, rfc3339};
 
 use crate::field;
 
@@ -220,11 +220,23 @@ fn broker_made(death: &FieldTable, reader: &mut WireReader) {
         "rejected" => "rejected",
         _ => "exhausted",
     };
+    let queue = text("queue");
+    // `TENANT~CHANNEL--GROUP--PARTITION`; a queue that isn't ours says only where it was published to
+    let own = queue.rsplit_once('~').map_or(&*queue, |(_, own)| own);
+    let mut parts = own.split(postrider_core::SEPARATOR);
+    let (channel, group) = (parts.next().unwrap_or_default(), parts.next());
+    let exchange = text("exchange");
     reader.header("postrider-dlq-reason", reason);
     reader.header("postrider-dlq-error", &*format!("the broker gave it up: {}", text("reason")));
-    reader.header("postrider-dlq-channel", &*text("exchange"));
-    reader.header("postrider-dlq-origin", &*format!("rabbitmq:{}", text("queue")));
-    reader.header("postrider-dlq-deliveries", &*text("count"));
+    reader.header("postrider-dlq-channel", if group.is_some() { channel } else { &*exchange });
+    if let Some(group) = group {
+        reader.header("postrider-dlq-group", group);
+    }
+    reader.header("postrider-dlq-origin", &*format!("rabbitmq:{queue}"));
+    if let Some(AMQPValue::Timestamp(seconds)) = death.inner().get("time") {
+        let at = rfc3339(seconds.saturating_mul(1000) as i64);
+        reader.header("postrider-dlq-last-failed-at", &*at);
+    }
 }
 
 #[cfg(test)]
@@ -299,18 +311,23 @@ mod tests {
     #[test]
     fn a_dead_letter_of_the_broker_is_readable() {
         let mut death = FieldTable::default();
-        for (name, value) in [("reason", "delivery_limit"), ("queue", "orders--g--2"), ("exchange", "orders")]
+        for (name, value) in
+            [("reason", "delivery_limit"), ("queue", "a~orders.eu--g--2"), ("exchange", "a~orders.eu")]
         {
             death.insert(name.into(), AMQPValue::LongString(value.into()));
         }
+        death.insert("time".into(), AMQPValue::Timestamp(9));
         death.insert("count".into(), AMQPValue::LongLongInt(1));
         let mut table = FieldTable::default();
         table.insert("x-death".into(), field::array([AMQPValue::FieldTable(death)].into_iter()));
         let read =
             super::envelope(&BasicProperties::default().with_headers(table), Bytes::new(), || "q/1".into());
-        let get = |name: &str| read.headers().get(name).and_then(HeaderValue::as_text).map(str::to_owned);
-        assert_eq!(get("postrider-dlq-reason").as_deref(), Some("crash-loop"));
-        assert_eq!(get("postrider-dlq-origin").as_deref(), Some("rabbitmq:orders--g--2"));
+        let failure = postrider_core::Failure::of(&read);
+        assert_eq!(failure.reason, Some(postrider_core::Reason::CrashLoop));
+        assert_eq!(failure.channel.as_deref(), Some("orders.eu"));
+        assert_eq!(failure.group.as_deref(), Some("g"));
+        assert_eq!(failure.last_failed_ms, Some(9000));
+        assert_eq!(failure.origin.as_deref(), Some("rabbitmq:a~orders.eu--g--2"));
         assert!(matches!(read.headers().get("x-death"), Some(HeaderValue::Native(b'A', _))));
     }
 

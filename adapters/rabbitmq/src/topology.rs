@@ -111,6 +111,11 @@ impl Topology {
         self.session(connection).await?.dead_letters(channel).await
     }
 
+    /// The queue that a dead-letter channel always has.
+    pub(crate) fn letters(&self, channel: &str) -> Result<String> {
+        self.naming.exchange(channel)
+    }
+
     /// Makes sure of a group with its channel, and that it was made for the same number of partitions.
     pub(crate) async fn group(&self, connection: &Connection, plan: &GroupPlan) -> Result<()> {
         if plan.group.is_none() {

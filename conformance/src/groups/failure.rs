@@ -5,12 +5,14 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use postrider_core::{
-    Backoff, Batch, Broker, Bytes, Classify, Declare, Envelope, Group, HandlerError, Jitter, Message,
-    OnExpired, Publisher, PublisherExt, Report, Retry, RouteOptions, Router, Running, SubscribeOptions,
+    Backoff, Batch, Broker, Bytes, Classify, Declare, Envelope, Group, HandlerError, HealthState, Jitter,
+    Letters, Message, OnExpired, Publisher, PublisherExt, Report, Retry, RouteOptions, Router, Running,
+    SubscribeOptions,
     codec::Json,
 };
 use serde::{Deserialize, Serialize};
 
+use crate::factory::{Doomed, Settings};
 use crate::kit::{Bench, Ender, Reader, declare_group, number, number_of, one_at_a_time, within};
 use crate::record::Outcome::{self, Passed};
 
@@ -35,13 +37,13 @@ fn quick(attempts: u32) -> Retry {
 }
 
 /// A reader of the dead letters of group `g`; read as any other channel.
-async fn dead_letters(bench: &Bench, channel: &str) -> Reader {
+pub(super) async fn dead_letters(bench: &Bench, channel: &str) -> Reader {
     let letters = format!("{channel}.g.dlq");
     bench.subscribe_with(&letters, "look", |options| options.partitions = Some(1)).await
 }
 
 /// A channel with the group that handles it, and the reader of its dead letters.
-async fn channel_of(bench: &Bench) -> String {
+pub(super) async fn channel_of(bench: &Bench) -> String {
     channel_with(bench, |_| {}).await
 }
 
@@ -55,7 +57,7 @@ async fn channel_with(bench: &Bench, change: impl FnOnce(&mut SubscribeOptions))
 }
 
 /// Runs one route over what is there until nothing is left.
-async fn handle<F, M>(bench: &Bench, options: RouteOptions, handler: F) -> Report
+pub(super) async fn handle<F, M>(bench: &Bench, options: RouteOptions, handler: F) -> Report
 where
     postrider_core::Route<F>: postrider_core::IntoRoute<(), M>,
 {
@@ -64,7 +66,7 @@ where
     service.stop(Duration::from_secs(5)).await.expect("it stops")
 }
 
-fn text(envelope: &Envelope, header: &str) -> String {
+pub(super) fn text(envelope: &Envelope, header: &str) -> String {
     let value = envelope.headers().get(header).unwrap_or_else(|| panic!("there is no {header}"));
     value.as_text().expect("it is text").to_owned()
 }
@@ -317,6 +319,52 @@ pub async fn batch_with_a_failed_middle(bench: Bench) -> Outcome {
     .await;
     assert_eq!((report.routes[0].handled, report.routes[0].retried), (30, 1));
     assert_eq!(*done.lock().expect("nobody panicked"), (0..30).collect::<Vec<_>>());
+    Passed
+}
+
+/// Gone, the dead-letter channel stops the route, which keeps its messages and says so; there again, all goes on.
+pub async fn dead_letter_channel_comes_back(bench: Bench) -> Outcome {
+    let channel = channel_of(&bench).await;
+    let letters = postrider_core::Channel::new(format!("{channel}.g.dlq")).expect("a good name");
+    let (handled, ran) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (counted, begun) = (Arc::clone(&handled), Arc::clone(&ran));
+    let options = RouteOptions::new(&*channel, "g").retry(Retry::never());
+    let handler = move |envelope: Envelope| {
+        begun.fetch_add(1, Relaxed);
+        let fails = number_of(&envelope) == 0;
+        counted.fetch_add(usize::from(!fails), Relaxed);
+        async move { if fails { Err("no luck") } else { Ok(()) } }
+    };
+    let service = Router::new().route(options.handle(handler)).start(&bench.broker).await.expect("it starts");
+    if !bench.factory().delete(&bench.settings, Doomed::Channel(&letters)).await {
+        return Outcome::Skipped("a way to delete a channel");
+    }
+    bench.broker.publish(&*channel, number(0).key("k")).await.expect("it is confirmed");
+    crate::kit::eventually("the route says so", || {
+        let health = service.health();
+        health.routes.iter().any(|route| route.health.state >= HealthState::Degraded)
+    })
+    .await;
+    // nothing new is begun meanwhile, whatever its key
+    let others = (1..4).map(|n| number(n).key(format!("k{n}")));
+    assert!(bench.broker.publish_all(&*channel, others).await.iter().all(Result::is_ok));
+    tokio::time::sleep(crate::kit::QUIET).await;
+    assert_eq!((ran.load(Relaxed), handled.load(Relaxed)), (1, 0));
+    within("the channel is made again", async {
+        while bench.broker.declare_all(&[Declare::DeadLetters(letters.clone())]).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    })
+    .await;
+    within("nothing is left to do", service.idle()).await;
+    let health = service.health();
+    assert!(health.routes.iter().all(|route| route.health.state < HealthState::Degraded), "{health:?}");
+    let report = service.stop(Duration::from_secs(5)).await.expect("it stops");
+    assert_eq!((report.routes[0].handled, report.routes[0].dead_lettered), (3, 1));
+    let mut reader = bench.broker.letters(&letters).await.expect("the letters can be opened");
+    let mut all = Vec::new();
+    reader.read(std::num::NonZeroUsize::MAX, &mut all).await.expect("they can be read");
+    assert_eq!(all.iter().map(|letter| number_of(&letter.envelope)).collect::<Vec<_>>(), [0]);
     Passed
 }
 

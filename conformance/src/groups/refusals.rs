@@ -40,6 +40,9 @@ pub(crate) async fn refused(bench: &Bench, capability: Capability) {
             let message = Outgoing::new(Address::to_group(&channel, "g"), envelope);
             bench.broker.send(message).await.await.expect_err("the address is refused").into()
         }
+        Capability::Letters => {
+            bench.broker.letters(&format!("{channel}.g.dlq")).await.expect_err("letters are refused")
+        }
         // the default start can't be refused; what was there before the group is not, and a publish says so
         Capability::Replay => {
             let error =

@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use lapin::options::{BasicPublishOptions, ExchangeDeleteOptions, QueueDeleteOptions};
+use futures_util::StreamExt;
+use lapin::options::{
+    BasicConsumeOptions, BasicPublishOptions, BasicRejectOptions, ExchangeDeleteOptions, QueueDeleteOptions,
+};
 use lapin::types::{AMQPValue, FieldArray, FieldTable};
 use lapin::{BasicProperties, ConnectionProperties};
 use postrider_conformance::{Controls, Doomed, Factory, Revocable, Settings};
@@ -52,10 +55,11 @@ impl Factory for Version {
             let connection = connection.await.expect("the broker answers");
             let (mut properties, mut each) = (BasicProperties::default(), BTreeMap::<_, Vec<_>>::new());
             for (name, value) in headers {
-                if *name == "content-type" {
-                    properties = properties.with_content_type((*value).into());
-                } else {
-                    each.entry(*name).or_default().push(AMQPValue::LongString((*value).into()));
+                match *name {
+                    "content-type" => properties = properties.with_content_type((*value).into()),
+                    "user-id" => properties = properties.with_user_id((*value).into()),
+                    "expiration" => properties = properties.with_expiration((*value).into()),
+                    name => each.entry(name).or_default().push(AMQPValue::LongString((*value).into())),
                 }
             }
             let mut table = FieldTable::default();
@@ -110,6 +114,44 @@ impl Factory for Version {
                 let deleted = admin.exchange_delete(name.into(), ExchangeDeleteOptions::default()).await;
                 deleted.expect("it is deleted");
             }
+            true
+        })
+    }
+
+    fn acting_headers(&self, _: &Settings, _: &str) -> Vec<(String, String)> {
+        let url = BrokerUrl::parse(&self.shared_url()).expect("a good URL");
+        let user = url.user().unwrap_or("guest");
+        // both slots are in the first of eight partitions: one copy of the record, and two of one that takes them up again elsewhere
+        let all =
+            [("CC", "~00"), ("CC", "~08"), ("user-id", user), ("expiration", "3600000"), ("x-death", "0")];
+        let all = all.into_iter().chain([("x-first-death-reason", "rejected")]);
+        all.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+    }
+
+    fn give_up<'a>(
+        &'a self,
+        settings: &'a Settings,
+        channel: &'a str,
+        group: &'a str,
+    ) -> BoxFuture<'a, bool> {
+        Box::pin(async move {
+            let naming = Naming::new(Some(&settings.tenant)).expect("a good tenant");
+            let url = self.shared_url();
+            let connection = lapin::Connection::connect(&url, ConnectionProperties::default());
+            let connection = connection.await.expect("the broker answers");
+            let consumer = connection.create_channel().await.expect("a channel opens");
+            let mut all = futures_util::stream::SelectAll::new();
+            for partition in 0..8 {
+                let queue = naming.queue(channel, group, partition, 8).expect("a good name");
+                let options = BasicConsumeOptions::default();
+                let tag = format!("p{partition}");
+                let consumed =
+                    consumer.basic_consume(queue.into(), tag.into(), options, FieldTable::default());
+                all.push(consumed.await.expect("it is read"));
+            }
+            let message = all.next().await.expect("there is one").expect("it comes");
+            message.reject(BasicRejectOptions { requeue: false }).await.expect("it is rejected");
+            connection.close(200, "".into()).await.expect("it closes");
             true
         })
     }

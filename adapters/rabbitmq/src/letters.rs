@@ -1,0 +1,197 @@
+//! Dead letters of the queue that every dead-letter channel has: taken out one by one and held, acknowledged to close them, given back
+//! where they aren't.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroUsize;
+
+use bytes::Bytes;
+use lapin::Channel;
+use lapin::options::{BasicAckOptions, BasicGetOptions, BasicQosOptions, QueueDeclareOptions};
+use lapin::types::FieldTable;
+use postrider_core::{Env, Error, ErrorKind, Letter, Letters, Origin, Result};
+
+use crate::broker::RabbitmqBroker;
+use crate::convert;
+use crate::error;
+
+/// The letters of one channel's own queue that nobody else holds. What was read and not closed is held until [`Letters::leave`], or
+/// until this is dropped; the broker takes it back by itself after its consumer time-out (30 minutes, unless it is set otherwise).
+#[derive(Debug)]
+pub struct RabbitmqLetters {
+    broker: RabbitmqBroker,
+    queue: String,
+    session: Option<Session>,
+    sessions: u32,
+    /// What was held when a connection was lost: it is open, and no longer ours to close.
+    lost: BTreeSet<(u32, u64)>,
+}
+
+/// One AMQP channel, and what is held by it. Dropped, the client closes it, and the broker gives back what is held.
+#[derive(Debug)]
+struct Session {
+    generation: u64,
+    channel: Channel,
+    /// The message id by delivery tag.
+    held: BTreeMap<u64, String>,
+}
+
+impl RabbitmqLetters {
+    pub(crate) async fn open(broker: &RabbitmqBroker, channel: &str) -> Result<Self> {
+        let queue = broker.topology().letters(channel)?;
+        let (session, sessions, lost) = (None, 0, BTreeSet::new());
+        let mut letters = Self { broker: broker.clone(), queue, session, sessions, lost };
+        letters.ready("letters").await?;
+        Ok(letters)
+    }
+
+    /// Makes sure of a session on a connection that lives. The queue is asked for each new one.
+    async fn ready(&mut self, operation: &'static str) -> Result<()> {
+        let broker = &self.broker;
+        let link = broker.consuming();
+        let (generation, connection) =
+            link.up_within(operation, broker.environment(), broker.config()).await?;
+        if self.session.as_ref().is_some_and(|session| session.lives(generation)) {
+            return Ok(());
+        }
+        let session = self.session.take();
+        let held = session.into_iter().flat_map(|session| session.held.into_keys());
+        let before = self.lost.len();
+        self.lost.extend(held.map(|tag| (self.sessions, tag)));
+        let queue = &self.queue;
+        let opened = async {
+            let channel = connection.create_channel().await.map_err(|e| error::of(operation, e))?;
+            count(&channel, queue, operation).await?;
+            Ok(channel)
+        };
+        let channel = link.operation(operation, generation, opened).await?;
+        self.sessions += 1;
+        self.session = Some(Session { generation, channel, held: BTreeMap::new() });
+        if self.lost.len() > before {
+            let message = "the connection was lost, and what was read went back to the queue; reading begins with the oldest again";
+            return Err(Error::new(ErrorKind::Connection, operation, message).with("queue", queue));
+        }
+        Ok(())
+    }
+
+    fn lost(&self, operation: &'static str) -> Error {
+        let message = "the connection was lost before they could be closed: letters went back to the queue and are open; read them again";
+        Error::new(ErrorKind::Connection, operation, message).with("queue", &self.queue).temporary(false)
+    }
+}
+
+impl Session {
+    fn lives(&self, generation: u64) -> bool {
+        self.generation == generation && self.channel.status().connected()
+    }
+
+    /// Takes out the next letter.
+    async fn next(&mut self, queue: &str, shard: u32, env: &Env) -> Result<Option<Letter>> {
+        let found = self.channel.basic_get(queue.into(), BasicGetOptions::default()).await;
+        let Some(found) = found.map_err(|e| error::of("letters", e).with("queue", queue))? else {
+            return Ok(None);
+        };
+        let delivery = found.delivery;
+        let tag = delivery.delivery_tag;
+        let envelope = convert::envelope(&delivery.properties, Bytes::from(delivery.data), || {
+            format!("{queue}/{:016x}", env.random())
+        });
+        self.held.insert(tag, envelope.id().to_string());
+        Ok(Some(Letter::new(envelope, Origin { shard, position: tag })))
+    }
+
+    /// Acknowledges these, and waits until the broker has it: it answers what comes after on the channel.
+    async fn acknowledge(&self, tags: &[u64]) -> Result<()> {
+        let failed = |e| error::of("close", e);
+        for tag in tags {
+            self.channel.basic_ack(*tag, BasicAckOptions::default()).await.map_err(failed)?;
+        }
+        self.channel.basic_qos(0, BasicQosOptions::default()).await.map_err(failed)
+    }
+}
+
+/// How many messages of the queue nobody holds.
+async fn count(channel: &Channel, queue: &str, operation: &'static str) -> Result<u32> {
+    let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+    let found = channel.queue_declare(queue.into(), options, FieldTable::default()).await;
+    match found {
+        Ok(found) => Ok(found.message_count()),
+        Err(e) if error::is_not_found(&e) => {
+            let message = "there is no queue of such a channel's dead letters; start the router whose dead letters go there, or check the name";
+            Err(Error::new(ErrorKind::NotFound, operation, message).with("queue", queue).because(e))
+        }
+        Err(e) => Err(error::of(operation, e).with("queue", queue)),
+    }
+}
+
+impl Letters for RabbitmqLetters {
+    async fn read(&mut self, max: NonZeroUsize, into: &mut Vec<Letter>) -> Result<()> {
+        self.ready("letters").await?;
+        let (shard, link) = (self.sessions, self.broker.consuming().clone());
+        let Some(session) = &mut self.session else {
+            return Ok(());
+        };
+        for _ in 0..max.get() {
+            let generation = session.generation;
+            let next = session.next(&self.queue, shard, self.broker.environment());
+            let Some(letter) = link.operation("letters", generation, next).await? else {
+                break;
+            };
+            into.push(letter);
+        }
+        Ok(())
+    }
+
+    async fn close(&mut self, letters: &[Origin]) -> Result<()> {
+        let lost = letters.iter().any(|letter| self.lost.contains(&(letter.shard, letter.position)));
+        let own: Vec<u64> = match &self.session {
+            Some(session) => {
+                let own = letters.iter().filter(|letter| letter.shard == self.sessions);
+                own.map(|letter| letter.position).filter(|tag| session.held.contains_key(tag)).collect()
+            }
+            None => Vec::new(),
+        };
+        if !own.is_empty() {
+            // a connection that is lost by now took the letters with it
+            self.ready("close").await.map_err(|_| self.lost("close"))?;
+            let link = self.broker.consuming().clone();
+            if let Some(session) = &mut self.session {
+                let acknowledged = session.acknowledge(&own);
+                link.operation("close", session.generation, acknowledged).await?;
+                own.iter().for_each(|tag| drop(session.held.remove(tag)));
+            }
+        }
+        if lost { Err(self.lost("close")) } else { Ok(()) }
+    }
+
+    async fn count(&mut self) -> Result<u64> {
+        self.ready("count").await?;
+        let link = self.broker.consuming().clone();
+        let Some(session) = &self.session else {
+            return Ok(0);
+        };
+        let counted = count(&session.channel, &self.queue, "count");
+        let ready = link.operation("count", session.generation, counted).await?;
+        Ok(u64::from(ready) + session.held.len() as u64)
+    }
+
+    fn describe(&self, letter: Origin) -> String {
+        let session = self.session.as_ref().filter(|_| letter.shard == self.sessions);
+        match session.and_then(|session| session.held.get(&letter.position)) {
+            Some(id) => format!("rabbitmq:{}/{id}", self.queue),
+            // closed or given back: of its place there is nothing left but the number that it was handed out by
+            None => format!("rabbitmq:{}/{}.{}", self.queue, letter.shard, letter.position),
+        }
+    }
+
+    async fn leave(&mut self) -> Result<()> {
+        let Some(session) = self.session.take() else {
+            return Ok(());
+        };
+        // closing the channel gives back, in order, what it holds
+        let closed =
+            self.broker.consuming().during(session.generation, session.channel.close(200, "".into()));
+        // one that is gone has given it back already
+        let _ = closed.await;
+        Ok(())
+    }
+}

@@ -1,0 +1,144 @@
+//! Dead letters, read and closed beside all groups.
+
+use std::collections::BTreeSet;
+use std::num::NonZeroUsize;
+
+use postrider_core::{
+    BoxLetters, Broker, Classify, Envelope, ErrorKind, HandlerError, Letter, Letters, Origin, Reason,
+    RouteOptions,
+};
+
+use super::failure::{channel_of, dead_letters, handle};
+use crate::kit::{Bench, number_of, within};
+use crate::record::Outcome::{self, Passed};
+
+/// Opens the dead letters of group `g`.
+pub(super) async fn open(broker: &Broker, channel: &str) -> BoxLetters {
+    broker.letters(&format!("{channel}.g.dlq")).await.expect("the letters can be opened")
+}
+
+/// Up to `max` further letters.
+pub(super) async fn read(letters: &mut BoxLetters, max: usize) -> Vec<Letter> {
+    let mut read = Vec::new();
+    let max = NonZeroUsize::new(max).expect("at least one");
+    within("the letters are read", letters.read(max, &mut read)).await.expect("they can be read");
+    read
+}
+
+/// Runs group `g` until nothing is left; it rejects all.
+pub(super) async fn fail_all(bench: &Bench, channel: &str) {
+    handle(bench, RouteOptions::new(channel, "g"), async |_: Envelope| {
+        Err::<(), HandlerError>(HandlerError::msg("a bug")).permanent()
+    })
+    .await;
+}
+
+/// A channel with so many dead letters, numbered from 0 and in that order.
+async fn channel_with_letters(bench: &Bench, count: usize) -> String {
+    let channel = channel_of(bench).await;
+    bench.publish_keys(&channel, &vec!["k"; count]).await;
+    fail_all(bench, &channel).await;
+    channel
+}
+
+fn numbers(letters: &[Letter]) -> Vec<usize> {
+    letters.iter().map(|letter| number_of(&letter.envelope)).collect()
+}
+
+fn origins(letters: &[Letter]) -> Vec<Origin> {
+    letters.iter().map(|letter| letter.origin).collect()
+}
+
+pub async fn reading_disturbs_no_group(bench: Bench) -> Outcome {
+    let channel = channel_with_letters(&bench, 3).await;
+    let mut letters = open(&bench.broker, &channel).await;
+    assert_eq!(letters.count().await.expect("they are counted"), 3);
+    let mut all = read(&mut letters, 2).await;
+    assert_eq!(all.len(), 2, "no more than asked for");
+    all.extend(read(&mut letters, 10).await);
+    assert_eq!(numbers(&all), [0, 1, 2], "the oldest first");
+    assert!(read(&mut letters, 10).await.is_empty(), "that is all");
+    assert_eq!(letters.count().await.expect("they are counted"), 3, "to be read is to stay open");
+    let failure = all[0].failure();
+    assert_eq!((failure.reason, failure.error.as_deref()), (Some(Reason::Rejected), Some("a bug")));
+    assert_eq!((failure.channel.as_deref(), failure.group.as_deref()), (Some(&*channel), Some("g")));
+    assert_eq!((failure.attempts, failure.redrives), (Some(1), 0));
+    assert!(failure.first_failed_ms.is_some() && failure.first_failed_ms <= failure.last_failed_ms);
+    let place = letters.describe(all[0].origin);
+    assert!(place.starts_with(bench.broker.name()) && place.contains("dlq"), "{place}");
+    assert_eq!(
+        dead_letters(&bench, &channel).await.take_numbers(3).await,
+        [0, 1, 2],
+        "the group has its own"
+    );
+    letters.close(&origins(&all)).await.expect("they can be closed");
+    Passed
+}
+
+pub async fn closed_ones_stay_closed(bench: Bench) -> Outcome {
+    let channel = channel_with_letters(&bench, 5).await;
+    let mut letters = open(&bench.broker, &channel).await;
+    let all = read(&mut letters, 5).await;
+    let closed = [all[0].origin, all[3].origin];
+    letters.close(&closed).await.expect("they can be closed");
+    letters.close(&closed).await.expect("to close them again is harmless");
+    assert_eq!(letters.count().await.expect("they are counted"), 3);
+    // somebody else, somewhere else
+    letters.leave().await.expect("it leaves");
+    let other = bench.reconnect().await;
+    let mut again = open(&other, &channel).await;
+    assert_eq!(again.count().await.expect("they are counted"), 3);
+    let left = read(&mut again, 5).await;
+    assert_eq!(numbers(&left), [1, 2, 4]);
+    again.close(&origins(&left)).await.expect("they can be closed");
+    // what comes later is read by those who are here
+    bench.publish_keys(&channel, &["k"]).await;
+    fail_all(&bench, &channel).await;
+    assert_eq!(numbers(&read(&mut again, 5).await), [0]);
+    assert_eq!(again.count().await.expect("they are counted"), 1);
+    Passed
+}
+
+pub async fn two_readers_miss_nothing(bench: Bench) -> Outcome {
+    let channel = channel_with_letters(&bench, 6).await;
+    let other = bench.reconnect().await;
+    let (mut one, mut two) = (open(&bench.broker, &channel).await, open(&other, &channel).await);
+    let (mine, theirs) = (read(&mut one, 3).await, read(&mut two, 10).await);
+    let both: BTreeSet<_> = numbers(&mine).into_iter().chain(numbers(&theirs)).collect();
+    assert_eq!(both.into_iter().collect::<Vec<_>>(), [0, 1, 2, 3, 4, 5]);
+    one.close(&origins(&mine)).await.expect("they can be closed");
+    two.close(&origins(&theirs)).await.expect("also those that are closed");
+    let mut after = open(&bench.broker, &channel).await;
+    assert_eq!(after.count().await.expect("they are counted"), 0);
+    assert!(read(&mut after, 10).await.is_empty());
+    Passed
+}
+
+pub async fn dropped_reader_holds_nothing(bench: Bench) -> Outcome {
+    let channel = channel_with_letters(&bench, 3).await;
+    let mut letters = open(&bench.broker, &channel).await;
+    assert_eq!(read(&mut letters, 2).await.len(), 2);
+    drop(letters);
+    within("all are there again", async {
+        loop {
+            let mut again = open(&bench.broker, &channel).await;
+            let all = read(&mut again, 10).await;
+            if all.len() == 3 {
+                assert_eq!(numbers(&all), [0, 1, 2], "in their order");
+                return;
+            }
+            again.leave().await.expect("it leaves");
+        }
+    })
+    .await;
+    Passed
+}
+
+pub async fn missing_channel_is_told(bench: Bench) -> Outcome {
+    let error = bench.broker.letters("no.such.dlq").await.expect_err("there is no such channel");
+    assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
+    assert!(error.to_string().contains("no.such.dlq"), "{error}");
+    let error = bench.broker.letters("no such").await.expect_err("that is no name");
+    assert_eq!(error.kind(), ErrorKind::Config, "{error}");
+    Passed
+}
