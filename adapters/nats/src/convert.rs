@@ -16,8 +16,52 @@ const MESSAGE_ID: &str = "Nats-Msg-Id";
 /// What the server adds for one delivery alone.
 const OF_THE_SERVER: [&str; 3] = ["Nats-Pin-Id", "Nats-Scheduler", "Nats-Schedule-Next"];
 
+/// The most bytes of headers that the server stores with a message. See `JSStreamHeaderExceedsMaximumErr` of the server.
+const MOST: usize = u16::MAX as usize;
+/// What is left of that for what a copy says besides: of a failure, of a retry and its time.
+const ROOM: usize = 7 * 1024;
+/// Headers of fewer bytes in memory fit on the wire, however they are written there.
+const SMALL: usize = 16 * 1024;
+/// What a dead letter says, as far as there is no room for it: left out in this order.
+const LESS: [&str; 3] = ["postrider-dlq-error-chain", "postrider-dlq-error", "postrider-dlq-origin"];
+
+/// How many bytes of headers are more than a first publish may have; `None`: they fit.
+pub(crate) fn excess(envelope: &Envelope) -> Option<(usize, usize)> {
+    let most = MOST - ROOM;
+    if envelope.headers().byte_len() <= SMALL {
+        return None;
+    }
+    let found = wire_len(&headers(envelope, None));
+    (found > most).then_some((found, most))
+}
+
+/// The headers of a copy. What is said of its failure gives way where the message's own leave too little room.
+pub(crate) fn copy_headers(envelope: &Envelope, hop: &str) -> HeaderMap {
+    let mut map = headers(envelope, Some(hop));
+    let mut left_out = 0;
+    // what makes it wait for its time is added later
+    while wire_len(&map) > MOST - 1024 && left_out < LESS.len() {
+        left_out += 1;
+        map = written(envelope, Some(hop), &LESS[..left_out]);
+    }
+    map
+}
+
+/// `NATS/1.0`, a line for each header, an empty line.
+fn wire_len(map: &HeaderMap) -> usize {
+    let lines = map.iter().flat_map(|(name, values)| {
+        let name: &str = name.as_ref();
+        values.iter().map(move |value| name.len() + value.as_str().len() + 4)
+    });
+    12 + lines.sum::<usize>()
+}
+
 /// The headers of a message; `hop` says which copy it is.
 pub(crate) fn headers(envelope: &Envelope, hop: Option<&str>) -> HeaderMap {
+    written(envelope, hop, &[])
+}
+
+fn written(envelope: &Envelope, hop: Option<&str>, left_out: &[&str]) -> HeaderMap {
     let mut map = HeaderMap::new();
     let mut put = |name: &str, value: &str| append(&mut map, name, value);
     let mut name = String::with_capacity(32);
@@ -36,6 +80,7 @@ pub(crate) fn headers(envelope: &Envelope, hop: Option<&str>) -> HeaderMap {
     put(MESSAGE_ID, &message_id(envelope, hop.unwrap_or_default()).to_string());
     for (index, (name, value)) in envelope.headers().iter().enumerate() {
         match value {
+            _ if left_out.contains(&name) => {}
             HeaderValue::Text(text) if is_plain(text) && is_token(name) => {
                 if name.get(..5).is_some_and(|start| start.eq_ignore_ascii_case("nats-")) {
                     // it would act on the server; it came from a foreign message and is only carried along
@@ -278,6 +323,32 @@ mod tests {
         let empty = Envelope::builder(Bytes::new()).build(&Env::seeded(1)).unwrap();
         assert!(!through(&empty).is_null());
         assert_ne!(message_id(&empty, ""), message_id(&empty, "dlq/g/0/x"));
+    }
+
+    #[test]
+    fn what_is_said_of_a_failure_gives_way_to_the_message_s_own_headers() {
+        let letter = |own: usize| {
+            let value = "v".repeat(own / 64);
+            let built = Envelope::builder(Bytes::new());
+            let built = (0..64).fold(built, |built, n| built.header(&format!("h{n}"), &*value));
+            let built = built.build(&Env::seeded(1)).unwrap();
+            let mut said = postrider_core::HeadersMut::from_headers(built.headers());
+            for name in LESS {
+                said.insert_system(name, &*"e".repeat(2000));
+            }
+            said.insert_system("postrider-dlq-reason", "rejected");
+            let fits = excess(&built).is_none();
+            (fits, copy_headers(&built.with_headers(said.freeze()), "dlq/g/0/s/1"))
+        };
+        for (own, fits, left) in
+            [(50_000, true, 3), (57_000, true, 3), (59_000, false, 2), (61_000, false, 1), (63_000, false, 0)]
+        {
+            let (fitted, map) = letter(own);
+            assert_eq!(fitted, fits, "{own}");
+            let told = LESS.iter().filter(|name| map.get(**name).is_some()).count();
+            assert_eq!(told, left, "{own}");
+            assert!(map.get("postrider-dlq-reason").is_some() && wire_len(&map) <= MOST, "{own}");
+        }
     }
 
     #[test]

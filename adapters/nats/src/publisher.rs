@@ -106,6 +106,14 @@ impl Outbox {
         let usable =
             if message.options.hop.is_some() { usize::MAX } else { self.capabilities.usable_payload() };
         check_size(&message.envelope, usable)?;
+        if message.options.hop.is_none()
+            && let Some((found, most)) = convert::excess(&message.envelope)
+        {
+            let text = format!(
+                "the headers take {found} bytes on the wire, {most} are left of what this server stores with a message; send less in them"
+            );
+            return Err(Error::new(ErrorKind::TooLarge, "publish", text).with("id", message.envelope.id()));
+        }
         postrider_core::Channel::new(message.address.channel())?;
         check_address(message, &self.capabilities)
     }
@@ -124,7 +132,10 @@ impl Outbox {
             None => (self.keyless.fetch_add(1, Relaxed) % u64::from(postrider_core::KEY_SLOTS)) as u32,
         };
         let naming = self.topology.naming();
-        let mut headers = convert::headers(envelope, message.options.hop.as_deref());
+        let mut headers = match message.options.hop.as_deref() {
+            Some(hop) => convert::copy_headers(envelope, hop),
+            None => convert::headers(envelope, None),
+        };
         let subject = match (message.address.group(), message.options.delay) {
             (None, _) => naming.slot(channel, slot),
             (Some(group), None) => naming.redrive(channel, group),
