@@ -37,6 +37,15 @@ const OF_200: [&str; 3] = ["billing 194 18 8", "ledger 194 0 0", "shipping 200 0
 
 const TWO_BROKERS: &str = "dispatch handled 100 dead-lettered 0\ntracking handled 100 dead-lettered 0\npackers handled 100 dead-lettered 0\npacked 100 of 100\n";
 
+/// 500 of 10,000 fail, and come back to the group that failed them.
+const REDRIVE: &str = "with the bug: billing handled 9500 dead-lettered 500\nwith the bug: shipping handled 10000 dead-lettered 0\nredriven 500, open 0\nwith the fix: billing handled 500 dead-lettered 0\nwith the fix: shipping handled 0 dead-lettered 0\nback at billing 500 of 500\n";
+
+fn redrive_brings_back(url: &str) {
+    let (output, text) = output(example("redrive").env("POSTRIDER_URL", url));
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(text, REDRIVE);
+}
+
 mod memory {
     use super::*;
 
@@ -80,6 +89,11 @@ mod memory {
     }
 
     #[test]
+    fn what_a_bug_failed_is_redriven() {
+        redrive_brings_back("memory:");
+    }
+
+    #[test]
     fn two_embedded_brokers_are_two() {
         let (output, text) = output(&mut example("two_brokers"));
         assert!(output.status.success(), "{output:?}");
@@ -107,6 +121,12 @@ mod nats {
             assert_eq!(summary(&text), OF_200, "{text}");
         }
     }
+
+    #[test]
+    fn what_a_bug_failed_is_redriven() {
+        let url = std::env::var("POSTRIDER_TEST_NATS_URL").expect("POSTRIDER_TEST_NATS_URL names a server");
+        redrive_brings_back(&url);
+    }
 }
 
 #[cfg(feature = "kafka")]
@@ -121,6 +141,12 @@ mod kafka {
             assert!(output.status.success(), "{output:?}");
             assert_eq!(summary(&text), OF_200, "{text}");
         }
+    }
+
+    #[test]
+    fn what_a_bug_failed_is_redriven() {
+        let url = std::env::var("POSTRIDER_TEST_KAFKA_URL").expect("POSTRIDER_TEST_KAFKA_URL names a broker");
+        redrive_brings_back(&url);
     }
 }
 
@@ -137,6 +163,15 @@ mod rabbitmq {
                 assert!(output.status.success(), "{output:?}");
                 assert_eq!(summary(&text), OF_200, "{text}");
             }
+        }
+    }
+
+    #[test]
+    fn what_a_bug_failed_is_redriven() {
+        for variable in ["POSTRIDER_TEST_RABBITMQ_URL", "POSTRIDER_TEST_RABBITMQ4_URL"] {
+            redrive_brings_back(
+                &std::env::var(variable).unwrap_or_else(|_| panic!("{variable} names a broker")),
+            );
         }
     }
 

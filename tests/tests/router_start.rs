@@ -4,6 +4,7 @@
 
 mod router_kit;
 
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -12,8 +13,8 @@ use postrider::memory::{MemoryBroker, MemoryConnector, MemoryLetters, MemorySubs
 use postrider::prelude::*;
 use postrider::{
     Adapter, Backoff, BoxFuture, BrokerUrl, Capabilities, Capability, Channel, Confirm, Connector, Declare,
-    DrainReport, Env, Error, ErrorKind, Health, OnGap, Order, Outgoing, PublishError, Registry, Retry,
-    RouteOptions, Start, SubscribeOptions, Subscriber,
+    DrainReport, Env, Error, ErrorKind, Health, Letters, OnGap, Order, Outgoing, PublishError, Redrive,
+    Registry, Retry, RouteOptions, Start, SubscribeOptions, Subscriber,
 };
 use router_kit::{Invoiced, Placed, broker, broker_with, finish, invoiced, placed};
 
@@ -74,6 +75,7 @@ impl Adapter for Limited {
         self.memory.declare(topology).await
     }
     async fn letters(&self, channel: &Channel) -> postrider::Result<MemoryLetters> {
+        self.calls.fetch_add(1, Relaxed);
         self.memory.letters(channel).await
     }
     fn health(&self) -> Health {
@@ -103,6 +105,34 @@ async fn a_capability_that_the_broker_lacks_is_named_before_any_io() {
         assert!(error.context().any(|fact| fact == ("route", "bill")), "{error}");
         assert_eq!(calls.load(Relaxed), 0, "{capability}");
     }
+}
+
+#[tokio::test]
+async fn letters_and_their_redrive_are_refused_before_any_io_where_the_broker_has_none() {
+    let without = |lacking: Capability| {
+        let calls: Arc<AtomicUsize> = Arc::default();
+        let can = Capability::ALL.iter().filter(|has| **has != lacking);
+        let can = can.fold(Capabilities::new(1024), |can, has| can.with(*has));
+        let memory = MemoryBroker::new();
+        let limited = Limited { memory: memory.clone(), can, subscriptions: 9, calls: Arc::clone(&calls) };
+        (memory, Broker::new(limited), calls)
+    };
+    let (_, broker, calls) = without(Capability::Letters);
+    let error = broker.letters("orders.billing.dlq").await.unwrap_err();
+    assert_eq!((error.kind(), calls.load(Relaxed)), (ErrorKind::Unsupported, 0));
+    assert!(error.to_string().contains("dead-letters"), "{error}");
+
+    let (memory, broker, _) = without(Capability::GroupAddress);
+    broker.declare("orders.billing.dlq").await.unwrap();
+    broker.publish("orders.billing.dlq", &placed("ann", 1)).await.unwrap();
+    let mut letters = broker.letters("orders.billing.dlq").await.unwrap();
+    let mut all = Vec::new();
+    letters.read(NonZeroUsize::MAX, &mut all).await.unwrap();
+    let back = Redrive::new().to("orders", "billing").unwrap();
+    let outcomes = broker.redrive(&mut letters, &all, &back).await;
+    let error = outcomes.into_iter().next().unwrap().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+    assert_eq!((letters.count().await.unwrap(), memory.kept("orders")), (1, 0), "it is open still");
 }
 
 #[tokio::test(start_paused = true)]
