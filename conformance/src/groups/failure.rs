@@ -12,7 +12,7 @@ use postrider_core::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::factory::{Doomed, Settings};
+use crate::factory::Doomed;
 use crate::kit::{Bench, Ender, Reader, declare_group, number, number_of, one_at_a_time, within};
 use crate::record::Outcome::{self, Passed};
 
