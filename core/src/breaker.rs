@@ -1,5 +1,5 @@
 //! A guard around calls that may fail for long: when too many have failed, it lets none through for a while, then a few to see.
-//! It knows nothing of messages.
+//! It knows nothing of messages; what a route does with one is the runner's.
 
 mod machine;
 
@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 use crate::env::Env;
-use machine::{Machine, Permit, Verdict};
+pub(crate) use machine::Verdict;
+use machine::{Machine, Permit};
 
 /// When a breaker opens, and for how long.
 ///
@@ -93,17 +94,22 @@ impl BreakerPolicy {
         self
     }
 
-    /// A call that takes longer is given up, and has failed.
+    /// A call that takes longer is given up, and has failed. Of a route it shortens the attempts: the shorter of both time-outs holds.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = Some(timeout);
         self
     }
+
+    pub(crate) fn call_timeout(&self) -> Option<Duration> {
+        self.timeout
+    }
 }
 
 /// How a breaker is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum BreakerState {
     /// Every call is let through.
+    #[default]
     Closed,
     /// None is.
     Open,
@@ -165,6 +171,8 @@ pub struct Breaker(Arc<Inner>);
 struct Inner {
     machine: Mutex<Machine>,
     state: watch::Sender<BreakerState>,
+    /// Tells those who wait for their turn: of changes, and of probes that ended without a verdict.
+    turns: watch::Sender<()>,
     env: Env,
 }
 
@@ -177,7 +185,8 @@ impl Breaker {
     /// The same, by the clock of `env`.
     pub fn with(policy: BreakerPolicy, env: Env) -> Self {
         let machine = Mutex::new(Machine::new(policy, env.now()));
-        Self(Arc::new(Inner { machine, state: watch::Sender::new(BreakerState::Closed), env }))
+        let (state, turns) = (watch::Sender::new(BreakerState::Closed), watch::Sender::new(()));
+        Self(Arc::new(Inner { machine, state, turns, env }))
     }
 
     /// How it is. An open breaker whose time is over stays open until the next call asks.
@@ -188,6 +197,15 @@ impl Breaker {
     /// Tells of every change.
     pub fn watch(&self) -> watch::Receiver<BreakerState> {
         self.0.state.subscribe()
+    }
+
+    /// After which time it lets a probe through; `None` unless it is open.
+    pub fn probes_in(&self) -> Option<Duration> {
+        let now = self.0.env.now();
+        match self.machine().peek(now) {
+            Err(left) if !left.is_zero() => Some(left),
+            _ => None,
+        }
     }
 
     /// Makes the call if calls are let through; every error counts as a failure.
@@ -210,12 +228,7 @@ impl Breaker {
         counts: impl FnOnce(&E) -> bool,
         call: impl Future<Output = Result<T, E>>,
     ) -> Result<T, BreakerError<E>> {
-        let began = self.0.env.now();
-        let admitted = self.change(|machine| machine.admit(began));
-        let mut guard = match admitted {
-            Ok(permit) => Guard { breaker: self, permit: Some(permit), began },
-            Err(left) => return Err(BreakerError::Open(left)),
-        };
+        let mut guard = self.enter().map_err(BreakerError::Open)?;
         let limit = self.machine().policy().timeout;
         let outcome = match limit {
             None => Ok(call.await),
@@ -241,6 +254,28 @@ impl Breaker {
         }
     }
 
+    /// Lets a call begin; else says after which time to ask again, with nothing when it is the calls under way that decide.
+    pub(crate) fn enter(&self) -> Result<Guard, Duration> {
+        let began = self.0.env.now();
+        let permit = self.change(|machine| machine.admit(began))?;
+        Ok(Guard { breaker: self.clone(), permit: Some(permit), began })
+    }
+
+    /// What [`enter`](Self::enter) would answer.
+    pub(crate) fn peek(&self) -> Result<(), Duration> {
+        let now = self.0.env.now();
+        self.machine().peek(now)
+    }
+
+    /// Tells when it may be worth to ask again.
+    pub(crate) fn turns(&self) -> watch::Receiver<()> {
+        self.0.turns.subscribe()
+    }
+
+    pub(crate) fn call_timeout(&self) -> Option<Duration> {
+        self.machine().policy().timeout
+    }
+
     fn machine(&self) -> MutexGuard<'_, Machine> {
         self.0.machine.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -250,8 +285,17 @@ impl Breaker {
         let mut machine = self.machine();
         let out = change(&mut machine);
         let now = machine.state();
-        self.0.state.send_if_modified(|state| std::mem::replace(state, now) != now);
+        if self.0.state.send_if_modified(|state| std::mem::replace(state, now) != now) {
+            self.0.turns.send_replace(());
+        }
         out
+    }
+}
+
+/// The same breaker, not one that is alike.
+impl PartialEq for Breaker {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
     }
 }
 
@@ -262,23 +306,38 @@ impl fmt::Debug for Breaker {
 }
 
 /// A call under way; dropped without a verdict, it was cancelled.
-struct Guard<'a> {
-    breaker: &'a Breaker,
+#[derive(Debug)]
+pub(crate) struct Guard {
+    breaker: Breaker,
     permit: Option<Permit>,
     began: Instant,
 }
 
-impl Guard<'_> {
-    fn ended(&mut self, verdict: Verdict) {
+impl Guard {
+    /// The call begins only now.
+    pub(crate) fn begin(&mut self, now: Instant) {
+        self.began = now;
+    }
+
+    /// Whether the breaker is still in the state that let the call through.
+    pub(crate) fn holds(&self) -> bool {
+        self.permit.is_some_and(|permit| self.breaker.machine().holds(permit))
+    }
+
+    pub(crate) fn ended(&mut self, verdict: Verdict) {
         if let Some(permit) = self.permit.take() {
             let now = self.breaker.0.env.now();
             let took = now.saturating_duration_since(self.began);
             self.breaker.change(|machine| machine.ended(permit, verdict, took, now));
+            if verdict == Verdict::Cancelled {
+                // a probe's place may be free, which is no change of state
+                self.breaker.0.turns.send_replace(());
+            }
         }
     }
 }
 
-impl Drop for Guard<'_> {
+impl Drop for Guard {
     fn drop(&mut self) {
         self.ended(Verdict::Cancelled);
     }

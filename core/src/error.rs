@@ -255,6 +255,16 @@ fn mark(class: Class, error: BoxError) -> HandlerError {
     HandlerError(Box::new(Classified(Mark(class, error))))
 }
 
+/// The error under the mark that was put on it last, if it has one.
+pub(crate) fn unmarked<'a>(
+    error: &'a (dyn StdError + Send + Sync + 'static),
+) -> &'a (dyn StdError + 'static) {
+    match error.downcast_ref::<Classified>() {
+        Some(Classified(Mark(_, inner))) => unmarked(&**inner),
+        None => error,
+    }
+}
+
 /// Reads like the error it wraps; its `source()` is the [`Mark`], a node of its own, because `anyhow` hides the
 /// outermost type from `downcast_ref` but keeps the chain below it.
 #[derive(Debug)]

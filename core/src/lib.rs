@@ -6,6 +6,7 @@
 mod address;
 mod breaker;
 mod broker;
+mod bulkhead;
 mod capability;
 pub mod codec;
 mod delivery;
@@ -24,6 +25,7 @@ mod message;
 mod outcome;
 mod policy;
 mod publish;
+mod rate;
 mod redrive;
 mod registry;
 mod router;
@@ -35,6 +37,7 @@ mod time;
 pub use address::{Address, Channel, GroupName, KEY_SLOTS, MAX_NAME, SEPARATOR, key_slot, murmur2};
 pub use breaker::{Breaker, BreakerError, BreakerPolicy, BreakerState};
 pub use broker::{Adapter, BoxSubscription, Broker, Declare};
+pub use bulkhead::{Bulkhead, BulkheadError, BulkheadPolicy};
 pub use bytes::Bytes;
 pub use capability::{Capabilities, Capability};
 pub use delivery::{Delivery, Origin};
@@ -62,13 +65,14 @@ pub use letters::{BoxLetters, Failure, Letter, Letters, NoLetters};
 pub use message::{DecodeError, EnvelopeContext, IntoEnvelope, Key, Message, ToKey, decode};
 pub use outcome::{IntoOutcome, IntoOutputs, Outcome, OutputContext, Reason};
 pub use policy::{
-    Backoff, DeadLetterPolicy, Jitter, OnExpired, OnGap, RETRY_TIERS, Retry, RouteOptions, Verdict,
+    Backoff, DeadLetterPolicy, Jitter, OnExpired, OnGap, OnlyIf, RETRY_TIERS, Retry, RouteOptions, Verdict,
     retry_tier,
 };
 pub use publish::{
     Confirm, Confirmed, Confirms, DrainReport, Outgoing, PublishError, PublishOptions, PublishOrder,
     Publisher, PublisherExt, Receipt, check_address, check_size,
 };
+pub use rate::{RateLimit, RatePolicy};
 pub use redrive::{Redrive, Redriven};
 pub use registry::{BrokerUrl, Connector, Host, OptionsError, Registry};
 pub use router::{DRAIN, Description, RouteDescription, Router};

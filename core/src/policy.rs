@@ -4,5 +4,6 @@
 mod backoff;
 mod options;
 
-pub use backoff::{Backoff, Jitter, RETRY_TIERS, Retry, Verdict, retry_tier};
+pub use backoff::{Backoff, Jitter, OnlyIf, RETRY_TIERS, Retry, Verdict, retry_tier};
+pub(crate) use options::{BreakerOption, RateOption};
 pub use options::{DeadLetterPolicy, OnExpired, OnGap, RouteOptions};

@@ -20,7 +20,7 @@ use crate::idempotency::IdempotencyStore;
 use crate::layer::{Layer, Stack};
 use crate::policy::RouteOptions;
 use crate::publish::Publisher;
-use crate::runner::{self, Orders, Plan, Report, Running, RunningRoute, Status, StopOrder};
+use crate::runner::{self, Admission, Orders, Plan, Report, Running, RunningRoute, Status, StopOrder};
 use crate::subscribe::{Subscriber, Subscription};
 
 /// How long a service that is told to stop lets its handlers finish, unless told otherwise: 30 s.
@@ -145,22 +145,32 @@ impl<S, L> Router<S, L> {
         {
             let plan = Arc::new(plan);
             let handler = (built.handler)(broker.clone(), Arc::clone(&plan.names), stop.token.clone());
+            let admission = Admission::of(&plan, broker.env());
+            let breaker = admission.as_ref().and_then(Admission::breaker);
             let orders = Orders {
                 handler,
                 broker: broker.clone(),
                 env: broker.env().clone(),
                 publishes: plan.publishes.as_ref().map(|channel| Arc::from(channel.as_str())),
                 timeout: plan.timeout,
+                only_if: plan.retry.asks().cloned(),
                 isolation: Arc::clone(&isolation),
                 index,
                 store: built.store.or_else(|| shared.clone()),
             };
             let status = Arc::new(Status::default());
             let control = subscription.control();
-            runner::started(&plan.names, broker.name());
-            routes.push(RunningRoute { plan: Arc::clone(&plan), status: Arc::clone(&status), control });
+            runner::started(&plan.names, broker.name(), check::worst_case(&plan));
+            routes.push(RunningRoute {
+                plan: Arc::clone(&plan),
+                status: Arc::clone(&status),
+                control,
+                breaker,
+            });
             let stop = stop.clone();
-            tasks.spawn(async move { (index, runner::run(plan, orders, subscription, status, stop).await) });
+            tasks.spawn(async move {
+                (index, runner::run(plan, orders, admission, subscription, status, stop).await)
+            });
         }
         Ok(Running::new(broker.clone(), routes, tasks, stop))
     }
@@ -203,7 +213,8 @@ fn topology(plans: &[Plan]) -> Vec<Declare> {
     for plan in plans {
         add(Declare::Channel(plan.subscribe.channel.clone()));
         plan.publishes.iter().cloned().map(Declare::Channel).for_each(&mut add);
-        plan.dead_letter.iter().cloned().map(Declare::DeadLetters).for_each(&mut add);
+        let letters = plan.dead_letter.iter().chain(plan.dead_letter_for.iter().map(|(_, channel)| channel));
+        letters.cloned().map(Declare::DeadLetters).for_each(&mut add);
     }
     // groups last: their channels exist by then
     plans.iter().map(|plan| Declare::Group(plan.subscribe.clone())).for_each(&mut add);

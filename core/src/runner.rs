@@ -1,5 +1,6 @@
 //! Runs routes: everything between a delivery and its settlement. Which routes there are is the router's.
 
+mod admission;
 mod crew;
 mod dead_letter;
 mod dispatcher;
@@ -14,6 +15,7 @@ mod retry_copy;
 mod running;
 mod task;
 
+pub(crate) use admission::Admission;
 pub(crate) use crew::Orders;
 pub(crate) use events::started;
 pub(crate) use plan::Plan;

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use postrider::memory::MemoryConnector;
 use postrider::prelude::*;
-use postrider::{Bytes, Env, Registry, RouteOptions};
+use postrider::{BreakerPolicy, Bytes, Env, Registry, RouteOptions};
 use router_kit::{Log, Placed, broker, broker_with, finish, invoiced, lag, placed, retry, within};
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
@@ -95,7 +95,7 @@ async fn start_retry_dead_letter_and_drain_are_told() {
     let service = Router::new().route(billing().handle(handler)).start(&broker).await.unwrap();
     finish(service).await;
     insta::assert_snapshot!(story(&log), @r#"
-    INFO  postrider::route route started route="bill" channel="orders" group="billing" broker="memory"
+    INFO  postrider::route route started route="bill" channel="orders" group="billing" broker="memory" worst_case_ms=61000
     DEBUG postrider::retry attempt failed, to be retried route="bill" channel="orders" group="billing" id=019b76da-a800-763c-a3cb-e1e459320dd8 attempt=1 wait_ms=1000 error=card declined
     WARN  postrider::dead_letter message dead-lettered route="bill" channel="orders" group="billing" id=019b76da-a800-763c-a3cb-e1e459320dd8 attempt=2 reason="exhausted"
     INFO  postrider::drain route draining route="bill" channel="orders" group="billing" held=0
@@ -137,11 +137,35 @@ async fn a_lost_claim_and_the_way_back_are_told_and_so_is_what_a_stop_gives_back
     assert_eq!(lag(&service, "bill").await, 2);
     within("it stops", service.stop(SECOND)).await.unwrap();
     insta::assert_snapshot!(story(&log), @r#"
-    INFO  postrider::route route started route="bill" channel="orders" group="billing" broker="memory"
+    INFO  postrider::route route started route="bill" channel="orders" group="billing" broker="memory" worst_case_ms=61000
     WARN  postrider::claim claims lost route="bill" channel="orders" group="billing" claims=1
     INFO  postrider::reconnect reconnected route="bill" channel="orders" group="billing"
     INFO  postrider::drain route draining route="bill" channel="orders" group="billing" held=2
     INFO  postrider::drain route stopped route="bill" channel="orders" group="billing" given_back=2 in_time=false
+    "#);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_breaker_that_opens_probes_and_closes_is_told() {
+    let (_, broker) = broker_with(&[placed("ann", 1), placed("bob", 2), placed("eve", 3)]).await;
+    let (log, _guard) = record();
+    let began = tokio::time::Instant::now();
+    let handler = move |_: Placed| {
+        let up = began.elapsed() > 15 * SECOND;
+        async move { if up { Ok(()) } else { Err("card service down") } }
+    };
+    let policy = BreakerPolicy::new().consecutive_failures(2).open_for(10 * SECOND).probes(1);
+    let route = billing().retry(retry(9, SECOND)).concurrency(1).breaker(policy).handle(handler);
+    let service = Router::new().route(route).start(&broker).await.unwrap();
+    finish(service).await;
+    let told: Vec<_> =
+        story(&log).lines().filter(|line| line.contains("breaker")).map(str::to_owned).collect();
+    insta::assert_snapshot!(told.join("\n"), @r#"
+    WARN  postrider::breaker circuit breaker open, the route waits route="bill" channel="orders" group="billing" open_ms=10000
+    INFO  postrider::breaker circuit breaker half-open, the route probes route="bill" channel="orders" group="billing"
+    WARN  postrider::breaker circuit breaker open, the route waits route="bill" channel="orders" group="billing" open_ms=10000
+    INFO  postrider::breaker circuit breaker half-open, the route probes route="bill" channel="orders" group="billing"
+    INFO  postrider::breaker circuit breaker closed, the route goes on route="bill" channel="orders" group="billing"
     "#);
 }
 

@@ -16,10 +16,10 @@ pub(super) struct Permit {
 
 /// How a call ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(crate) enum Verdict {
     Succeeded,
     Failed,
-    /// It was dropped.
+    /// It was dropped, or says nothing of the other side.
     Cancelled,
 }
 
@@ -74,20 +74,30 @@ impl Machine {
         }
     }
 
+    /// Whether this permit's state still holds.
+    pub(super) fn holds(&self, permit: Permit) -> bool {
+        permit.generation == self.generation
+    }
+
+    /// What [`admit`](Self::admit) would answer.
+    pub(super) fn peek(&self, now: Instant) -> Result<(), Duration> {
+        match self.state {
+            State::Open { until } if until > now => Err(until - now),
+            // those that are under way decide
+            State::HalfOpen { running, succeeded } if running + succeeded >= self.policy.probes => {
+                Err(Duration::ZERO)
+            }
+            State::Closed | State::Open { .. } | State::HalfOpen { .. } => Ok(()),
+        }
+    }
+
     /// Whether a call may be made now; else after which time it may be asked for again.
     pub(super) fn admit(&mut self, now: Instant) -> Result<Permit, Duration> {
-        if let State::Open { until } = self.state {
-            let left = until.saturating_duration_since(now);
-            if !left.is_zero() {
-                return Err(left);
-            }
+        self.peek(now)?;
+        if let State::Open { .. } = self.state {
             self.change(State::HalfOpen { running: 0, succeeded: 0 });
         }
-        if let State::HalfOpen { running, succeeded } = &mut self.state {
-            if *running + *succeeded >= self.policy.probes {
-                // those that are under way decide
-                return Err(Duration::ZERO);
-            }
+        if let State::HalfOpen { running, .. } = &mut self.state {
             *running += 1;
         }
         Ok(Permit { generation: self.generation })
@@ -208,7 +218,10 @@ mod tests {
                     Step::Wait(time) => now += ms(time),
                     Step::Admit => {
                         let due = opened.map(|at| at + ms(500));
-                        match machine.admit(now) {
+                        let peeked = machine.peek(now);
+                        let admitted = machine.admit(now);
+                        prop_assert_eq!(peeked.err(), admitted.err(), "a look tells what asking would");
+                        match admitted {
                             Ok(permit) => {
                                 prop_assert!(before != BreakerState::Open || due.is_some_and(|due| due <= now));
                                 under_way.push(permit);

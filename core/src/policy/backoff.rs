@@ -1,8 +1,11 @@
 //! When to try again: attempts, back-off, jitter and the ceiling on it all. A pure function of what has happened.
 
+use std::error::Error as StdError;
+use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
-use crate::error::Class;
+use crate::error::{self, BoxError, Class};
 
 /// How long retries can wait at a broker. A queue or topic for each is what brokers without timers of their own need, so every
 /// wait is rounded up to one of these, on all brokers alike.
@@ -93,7 +96,35 @@ pub struct Retry {
     jitter: Jitter,
     max_elapsed: Option<Duration>,
     durable: bool,
+    only_if: Option<OnlyIf>,
 }
+
+/// Which errors of a handler are worth another attempt.
+#[derive(Clone)]
+pub struct OnlyIf(Arc<Predicate>);
+
+type Predicate = dyn Fn(&(dyn StdError + 'static)) -> bool + Send + Sync;
+
+impl OnlyIf {
+    /// Whether another attempt may help. It is asked of the error as the handler returned it, without a mark that was put on it.
+    pub(crate) fn holds(&self, error: &BoxError) -> bool {
+        (self.0)(error::unmarked(&**error))
+    }
+}
+
+impl fmt::Debug for OnlyIf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("OnlyIf")
+    }
+}
+
+impl PartialEq for OnlyIf {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for OnlyIf {}
 
 /// What follows a failed attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,7 +145,7 @@ impl Retry {
     /// Five attempts in all, exponential from 200 ms to 30 s, full jitter, no ceiling on the total.
     pub fn new() -> Self {
         let backoff = Backoff::exponential(Duration::from_millis(200), Duration::from_secs(30));
-        Self { attempts: 5, backoff, jitter: Jitter::Full, max_elapsed: None, durable: false }
+        Self { attempts: 5, backoff, jitter: Jitter::Full, max_elapsed: None, durable: false, only_if: None }
     }
 
     /// A single attempt.
@@ -144,6 +175,30 @@ impl Retry {
     pub fn max_elapsed(mut self, ceiling: Duration) -> Self {
         self.max_elapsed = Some(ceiling);
         self
+    }
+
+    /// Only errors for which this holds are worth another attempt; the others go to the dead letters at once, as if they were marked
+    /// [permanent](crate::Classify::permanent). It is asked of what a handler returns, not of panics and time-outs, which are
+    /// always retried.
+    ///
+    /// ```
+    /// use std::io::{Error, ErrorKind};
+    /// use postrider_core::Retry;
+    /// let retry = Retry::new().only_if(|error| {
+    ///     error.downcast_ref::<Error>().is_none_or(|error| error.kind() != ErrorKind::InvalidData)
+    /// });
+    /// # let _ = retry;
+    /// ```
+    pub fn only_if(
+        mut self,
+        predicate: impl Fn(&(dyn StdError + 'static)) -> bool + Send + Sync + 'static,
+    ) -> Self {
+        self.only_if = Some(OnlyIf(Arc::new(predicate)));
+        self
+    }
+
+    pub(crate) fn asks(&self) -> Option<&OnlyIf> {
+        self.only_if.as_ref()
     }
 
     /// Retries wait at the broker and outlive the process, attempts counted. Only with [`Order::None`](crate::Order::None): a message
@@ -192,7 +247,9 @@ impl Retry {
         }
     }
 
-    /// The longest that one message can take: every attempt at its time-out, every wait at its longest.
+    /// The longest that one message can take: every attempt at its time-out, every wait at its longest. What a handler
+    /// [advises](crate::Classify::retry_after) beyond the back-off isn't known before, and only bounded by
+    /// [`max_elapsed`](Self::max_elapsed).
     pub fn worst_case(&self, timeout: Duration) -> Duration {
         let waits = (1..self.attempts).fold(Duration::ZERO, |sum, attempt| {
             let wait = match self.jitter {

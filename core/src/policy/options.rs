@@ -3,8 +3,12 @@
 use std::time::Duration;
 
 use super::Retry;
+use crate::breaker::{Breaker, BreakerPolicy};
+use crate::bulkhead::Bulkhead;
 use crate::handler::Route;
 use crate::idempotency::Idempotency;
+use crate::outcome::Reason;
+use crate::rate::{RateLimit, RatePolicy};
 use crate::settle::Window;
 use crate::subscribe::{Order, Start};
 
@@ -43,6 +47,20 @@ pub enum OnGap {
     Stop,
 }
 
+/// A breaker of the route's own, or one that it shares.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum BreakerOption {
+    Own(BreakerPolicy),
+    Shared(Breaker),
+}
+
+/// A rate limit of the route's own, or one that it shares.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum RateOption {
+    Own(RatePolicy),
+    Shared(RateLimit),
+}
+
 /// Everything about a route but its function. What isn't said has the documented default.
 ///
 /// ```
@@ -56,7 +74,7 @@ pub enum OnGap {
 ///     .dead_letter("orders.billing.dlq");
 /// # let _ = options;
 /// ```
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 #[must_use = "options become a route by `handle`"]
 pub struct RouteOptions {
     pub(crate) channel: String,
@@ -72,7 +90,11 @@ pub struct RouteOptions {
     pub(crate) start: Start,
     pub(crate) timeout: Duration,
     pub(crate) retry: Retry,
+    pub(crate) breaker: Option<BreakerOption>,
+    pub(crate) rate: Option<RateOption>,
+    pub(crate) bulkhead: Option<Bulkhead>,
     pub(crate) dead_letter: DeadLetterPolicy,
+    pub(crate) dead_letter_for: Vec<(Reason, String)>,
     pub(crate) on_expired: OnExpired,
     pub(crate) on_gap: OnGap,
     pub(crate) batch: usize,
@@ -104,7 +126,11 @@ impl RouteOptions {
             start: Start::Earliest,
             timeout: Duration::from_secs(30),
             retry: Retry::new(),
+            breaker: None,
+            rate: None,
+            bulkhead: None,
             dead_letter: DeadLetterPolicy::Default,
+            dead_letter_for: Vec::new(),
             on_expired: OnExpired::DeadLetter,
             on_gap: OnGap::Continue,
             batch: 100,
@@ -181,6 +207,42 @@ impl RouteOptions {
         self
     }
 
+    /// When too many attempts fail, nothing starts for a while; then a few are let through, to see. Messages wait meanwhile, with the
+    /// member or the broker, and no attempt of theirs is used up. Failed is what is retried: an `Err`, a panic, a time-out. What is
+    /// rejected or cancelled says nothing. A batch is one call, which has failed if half of its messages have.
+    ///
+    /// A [time-out](BreakerPolicy::timeout) of the policy shortens the route's own.
+    pub fn breaker(mut self, policy: BreakerPolicy) -> Self {
+        self.breaker = Some(BreakerOption::Own(policy));
+        self
+    }
+
+    /// The same by a breaker that others use, too: other routes, or calls inside of handlers.
+    pub fn shared_breaker(mut self, breaker: &Breaker) -> Self {
+        self.breaker = Some(BreakerOption::Shared(breaker.clone()));
+        self
+    }
+
+    /// How many messages may begin an attempt in a time, retries included; those that are over it wait. A batch begins when one message
+    /// may, and the next one waits for all of it.
+    pub fn rate(mut self, policy: RatePolicy) -> Self {
+        self.rate = Some(RateOption::Own(policy));
+        self
+    }
+
+    /// The same by a limit that others use, too.
+    pub fn shared_rate(mut self, limit: &RateLimit) -> Self {
+        self.rate = Some(RateOption::Shared(limit.clone()));
+        self
+    }
+
+    /// Attempts also need a place in a bulkhead that others use, too: other routes, or calls inside of handlers. Routes wait for
+    /// theirs in turn, whatever its queue and time-out.
+    pub fn bulkhead(mut self, bulkhead: &Bulkhead) -> Self {
+        self.bulkhead = Some(bulkhead.clone());
+        self
+    }
+
     /// The dead-letter channel; `channel.group.dlq` unless set.
     pub fn dead_letter(mut self, channel: impl Into<String>) -> Self {
         self.dead_letter = DeadLetterPolicy::Channel(channel.into());
@@ -190,6 +252,13 @@ impl RouteOptions {
     /// No dead letters: what is given up on is acknowledged, and logged as dropped. Has to be said, since it loses messages.
     pub fn no_dead_letter(mut self) -> Self {
         self.dead_letter = DeadLetterPolicy::Drop;
+        self
+    }
+
+    /// Another dead-letter channel for what is given up on for this reason; may be given again for others.
+    pub fn dead_letter_for(mut self, reason: Reason, channel: impl Into<String>) -> Self {
+        self.dead_letter_for.retain(|(other, _)| *other != reason);
+        self.dead_letter_for.push((reason, channel.into()));
         self
     }
 

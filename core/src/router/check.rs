@@ -7,7 +7,8 @@ use crate::address::{Channel, GroupName};
 use crate::capability::{Capabilities, Capability};
 use crate::error::{Error, Result};
 use crate::extract::{Declaration, RouteNames};
-use crate::policy::{DeadLetterPolicy, OnGap, RETRY_TIERS, RouteOptions};
+use crate::outcome::Reason;
+use crate::policy::{BreakerOption, DeadLetterPolicy, OnGap, RETRY_TIERS, RouteOptions};
 use crate::runner::Plan;
 use crate::subscribe::{Group, Order, Start, SubscribeOptions};
 
@@ -67,26 +68,10 @@ pub(super) fn plan(options: &RouteOptions, declaration: &Declaration) -> Result<
             options.batch, options.window.messages
         ));
     }
-    let durable = options.retry.is_durable();
-    if durable && options.order != Order::None {
-        return refuse(format!(
-            "`durable` retries wait at the broker and lose their place, but `order = {}` is asked for; say `order = none`, or retry in place",
-            options.order.as_str()
-        ));
-    }
-    if durable && group == Group::Ephemeral {
-        return refuse(
-            "`durable` retries outlive the process, an ephemeral group doesn't; name a group".into(),
-        );
-    }
-    let most = RETRY_TIERS[RETRY_TIERS.len() - 1];
-    if durable && options.retry.longest_wait() > most {
-        return refuse(format!(
-            "its back-off waits up to {:?}, a `durable` retry at most {most:?}; shorten it",
-            options.retry.longest_wait()
-        ));
-    }
+    durable(&label, options, &group)?;
+    let timeout = attempt_timeout(options);
     let dead_letter = dead_letter(&label, options, &channel, &group)?;
+    let dead_letter_for = dead_letter_for(&label, options, &channel)?;
     let publishes = options.publishes.as_deref().map(Channel::new).transpose();
     let publishes = named(&label, "publishes", publishes)?;
     let mut subscribe = SubscribeOptions::new(channel, group);
@@ -95,8 +80,8 @@ pub(super) fn plan(options: &RouteOptions, declaration: &Declaration) -> Result<
     subscribe.partitions = options.partitions;
     subscribe.window = options.window;
     subscribe.claim_timeout = options.claim_timeout;
-    subscribe.attempt_timeout = Some(options.timeout);
-    subscribe.durable_retry = durable;
+    subscribe.attempt_timeout = Some(timeout);
+    subscribe.durable_retry = options.retry.is_durable();
     subscribe.native.clone_from(&options.native);
     Ok(Plan {
         names: Arc::new(RouteNames {
@@ -108,8 +93,12 @@ pub(super) fn plan(options: &RouteOptions, declaration: &Declaration) -> Result<
         subscribe,
         publishes,
         dead_letter,
+        dead_letter_for,
+        breaker: options.breaker.clone(),
+        rate: options.rate.clone(),
+        bulkhead: options.bulkhead.clone(),
         retry: options.retry.clone(),
-        timeout: options.timeout,
+        timeout,
         concurrency: options.concurrency,
         workers: options.workers,
         batch: declaration.batch.then_some(options.batch),
@@ -119,6 +108,43 @@ pub(super) fn plan(options: &RouteOptions, declaration: &Declaration) -> Result<
         on_gap: options.on_gap,
         types: declaration.types.clone(),
     })
+}
+
+/// The shorter of the route's own time-out and its breaker's.
+fn attempt_timeout(options: &RouteOptions) -> Duration {
+    let breaker = match &options.breaker {
+        Some(BreakerOption::Own(policy)) => policy.call_timeout(),
+        Some(BreakerOption::Shared(breaker)) => breaker.call_timeout(),
+        None => None,
+    };
+    breaker.map_or(options.timeout, |timeout| timeout.min(options.timeout))
+}
+
+/// What a retry that waits at the broker can't go with.
+fn durable(label: &str, options: &RouteOptions, group: &Group) -> Result<()> {
+    let refuse = |why: String| Err(Error::config("start", format!("{label}: {why}")));
+    if !options.retry.is_durable() {
+        return Ok(());
+    }
+    if options.order != Order::None {
+        return refuse(format!(
+            "`durable` retries wait at the broker and lose their place, but `order = {}` is asked for; say `order = none`, or retry in place",
+            options.order.as_str()
+        ));
+    }
+    if *group == Group::Ephemeral {
+        return refuse(
+            "`durable` retries outlive the process, an ephemeral group doesn't; name a group".into(),
+        );
+    }
+    let most = RETRY_TIERS[RETRY_TIERS.len() - 1];
+    if options.retry.longest_wait() > most {
+        return refuse(format!(
+            "its back-off waits up to {:?}, a `durable` retry at most {most:?}; shorten it",
+            options.retry.longest_wait()
+        ));
+    }
+    Ok(())
 }
 
 fn dead_letter(
@@ -140,11 +166,24 @@ fn dead_letter(
         (DeadLetterPolicy::Default | DeadLetterPolicy::Drop, _) => None,
     };
     if dead_letter.as_ref() == Some(channel) {
-        return refuse(format!(
-            "its dead letters go to `{channel}`, which it reads: that never ends; choose another channel"
-        ));
+        return refuse(never_ends(channel));
     }
     Ok(dead_letter)
+}
+
+fn dead_letter_for(label: &str, options: &RouteOptions, channel: &Channel) -> Result<Vec<(Reason, Channel)>> {
+    let each = options.dead_letter_for.iter().map(|(reason, name)| {
+        let own = named(label, "dead_letter_for", Channel::new(&**name))?;
+        if own == *channel {
+            return Err(Error::config("start", format!("{label}: {}", never_ends(channel))));
+        }
+        Ok((*reason, own))
+    });
+    each.collect()
+}
+
+fn never_ends(channel: &Channel) -> String {
+    format!("its dead letters go to `{channel}`, which it reads: that never ends; choose another channel")
 }
 
 /// What only shows when all routes are seen together.

@@ -1,5 +1,6 @@
 //! Routes as data: for people a table, for programs JSON.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
@@ -32,6 +33,8 @@ pub struct RouteDescription {
     pub publishes: Option<String>,
     /// Where what it gives up on goes.
     pub dead_letter: Option<String>,
+    /// Where what it gives up on for one reason goes instead, by the reason's word.
+    pub dead_letter_for: BTreeMap<String, String>,
     /// `key`, `partition` or `none`.
     pub order: String,
     /// How many handlers run at once.
@@ -62,6 +65,7 @@ impl RouteDescription {
             types: plan.types.iter().map(|t| (*t).into()).collect(),
             publishes: plan.names.publishes.clone(),
             dead_letter: plan.dead_letter.as_ref().map(ToString::to_string),
+            dead_letter_for: each_reason(plan),
             order: plan.subscribe.order.as_str().into(),
             concurrency: plan.concurrency,
             max_in_flight: plan.subscribe.window.messages,
@@ -70,6 +74,17 @@ impl RouteDescription {
             worst_case_ms: millis(check::worst_case(plan)),
         }
     }
+}
+
+/// `orders.billing.dlq, undecodable: orders.bad`.
+fn letters(route: &RouteDescription) -> String {
+    let rest = route.dead_letter.clone().unwrap_or_else(|| "-".into());
+    let own = route.dead_letter_for.iter().map(|(reason, channel)| format!("{reason}: {channel}"));
+    std::iter::once(rest).chain(own).collect::<Vec<_>>().join(", ")
+}
+
+fn each_reason(plan: &Plan) -> BTreeMap<String, String> {
+    plan.dead_letter_for.iter().map(|(reason, channel)| (reason.to_string(), channel.to_string())).collect()
 }
 
 impl fmt::Display for Description {
@@ -84,7 +99,7 @@ impl fmt::Display for Description {
                 r.channel.clone(),
                 r.group.clone(),
                 r.publishes.clone().unwrap_or_else(|| "-".into()),
-                r.dead_letter.clone().unwrap_or_else(|| "-".into()),
+                letters(r),
                 r.order.clone(),
                 r.attempts.to_string(),
                 format!("{seconds:.1} s"),

@@ -20,7 +20,8 @@ use crate::error::BoxError;
 use crate::extract::Incoming;
 use crate::handler::DynHandler;
 use crate::idempotency::IdempotencyStore;
-use crate::outcome::Outcome;
+use crate::outcome::{Outcome, Reason};
+use crate::policy::OnlyIf;
 use crate::publish::{Confirmed, Outgoing, Publisher};
 
 /// What a crew needs to know of its route.
@@ -31,6 +32,8 @@ pub(crate) struct Orders {
     pub(crate) env: Env,
     pub(crate) publishes: Option<Arc<str>>,
     pub(crate) timeout: Duration,
+    /// Which of the handler's errors are worth another attempt; `None`: all that aren't marked.
+    pub(crate) only_if: Option<OnlyIf>,
     /// What the service's routes know of each other.
     pub(crate) isolation: Arc<Isolation>,
     pub(crate) index: usize,
@@ -138,7 +141,9 @@ impl Future for Attempt<'_> {
                 Stage::Publishing(future) => (future, false),
                 Stage::Ended => return Poll::Pending,
             };
-            let outcome = match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))) {
+            let only_if = this.orders.only_if.as_ref().filter(|_| handling);
+            let poll = AssertUnwindSafe(|| future.as_mut().poll(cx).map(|outcome| judged(outcome, only_if)));
+            let outcome = match catch_unwind(poll) {
                 Ok(Poll::Ready(outcome)) => outcome,
                 Err(panic) => panicked(&*panic),
                 // what is being confirmed has the publisher's own deadline
@@ -161,6 +166,18 @@ impl Future for Attempt<'_> {
                 return Poll::Ready((this.job, outcome));
             }
         }
+    }
+}
+
+/// An error that isn't worth another attempt is as good as marked.
+fn judged(outcome: Outcome, only_if: Option<&OnlyIf>) -> Outcome {
+    let Some(only_if) = only_if else { return outcome };
+    match outcome {
+        Outcome::Retry(error, _) if !only_if.holds(&error) => Outcome::Reject(Reason::Rejected, error),
+        Outcome::Each(each) => {
+            Outcome::Each(each.into_iter().map(|outcome| judged(outcome, Some(only_if))).collect())
+        }
+        other => other,
     }
 }
 
@@ -193,7 +210,7 @@ async fn confirm(outcome: Outcome, orders: &Orders) -> Outcome {
 async fn confirm_outputs(outputs: Vec<Envelope>, orders: &Orders) -> Outcome {
     let Some(channel) = &orders.publishes else {
         let message = "the handler returned messages, but its route has no `publishes` channel; add one";
-        return Outcome::Reject(crate::Reason::Rejected, message.into());
+        return Outcome::Reject(Reason::Rejected, message.into());
     };
     let mut confirms = Vec::with_capacity(outputs.len());
     for output in outputs {

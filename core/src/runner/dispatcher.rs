@@ -1,6 +1,7 @@
 //! One route's decisions: which message starts, what its outcome means, what is settled. The loop that feeds it is `task`'s;
 //! who calls the handler is `crew`'s.
 
+mod admission;
 mod claims;
 mod copies;
 mod once;
@@ -17,6 +18,7 @@ use futures_util::stream::FuturesUnordered;
 use slab::Slab;
 use tokio_util::sync::CancellationToken;
 
+use super::admission::{Admission, Pass};
 use super::crew::{Crew, Ended, Orders};
 use super::events;
 use super::held::{Delayed, Held, Items};
@@ -60,7 +62,9 @@ pub(crate) struct Dispatcher<'a> {
     ready: VecDeque<Held>,
     delayed: BinaryHeap<Delayed>,
     delays: u64,
-    jobs: Slab<Items>,
+    jobs: Slab<Job>,
+    /// `None` for routes that may always begin.
+    admission: Option<Box<Admission>>,
     /// Dead letters and retries on their way to the broker.
     copies: FuturesUnordered<BoxFuture<'a, CopySent>>,
     /// The messages that they are copies of, and how each is told that its claim was lost.
@@ -84,7 +88,15 @@ pub(crate) struct Dispatcher<'a> {
     handled: u64,
     held: usize,
     now: Instant,
+    /// Now, less the time for which the route's breaker let nothing start.
+    patient_now: Instant,
     stopping: bool,
+}
+
+/// What one call of the handler works on, and what allowed it.
+struct Job {
+    items: Items,
+    pass: Option<Box<Pass>>,
 }
 
 impl<'a> Dispatcher<'a> {
@@ -93,6 +105,7 @@ impl<'a> Dispatcher<'a> {
         orders: &'a Orders,
         status: &'a Status,
         control: Arc<dyn Control>,
+        admission: Option<Admission>,
     ) -> Self {
         let hands = match plan.workers {
             0 | 1 => Hands::Own(Box::new(Crew::new(orders))),
@@ -110,6 +123,7 @@ impl<'a> Dispatcher<'a> {
             delayed: BinaryHeap::new(),
             delays: 0,
             jobs: Slab::new(),
+            admission: admission.map(Box::new),
             copies: FuturesUnordered::new(),
             copied: Vec::new(),
             asked: FuturesUnordered::new(),
@@ -125,6 +139,7 @@ impl<'a> Dispatcher<'a> {
             handled: 0,
             held: 0,
             now: orders.env.now(),
+            patient_now: orders.env.now(),
             stopping: false,
         }
     }
@@ -139,14 +154,23 @@ impl<'a> Dispatcher<'a> {
         !self.stopping && self.stalled.load(Relaxed) == 0 && self.suspects.is_empty()
     }
 
-    /// When the next back-off ends.
+    /// When the next back-off ends, or what waits for its admission may ask again.
     pub(crate) fn next_due(&self) -> Option<Instant> {
-        if self.stopping { None } else { self.delayed.peek().map(|d| d.due) }
+        if self.stopping {
+            return None;
+        }
+        let admission = self.admission.as_ref().and_then(|admission| admission.until());
+        self.delayed.peek().map(|d| d.due).into_iter().chain(admission).min()
     }
 
     /// The clock is asked once a round.
     pub(crate) fn tick(&mut self) {
         self.now = self.orders.env.now();
+        self.watch_breaker();
+        self.patient_now = self.patient_time(self.now);
+        if let Some(admission) = &mut self.admission {
+            admission.tick(self.now);
+        }
     }
 
     /// New deliveries, in their order.
@@ -154,7 +178,7 @@ impl<'a> Dispatcher<'a> {
         self.held += inbox.len();
         for delivery in inbox.drain(..) {
             let lane = self.lane_of(&delivery);
-            let mut held = Held::new(delivery, lane, self.now);
+            let mut held = Held::new(delivery, lane, self.patient_now);
             if self.plan.subscribe.durable_retry {
                 held.go_on(self.plan.retry.max_attempts(), self.orders.env.wall_ms());
             }
@@ -182,7 +206,8 @@ impl<'a> Dispatcher<'a> {
 
     /// Starts what is ready, as far as there is room.
     pub(crate) fn pump(&mut self, cx: &mut Context<'_>) {
-        while self.has_room()
+        while !self.ready.is_empty()
+            && self.has_room()
             && let Some(first) = self.ready.pop_front()
         {
             let mut items = Items::from_iter([first]);
@@ -192,6 +217,12 @@ impl<'a> Dispatcher<'a> {
             self.start(items, true, cx);
         }
         self.try_suspect();
+        if self.ready.is_empty()
+            && self.suspects.is_empty()
+            && let Some(admission) = &mut self.admission
+        {
+            admission.rest();
+        }
     }
 
     /// Back-offs that have ended: their messages are ready.
@@ -226,11 +257,16 @@ impl<'a> Dispatcher<'a> {
         }
         any |= !ended.is_empty();
         for (job, end) in ended {
-            let items = self.jobs.remove(job);
+            let Job { items, pass } = self.jobs.remove(job);
             match end {
-                Ended::Outcome(outcome) => self.conclude(items, outcome, true),
+                Ended::Outcome(outcome) => self.conclude(items, pass, outcome, true),
                 Ended::Cancelled => self.cancelled(items),
             }
+        }
+        if !self.stopping
+            && let Some(admission) = &mut self.admission
+        {
+            any |= admission.poll_turn(cx).is_ready();
         }
         if any { Poll::Ready(()) } else { Poll::Pending }
     }
@@ -271,7 +307,8 @@ impl<'a> Dispatcher<'a> {
             _ => None,
         };
         if self.stalled.load(Relaxed) == 0 {
-            self.status.set_trouble(self.store_trouble.clone().or(trouble));
+            let breaker = self.admission.as_ref().and_then(|admission| admission.trouble().cloned());
+            self.status.set_trouble(self.store_trouble.clone().or(breaker).or(trouble));
         }
     }
 
@@ -284,7 +321,10 @@ impl<'a> Dispatcher<'a> {
     }
 
     fn has_room(&mut self) -> bool {
-        self.jobs.len() + self.asked.len() < self.plan.concurrency && self.is_open() && self.place.enter()
+        self.jobs.len() + self.asked.len() < self.plan.concurrency
+            && self.is_open()
+            && self.place.enter()
+            && self.admitted()
     }
 
     /// Fills a batch: the rest of the lanes taken, then the next that are ready.
@@ -321,15 +361,24 @@ impl<'a> Dispatcher<'a> {
                 return;
             }
         }
+        let pass = self.pass(items.len());
         if self.must_ask(&items) {
             if !occupied {
                 items.iter().filter_map(|held| held.lane).for_each(|lane| self.lanes.occupy(lane));
             }
-            return self.ask(items);
+            return self.ask(items, pass);
         }
+        self.run(items, pass, occupied, cx);
+    }
+
+    /// Calls the handler.
+    fn run(&mut self, mut items: Items, mut pass: Option<Box<Pass>>, occupied: bool, cx: &mut Context<'_>) {
         if occupied {
             // those that waited in a lane or for room begin now; the others began when they came
-            items.iter_mut().filter(|held| held.attempt == 1).for_each(|held| held.began = self.now);
+            items.iter_mut().filter(|held| held.attempt == 1).for_each(|held| held.began = self.patient_now);
+        }
+        if let Some(pass) = &mut pass {
+            pass.begin(self.orders.env.now());
         }
         let first = &items[0];
         let envelope = first.delivery.envelope.clone();
@@ -348,12 +397,12 @@ impl<'a> Dispatcher<'a> {
             }
         };
         if let Some(outcome) = outcome {
-            self.conclude(items, outcome, occupied);
+            self.conclude(items, pass, outcome, occupied);
         } else {
             if !occupied {
                 items.iter().filter_map(|held| held.lane).for_each(|lane| self.lanes.occupy(lane));
             }
-            self.jobs.insert(items);
+            self.jobs.insert(Job { items, pass });
         }
     }
 
@@ -403,7 +452,11 @@ impl<'a> Dispatcher<'a> {
     }
 
     /// What an outcome means for its messages.
-    fn conclude(&mut self, mut items: Items, outcome: Outcome, occupied: bool) {
+    fn conclude(&mut self, mut items: Items, pass: Option<Box<Pass>>, outcome: Outcome, occupied: bool) {
+        if let Some(pass) = pass {
+            pass.ended(&outcome);
+            self.watch_breaker();
+        }
         if !self.suspects.is_empty()
             && let Some(alone) = items.iter().find(|held| self.suspects.is_alone(held)).map(suspects::name)
         {
@@ -472,7 +525,7 @@ impl<'a> Dispatcher<'a> {
             held.first_failed_ms = env.wall_ms();
         }
         self.status.consecutive_failures.fetch_add(1, Relaxed);
-        let elapsed = env.now().saturating_duration_since(held.began);
+        let elapsed = self.patient_time(env.now()).saturating_duration_since(held.began);
         self.plan.retry.verdict(held.attempt, elapsed, held.wait, Class::Retry(advised), env.random())
     }
 
@@ -506,7 +559,7 @@ impl<'a> Dispatcher<'a> {
     }
 
     fn give_up(&mut self, held: Held, reason: Reason, error: &BoxError) {
-        if let Some(channel) = &self.plan.dead_letter {
+        if let Some(channel) = self.plan.dead_letter_of(reason) {
             self.send_letter(held, reason, error, channel);
         } else {
             events::dropped(&self.plan.names, &held.delivery, held.attempt, reason, &**error);

@@ -6,8 +6,8 @@ use crate::outcome::Reason;
 use crate::settle::ClaimId;
 
 /// `start`: the route's consumer is attached.
-pub(crate) fn started(route: &RouteNames, broker: &str) {
-    tracing::info!(target: "postrider::route", route = route.handler, channel = route.channel, group = route.group, broker, "route started");
+pub(crate) fn started(route: &RouteNames, broker: &str, worst_case: std::time::Duration) {
+    tracing::info!(target: "postrider::route", route = route.handler, channel = route.channel, group = route.group, broker, worst_case_ms = worst_case.as_millis() as u64, "route started");
 }
 
 /// `retry`: an attempt failed and another follows.
@@ -80,6 +80,21 @@ pub(crate) fn draining(route: &RouteNames, held: usize) {
 /// `drain`: the route has stopped.
 pub(crate) fn drained(route: &RouteNames, given_back: usize, in_time: bool) {
     tracing::info!(target: "postrider::drain", route = route.handler, channel = route.channel, group = route.group, given_back, in_time, "route stopped");
+}
+
+/// `breaker`: too many attempts failed, nothing starts for this time.
+pub(crate) fn breaker_opened(route: &RouteNames, left: std::time::Duration) {
+    tracing::warn!(target: "postrider::breaker", route = route.handler, channel = route.channel, group = route.group, open_ms = left.as_millis() as u64, "circuit breaker open, the route waits");
+}
+
+/// `breaker`: a few attempts are let through, to see.
+pub(crate) fn breaker_probes(route: &RouteNames) {
+    tracing::info!(target: "postrider::breaker", route = route.handler, channel = route.channel, group = route.group, "circuit breaker half-open, the route probes");
+}
+
+/// `breaker`: everything is let through again.
+pub(crate) fn breaker_closed(route: &RouteNames) {
+    tracing::info!(target: "postrider::breaker", route = route.handler, channel = route.channel, group = route.group, "circuit breaker closed, the route goes on");
 }
 
 /// `crash_loop`: a message was handed out so often that it may be what ends the processes.

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::breaker::BreakerState;
 use crate::subscribe::{Health, HealthState};
 
 /// What one route did, from start to stop.
@@ -87,6 +88,8 @@ pub struct RouteHealth {
     pub in_flight: usize,
     /// Messages since the last one that was handled which failed their attempt.
     pub consecutive_failures: u64,
+    /// Its breaker; `None` without one.
+    pub breaker: Option<BreakerState>,
 }
 
 /// How a whole service is.

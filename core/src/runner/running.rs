@@ -9,6 +9,7 @@ use tokio::task::JoinSet;
 use super::plan::Plan;
 use super::report::{Report, RouteHealth, ServiceHealth, Status};
 use super::task::{RouteEnd, StopOrder};
+use crate::breaker::Breaker;
 use crate::broker::Broker;
 use crate::error::{Error, ErrorKind, Result};
 use crate::publish::Publisher;
@@ -28,6 +29,7 @@ pub(crate) struct RunningRoute {
     pub(crate) plan: Arc<Plan>,
     pub(crate) status: Arc<Status>,
     pub(crate) control: Arc<dyn Control>,
+    pub(crate) breaker: Option<Breaker>,
 }
 
 impl Running {
@@ -56,6 +58,11 @@ impl Running {
     /// The handle of a route's subscription: pause, resume, seek, lag.
     pub fn control(&self, route: &str) -> Option<Arc<dyn Control>> {
         self.routes.iter().find(|r| r.plan.names.handler == route).map(|r| Arc::clone(&r.control))
+    }
+
+    /// The breaker of a route that has one: its state, and a watch that tells of every change.
+    pub fn breaker(&self, route: &str) -> Option<Breaker> {
+        self.routes.iter().find(|r| r.plan.names.handler == route).and_then(|r| r.breaker.clone())
     }
 
     /// What the routes have done so far.
@@ -182,6 +189,7 @@ impl RunningRoute {
             health,
             in_flight: self.status.in_flight.load(Relaxed),
             consecutive_failures: self.status.consecutive_failures.load(Relaxed),
+            breaker: self.breaker.as_ref().map(Breaker::state),
         }
     }
 

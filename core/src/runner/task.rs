@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
+use super::admission::Admission;
 use super::crew::Orders;
 use super::dispatcher::Dispatcher;
 use super::events;
@@ -44,11 +45,12 @@ pub(crate) struct RouteEnd {
 pub(crate) async fn run(
     plan: Arc<Plan>,
     orders: Orders,
+    admission: Option<Admission>,
     mut subscription: BoxSubscription,
     status: Arc<Status>,
     stop: StopOrder,
 ) -> RouteEnd {
-    let mut dispatcher = Dispatcher::new(&plan, &orders, &status, subscription.control());
+    let mut dispatcher = Dispatcher::new(&plan, &orders, &status, subscription.control(), admission);
     let mut tracker: Option<Arc<dyn Settle>> = None;
     let result =
         serve(&plan, &orders, &mut dispatcher, &mut subscription, &status, &stop, &mut tracker).await;

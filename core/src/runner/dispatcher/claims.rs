@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering::Relaxed;
 
-use super::{Dispatcher, Hands, Held, Items, suspects};
+use super::{Dispatcher, Hands, Held, Items, Job, suspects};
 use crate::runner::events;
 use crate::settle::{ClaimId, Settlement};
 
@@ -136,12 +136,12 @@ impl Dispatcher<'_> {
 
     fn runs_under(&self, claims: &[ClaimId]) -> bool {
         let running =
-            self.jobs.iter().flat_map(|(_, items)| items.iter().map(|held| held.delivery.claim_id()));
+            self.jobs.iter().flat_map(|(_, job)| job.items.iter().map(|held| held.delivery.claim_id()));
         running.chain(self.copied.iter().map(|(token, _)| token.claim)).any(|claim| claims.contains(&claim))
     }
 
     fn cancel(&mut self, which: impl Fn(&Held) -> bool) {
-        for (job, items) in &self.jobs {
+        for (job, Job { items, .. }) in &self.jobs {
             if items.iter().any(&which) {
                 match &mut self.hands {
                     Hands::Own(crew) => crew.cancel(job),

@@ -9,7 +9,7 @@ use futures_util::stream::StreamExt;
 use tokio_util::sync::CancellationToken;
 
 use super::copies::{CopySent, Sent};
-use super::{Dispatcher, Held, Items};
+use super::{Dispatcher, Held, Items, Pass};
 use crate::error::Result;
 use crate::idempotency::{End, Ending, IdempotencyStore, Identity, Reserve, Reserved};
 use crate::letters::redrives;
@@ -57,6 +57,8 @@ impl Reservation {
 /// What the store said of some messages.
 pub(crate) struct Answered {
     items: Items,
+    /// What allowed the attempt that waits for the answer.
+    pass: Option<Box<Pass>>,
     answers: Result<Vec<Reserved>>,
 }
 
@@ -68,7 +70,7 @@ impl Dispatcher<'_> {
     }
 
     /// Asks the store for these; their lanes are occupied.
-    pub(super) fn ask(&mut self, items: Items) {
+    pub(super) fn ask(&mut self, items: Items, pass: Option<Box<Pass>>) {
         let (plan, Some(store)) = (self.plan, self.orders.store.clone()) else {
             return;
         };
@@ -79,6 +81,7 @@ impl Dispatcher<'_> {
                 let envelope = &held.delivery.envelope;
                 let Some(identity) = policy.identity(envelope, &plan.names.group, &plan.names.handler) else {
                     let error = "it has no idempotency key, by which alone this route knows messages again";
+                    self.spare(1);
                     self.give_up(held, Reason::NoIdentity, &error.into());
                     continue;
                 };
@@ -104,7 +107,7 @@ impl Dispatcher<'_> {
             .collect();
         self.asked.push(Box::pin(async move {
             let answers = store.reserve(&requests).await;
-            Answered { items: known, answers }
+            Answered { items: known, pass, answers }
         }));
     }
 
@@ -116,7 +119,9 @@ impl Dispatcher<'_> {
     }
 
     /// Starts what was granted, acknowledges what was handled, and lets wait what somebody else has.
-    pub(super) fn answered(&mut self, Answered { items, answers }: Answered, cx: &mut Context<'_>) {
+    pub(super) fn answered(&mut self, Answered { items, pass, answers }: Answered, cx: &mut Context<'_>) {
+        // what may not begin any more, since the breaker has changed, asks for all of it again
+        let (admitted, asked) = (pass.as_ref().is_none_or(|pass| pass.holds()), items.len());
         let answers = match answers {
             Ok(answers) if answers.len() == items.len() => {
                 self.store_trouble = None;
@@ -161,7 +166,11 @@ impl Dispatcher<'_> {
                 continue;
             }
             match answer {
-                Some(Reserved::Granted) => granted.push(held),
+                Some(Reserved::Granted) if admitted => granted.push(held),
+                Some(Reserved::Granted) => {
+                    held.reservation.iter_mut().for_each(|reservation| reservation.lapse());
+                    parked.push((Duration::ZERO, Items::from_iter([held])));
+                }
                 Some(Reserved::Completed | Reserved::DeadLettered) => {
                     events::duplicate(&self.plan.names, &held.delivery);
                     self.status.duplicates.fetch_add(1, Relaxed);
@@ -174,8 +183,9 @@ impl Dispatcher<'_> {
         for (wait, items) in parked {
             self.delay(wait, items);
         }
+        self.spare(asked - granted.len());
         if !granted.is_empty() {
-            self.start(granted, true, cx);
+            self.run(granted, pass, true, cx);
         }
     }
 

@@ -79,7 +79,8 @@ impl Dispatcher<'_> {
         if self.suspects.alone.is_some() || self.suspects.waiting.is_empty() || self.stopping {
             return;
         }
-        if !self.jobs.is_empty() || !self.asked.is_empty() || !self.place.claim() {
+        // admitted first: while its breaker is open, the other routes aren't to stand still
+        if !self.jobs.is_empty() || !self.asked.is_empty() || !self.admitted() || !self.place.claim() {
             return;
         }
         let Some(held) = self.suspects.waiting.pop_front() else { return };
