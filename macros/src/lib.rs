@@ -2,6 +2,8 @@
 //!
 //! They are thin: each parses, collects every mistake, and calls the public builder. Use them through the crate `postrider`.
 
+mod breaker;
+mod dead_letters;
 mod errors;
 mod from_ref;
 mod handler;
@@ -10,7 +12,9 @@ mod idempotency;
 mod message;
 mod names;
 mod options;
+mod rate;
 mod retry;
+mod settings;
 mod values;
 
 use proc_macro::TokenStream;
@@ -27,8 +31,12 @@ use proc_macro::TokenStream;
 /// | `order` | `key`, `partition` or `none` |
 /// | `partitions`, `concurrency`, `workers`, `max_in_flight`, `max_in_flight_bytes`, `batch` | whole numbers |
 /// | `timeout`, `claim_timeout` | `"250ms"`, `"3s"`, `"5m"` |
-/// | `retry` | `never`, or `retry(attempts = 5, backoff = exponential("200ms".."30s"), jitter = full, max_elapsed = "5m")` |
+/// | `retry` | `never`, or `retry(attempts = 5, backoff = exponential("200ms".."30s"), jitter = full, max_elapsed = "5m", only_if = is_temporary)` |
+/// | `breaker` | `classical`, or `breaker(failure_rate = 0.5, window = "10s", min_calls = 20, consecutive = 5, slow(limit = "1s", rate = 0.8), open_for = "30s", probes = 3, timeout = "3s")` |
+/// | `rate` | `rate(limit = 100, per = "1s", burst = 10)` |
 /// | `dead_letter` | text, or `none` |
+/// | `dead_letter_for` | `dead_letter_for(undecodable = "orders.broken", expired = "orders.late")` |
+/// | `idempotency` | `auto` or `business`, or `idempotency(key = auto, ttl = "7d")` |
 /// | `on_expired` | `dead_letter` or `drop` |
 /// | `on_gap` | `continue` or `stop` |
 /// | `start` | `earliest` or `latest` |

@@ -8,9 +8,9 @@ use syn::{Expr, LitStr, Meta, MetaNameValue, Token};
 
 use crate::errors::{Errors, nearest, suggestion};
 use crate::values::{as_word, count, duration_tokens, named, positive, text, word};
-use crate::{idempotency, names, retry};
+use crate::{breaker, dead_letters, idempotency, names, rate, retry};
 
-const KNOWN: [&str; 22] = [
+const KNOWN: [&str; 25] = [
     "channel",
     "group",
     "ephemeral",
@@ -25,7 +25,10 @@ const KNOWN: [&str; 22] = [
     "start",
     "timeout",
     "retry",
+    "breaker",
+    "rate",
     "dead_letter",
+    "dead_letter_for",
     "on_expired",
     "on_gap",
     "batch",
@@ -34,6 +37,10 @@ const KNOWN: [&str; 22] = [
     "crate",
     "idempotency",
 ];
+
+const BREAKER: &str = "write `breaker(failure_rate = 0.5, …)` or `breaker = classical`";
+const RATE: &str = "write `rate(limit = 100, per = \"1s\")`";
+const DEAD_LETTER_FOR: &str = "write `dead_letter_for(undecodable = \"…\")`";
 
 /// What was said of a route.
 pub(crate) struct Options {
@@ -177,10 +184,24 @@ impl Reader<'_> {
                 let once = idempotency::parse(list, &self.krate, self.errors);
                 self.calls.extend(quote!(.idempotency(#once)));
             }
+            Meta::List(list) if name == "breaker" => {
+                let policy = breaker::parse(list, &self.krate, self.errors);
+                self.calls.extend(quote!(.breaker(#policy)));
+            }
+            Meta::List(list) if name == "rate" => {
+                let policy = rate::parse(list, &self.krate, self.errors);
+                self.calls.extend(quote!(.rate(#policy)));
+            }
+            Meta::List(list) if name == "dead_letter_for" => {
+                self.calls.extend(dead_letters::parse(list, &self.krate, self.errors));
+            }
             Meta::List(list) if name == "native" => self.native(list),
             other if name == "retry" => {
                 self.errors.at(other, "write `retry(attempts = 5, …)` or `retry = never`");
             }
+            other if name == "breaker" => self.errors.at(other, BREAKER),
+            other if name == "rate" => self.errors.at(other, RATE),
+            other if name == "dead_letter_for" => self.errors.at(other, DEAD_LETTER_FOR),
             other if name == "native" => self.errors.at(other, "write `native(\"name\" = \"value\")`"),
             other => self.errors.at(other, format!("write `{name} = …`")),
         }
@@ -232,6 +253,19 @@ impl Reader<'_> {
                 None
             }
             "retry" => word(value, &["never"], self.errors).map(|_| quote!(.retry(#krate::Retry::never()))),
+            "breaker" if as_word(value).is_none() => {
+                self.errors.at(value, BREAKER);
+                None
+            }
+            "breaker" => breaker::preset(value, &krate, self.errors).map(|policy| quote!(.breaker(#policy))),
+            "rate" => {
+                self.errors.at(value, RATE);
+                None
+            }
+            "dead_letter_for" => {
+                self.errors.at(value, DEAD_LETTER_FOR);
+                None
+            }
             "ephemeral" => {
                 self.errors.at(value, "`ephemeral` stands alone, without a value");
                 None

@@ -1,4 +1,4 @@
-//! `retry(…)`: attempts, back-off, jitter, ceiling.
+//! `retry(…)`: attempts, back-off, jitter, ceiling, and which errors are worth it.
 
 use proc_macro2::TokenStream;
 use quote::quote;
@@ -9,7 +9,7 @@ use syn::{Expr, ExprCall, Meta, Token};
 use crate::errors::{Errors, suggestion};
 use crate::values::{as_word, count, duration, duration_tokens, positive, word};
 
-const KNOWN: [&str; 5] = ["attempts", "backoff", "jitter", "max_elapsed", "durable"];
+const KNOWN: [&str; 6] = ["attempts", "backoff", "jitter", "max_elapsed", "durable", "only_if"];
 
 /// The builder calls of `retry(…)`.
 pub(crate) fn parse(list: &syn::MetaList, krate: &TokenStream, errors: &mut Errors) -> TokenStream {
@@ -73,6 +73,12 @@ pub(crate) fn parse(list: &syn::MetaList, krate: &TokenStream, errors: &mut Erro
                     calls.extend(quote!(.max_elapsed(#ceiling)));
                 }
             }
+            "only_if" => match &pair.value {
+                Expr::Path(function) => calls.extend(quote!(.only_if(#function))),
+                other => {
+                    errors.at(other, "expected the name of a function: `fn(&(dyn Error + 'static)) -> bool`");
+                }
+            },
             _ => errors.at(&pair.path, unknown(&name)),
         }
     }

@@ -53,6 +53,29 @@ pub(crate) fn count(value: &Expr, errors: &mut Errors) -> Option<u64> {
     }
 }
 
+/// A whole number that a `u32` holds, at least 1.
+pub(crate) fn small_count(value: &Expr, errors: &mut Errors) -> Option<u32> {
+    let number = u32::try_from(count(value, errors)?);
+    if number.is_err() {
+        errors.at(value, format!("must be at most {}", u32::MAX));
+    }
+    number.ok()
+}
+
+/// A part of a whole: above 0, up to 1.
+pub(crate) fn part(value: &Expr, errors: &mut Errors) -> Option<f64> {
+    let number = match value {
+        Expr::Lit(ExprLit { lit: Lit::Float(number), .. }) => number.base10_parse::<f64>().ok(),
+        Expr::Lit(ExprLit { lit: Lit::Int(number), .. }) => number.base10_parse::<f64>().ok(),
+        _ => None,
+    };
+    let number = number.filter(|number| *number > 0.0 && *number <= 1.0);
+    if number.is_none() {
+        errors.at(value, "expected a part of all calls, above 0 and up to 1: 0.5");
+    }
+    number
+}
+
 pub(crate) fn duration(value: &Expr, errors: &mut Errors) -> Option<Duration> {
     let Expr::Lit(ExprLit { lit: Lit::Str(text), .. }) = value else {
         errors.at(value, "expected a duration in quotes, a number with its unit: \"30s\"");

@@ -7,7 +7,9 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use postrider::prelude::*;
-use postrider::{Backoff, Handling, OnExpired, OnGap, Order, Retry, RouteOptions, Start};
+use postrider::{
+    Backoff, BreakerPolicy, Handling, OnExpired, OnGap, Order, RatePolicy, Reason, Retry, RouteOptions, Start,
+};
 use serde::{Deserialize, Serialize};
 
 #[derive(Clone, Debug, PartialEq, Message, Serialize, Deserialize)]
@@ -154,6 +156,28 @@ async fn broadcast(_orders: Batch<OrderPlaced>) {}
 )]
 async fn audit(_: OrderPlaced) {}
 
+fn worth_it(error: &(dyn std::error::Error + 'static)) -> bool {
+    error.to_string() != "declined"
+}
+
+#[handler(
+    channel = "orders",
+    group = "guarded",
+    breaker(failure_rate = 0.25, min_calls = 7, consecutive = 5, slow(limit = "1s", rate = 1), open_for = "20s", probes = 2, timeout = "4s"),
+    rate(limit = 100, per = "1m", burst = 10),
+    retry(attempts = 2, only_if = worth_it),
+    dead_letter_for(undecodable = "orders.broken", crash_loop = "orders.deadly")
+)]
+async fn guarded(_: OrderPlaced) -> Result<(), &'static str> {
+    Err("declined")
+}
+
+#[handler(channel = "orders", group = "classical", breaker = classical)]
+async fn classical(_: OrderPlaced) {}
+
+#[handler(channel = "orders", group = "plain", breaker(window = "5s"))]
+async fn plain(_: OrderPlaced) {}
+
 /// What the annotation says.
 fn options<A, H: Handling>(_: fn(A) -> H) -> RouteOptions {
     H::options()
@@ -195,6 +219,45 @@ fn every_option_reaches_the_route_as_the_builder_would_set_it() {
     let by_hand = RouteOptions::new("orders", "audit").name("audit").order(Order::None).retry(retry);
     let by_hand = by_hand.idempotency(once);
     assert_eq!(options(audit), by_hand);
+}
+
+#[test]
+fn guards_reach_the_route_as_the_builder_would_set_them() {
+    let second = Duration::from_secs(1);
+    let breaker = BreakerPolicy::new()
+        .failure_rate(0.25, 10 * second, 7)
+        .consecutive_failures(5)
+        .slow_calls(second, 1.0)
+        .open_for(20 * second)
+        .probes(2)
+        .timeout(4 * second);
+    let by_hand = |breaker: BreakerPolicy| {
+        RouteOptions::new("orders", "guarded")
+            .name("guarded")
+            .breaker(breaker)
+            .rate(RatePolicy::new(100, 60 * second).burst(10))
+            .dead_letter_for(Reason::Undecodable, "orders.broken")
+            .dead_letter_for(Reason::CrashLoop, "orders.deadly")
+    };
+    // a function that is asked is the same only as itself; what it does is seen below
+    let said = || options(guarded).retry(Retry::new());
+    assert_eq!(said(), by_hand(breaker.clone()));
+    assert_ne!(said(), by_hand(breaker.probes(3)));
+    let by_hand =
+        RouteOptions::new("orders", "classical").name("classical").breaker(BreakerPolicy::classical());
+    assert_eq!(options(classical), by_hand);
+    let breaker = BreakerPolicy::new().failure_rate(0.5, 5 * second, 20);
+    assert_eq!(options(plain), RouteOptions::new("orders", "plain").name("plain").breaker(breaker));
+}
+
+#[tokio::test]
+async fn an_error_that_is_not_worth_it_is_not_tried_again() {
+    let broker = postrider::connect("memory:").await.unwrap();
+    let service = Router::new().route(guarded).start(&broker).await.unwrap();
+    broker.publish("orders", &order(5)).await.unwrap();
+    service.idle().await;
+    let report = service.stop(Duration::from_secs(5)).await.unwrap();
+    assert_eq!((report.routes[0].retried, report.routes[0].dead_lettered), (0, 1));
 }
 
 #[test]
