@@ -42,6 +42,8 @@ macro_rules! for_each_case {
             oversize_headers_are_dead_lettered [], batch_with_a_failed_middle [],
             dead_letter_channel_comes_back [],
             crash_loop_is_judged [CrashLoops], clean_restarts_are_no_crash_loop [CrashLoops],
+            breaker_pauses_probes_and_closes [], breaker_open_and_drain [], rate_limit_holds [],
+            full_bulkhead_leaves_the_others [], total_retry_time_is_bounded [],
         }
         retry {
             broker_keeps_the_message [DurableRetry], attempts_survive_a_restart [DurableRetry], waiting_blocks_nobody [DurableRetry],

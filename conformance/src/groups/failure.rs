@@ -1,5 +1,7 @@
 //! What becomes of a message that can't be handled.
 
+mod guards;
+
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -15,6 +17,10 @@ use serde::{Deserialize, Serialize};
 use crate::factory::Doomed;
 use crate::kit::{Bench, Ender, Reader, declare_group, number, number_of, one_at_a_time, within};
 use crate::record::Outcome::{self, Passed};
+pub use guards::{
+    breaker_open_and_drain, breaker_pauses_probes_and_closes, full_bulkhead_leaves_the_others,
+    rate_limit_holds, total_retry_time_is_bounded,
+};
 
 #[derive(Serialize, Deserialize)]
 pub(crate) struct Order {
