@@ -94,6 +94,9 @@ pub struct SubscribeOptions {
     /// The longest that one attempt with a message may take, where there is a limit. A broker that takes away what isn't settled in
     /// time refuses what is too long for it.
     pub attempt_timeout: Option<Duration>,
+    /// The longest that a message may stay with the member once its first attempt has begun: all attempts, and the waits between them
+    /// that aren't spent at the broker. What doesn't fit is refused as well.
+    pub longest_hold: Option<Duration>,
     /// The group's retries wait at the broker: what they need there is declared and read.
     pub durable_retry: bool,
     /// The broker's own properties, at the caller's risk.
@@ -112,6 +115,7 @@ impl SubscribeOptions {
             window: Window::default(),
             claim_timeout: None,
             attempt_timeout: None,
+            longest_hold: None,
             durable_retry: false,
             native: Vec::new(),
         }

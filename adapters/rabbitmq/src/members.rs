@@ -16,8 +16,6 @@ use crate::shared::Shared;
 
 /// How often the members are counted.
 const LOOK: Duration = Duration::from_secs(1);
-/// How long what runs may hold back a partition that is to be given away.
-const PATIENCE: Duration = Duration::from_mins(1);
 
 /// How many of `partitions` a member holds at most. All shares together are never fewer than there are partitions.
 fn share(partitions: usize, members: u32) -> usize {
@@ -72,9 +70,7 @@ impl Members {
                     "the members of the group have changed; one without a partition stands by");
                 self.shared.share(share, self.env.now());
             }
-            if let Some(before) = self.env.now().checked_sub(PATIENCE) {
-                self.shared.take_away(before);
-            }
+            self.shared.take_away(self.env.now());
             tokio::select! {
                 // nothing comes but the end
                 None | Some(Err(_)) = attending.next() => return Ok(()),

@@ -3,7 +3,7 @@
 use std::hash::BuildHasher;
 use std::sync::Arc;
 use std::task::Poll;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt};
@@ -29,6 +29,15 @@ use crate::topology::{GroupPlan, Topology};
 const BATCH: usize = 256;
 /// How long a queue that could not be attended to is left alone.
 const PAUSE: Duration = Duration::from_millis(200);
+
+/// How much of the broker's consumer time-out a message may be held for. Then what doesn't run is given back, before the broker takes
+/// all of it away.
+pub(crate) const LONGEST: f64 = 0.8;
+/// How often in that time is looked.
+const LOOKS: u32 = 16;
+
+/// How long the broker may need until it has counted what goes back with a channel.
+const RETURNING: Duration = Duration::from_secs(1);
 
 /// How long scattered acknowledgements wait for more that can be told with them in one word.
 const GATHERING: Duration = Duration::from_millis(10);
@@ -84,9 +93,13 @@ pub(crate) struct Attendant {
     pub(crate) restorer: Arc<Restorer>,
     pub(crate) shard: usize,
     pub(crate) prefetch: u16,
+    /// After how long with a message unsettled the broker takes the queue away.
+    pub(crate) consumer_timeout: Duration,
     pub(crate) hash: std::hash::RandomState,
     pub(crate) stop: CancellationToken,
     pub(crate) requests: mpsc::Receiver<Request>,
+    /// When the partition was given up last: for a moment the broker counts what went back with the channel nowhere.
+    pub(crate) gave_up: Option<Instant>,
 }
 
 impl Attendant {
@@ -121,7 +134,7 @@ impl Attendant {
                     }
                     match self.attend(generation, &channel, consumer).await {
                         End::Stopped => return,
-                        End::Released => {}
+                        End::Released => self.gave_up = Some(self.env.now()),
                         End::Lost => {
                             self.shared.lose(self.shard);
                             // it may have been deleted
@@ -167,6 +180,8 @@ impl Attendant {
         let wake = self.shared.wake_of(self.shard);
         let mut link = self.link.watch();
         let mut scattered: Option<BoxFuture<'static, ()>> = None;
+        let budget = self.consumer_timeout.mul_f64(LONGEST);
+        let mut look = self.env.sleep(budget / LOOKS);
         loop {
             let state = link.borrow_and_update().clone();
             if state.generation != generation || state.connection.is_none() {
@@ -198,6 +213,13 @@ impl Attendant {
                         }
                         Some(Ok(_)) => scattered = None,
                         Some(Err(_)) | None => return End::Lost,
+                    }
+                }
+                () = &mut look => {
+                    look = self.env.sleep(budget / LOOKS);
+                    let now = self.env.now();
+                    if let Some(before) = now.checked_sub(budget) {
+                        self.shared.hand_over(self.shard, before, now + self.consumer_timeout.saturating_sub(budget));
                     }
                 }
                 Some(request) = self.requests.recv() => {
@@ -304,6 +326,10 @@ impl Attendant {
                 let _ = answer.send(told);
                 told
             }
+            Request::Lag(_) if self.is_giving_up() => {
+                refuse(request);
+                true
+            }
             Request::Lag(answer) => {
                 let lag = self.lag(channel, consumer).await;
                 let there = lag.is_ok();
@@ -311,6 +337,11 @@ impl Attendant {
                 there
             }
         }
+    }
+
+    fn is_giving_up(&self) -> bool {
+        let recent = |at| self.env.now().saturating_duration_since(at) < RETURNING;
+        self.shared.is_released(self.shard) || self.gave_up.is_some_and(recent)
     }
 
     /// What is ready in the queue and what is here. Some may be on the way between: they are waited for on the channel that they
@@ -386,7 +417,8 @@ fn refuse(request: Request) {
     match request {
         Request::Flush(answer) => drop(answer.send(false)),
         Request::Lag(answer) => {
-            let message = "the queue can't be asked: its connection is being restored";
+            let message =
+                "the queue can't be asked now: its connection is being restored, or it changes hands";
             drop(answer.send(Err(Error::new(ErrorKind::Connection, "lag", message))));
         }
     }

@@ -11,6 +11,9 @@ use tokio::sync::Notify;
 
 use crate::ledger::{Ledger, Tell};
 
+/// How long what runs may hold back a partition that is to be given to another member.
+const PATIENCE: Duration = Duration::from_mins(1);
+
 /// A message that came and is not settled.
 #[derive(Debug)]
 struct Held {
@@ -52,7 +55,7 @@ struct Partition {
     epoch: u32,
     /// Whether this member holds it.
     assigned: bool,
-    /// Since when it is to be given to another member: nothing more is handed out, and what is out is waited for.
+    /// It is to be given up: nothing more is handed out, and what is out is waited for, until then at the latest.
     moving: Option<Instant>,
     /// It was given up; its task closes the channel and asks again, behind the others.
     released: bool,
@@ -124,7 +127,7 @@ impl State {
         let held =
             self.partitions.iter_mut().enumerate().rev().filter(|(_, p)| p.assigned && p.moving.is_none());
         for (shard, partition) in held.take(kept.saturating_sub(self.share)) {
-            partition.moving = Some(now);
+            partition.moving = Some(now + PATIENCE);
             claims.push(ClaimId { shard: shard as u32, epoch: partition.epoch });
         }
         if !claims.is_empty() {
@@ -222,12 +225,36 @@ impl Shared {
         }
     }
 
-    /// What is on the move since `before` or longer is given up, whatever still runs.
-    pub(crate) fn take_away(&self, before: Instant) {
+    /// Begins to give up a partition of which a message is unsettled since `before` or longer: what doesn't run goes back to the broker,
+    /// and what does has until `until`.
+    pub(crate) fn hand_over(&self, shard: usize, before: Instant, until: Instant) {
+        let mut state = self.state();
+        let state = &mut *state;
+        let Some(partition) = state.partitions.get_mut(shard).filter(|p| p.assigned && p.moving.is_none())
+        else {
+            return;
+        };
+        // tags rise, so the first one came first
+        if partition.held.values().next().is_none_or(|held| held.since > before) {
+            return;
+        }
+        partition.moving = Some(until);
+        let claim = ClaimId { shard: shard as u32, epoch: partition.epoch };
+        state.events.push_back(Signal::Revoking(vec![claim]));
+        self.arrived.notify_one();
+    }
+
+    /// Whether the partition was given up, and its channel is still to be closed.
+    pub(crate) fn is_released(&self, shard: usize) -> bool {
+        self.with(shard, |partition| partition.released).unwrap_or(false)
+    }
+
+    /// Of what is on the move, that whose time is over is given up, whatever still runs.
+    pub(crate) fn take_away(&self, now: Instant) {
         let mut state = self.state();
         let state = &mut *state;
         for (shard, partition) in state.partitions.iter_mut().enumerate() {
-            if partition.moving.is_some_and(|since| since <= before) {
+            if partition.moving.is_some_and(|until| until <= now) {
                 let claim = ClaimId { shard: shard as u32, epoch: partition.epoch };
                 for bytes in partition.end() {
                     state.in_flight.settled(bytes);

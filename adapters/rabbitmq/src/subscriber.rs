@@ -16,13 +16,33 @@ use crate::broker::RabbitmqBroker;
 use crate::config::RabbitmqConfig;
 use crate::connection::Link;
 use crate::members::Members;
-use crate::partition::{Attendant, Request, Restorer};
+use crate::partition::{Attendant, LONGEST, Request, Restorer};
 use crate::settle::Tracker;
 use crate::shared::Shared;
 use crate::strikes::Notes;
 
-/// How much of the broker's consumer time-out a message may be held for.
-const LONGEST: f64 = 0.8;
+impl RabbitmqBroker {
+    /// Refuses what may take longer than the broker leaves a message with a member.
+    fn holds(&self, options: &SubscribeOptions) -> Result<()> {
+        let limit = self.config().consumer_timeout;
+        let longest = limit.mul_f64(LONGEST);
+        let (what, time, advice) = match (options.attempt_timeout, options.longest_hold) {
+            (Some(time), _) if time > longest => {
+                ("one attempt may take", time, "let the route's `timeout` be")
+            }
+            (_, Some(time)) if time > longest => (
+                "a message may be held (all its attempts and the waits between them) for",
+                time,
+                "let fewer or shorter attempts and waits, or `max_elapsed`, bring that to",
+            ),
+            _ => return Ok(()),
+        };
+        let message = format!(
+            "{what} {time:?}, and after {limit:?} (`consumer_timeout`) the broker takes the queue away; {advice} at most {longest:?}, or raise `consumer_timeout` at the broker and in the URL",
+        );
+        Err(Error::config("subscribe", message).with("channel", &options.channel))
+    }
+}
 
 /// One member of a group. Dropped, it leaves and gives back what is unsettled; [`close`](Subscription::close) also waits until
 /// the broker knows.
@@ -47,14 +67,7 @@ impl Subscriber for RabbitmqBroker {
         if matches!(options.start, Start::Time(_)) {
             self.capabilities().require(Capability::StartTime, "subscribe")?;
         }
-        let longest = self.config().consumer_timeout.mul_f64(LONGEST);
-        if let Some(timeout) = options.attempt_timeout.filter(|timeout| *timeout > longest) {
-            let message = format!(
-                "one attempt may take {timeout:?}, and after {:?} (`consumer_timeout`) the broker takes the queue away; let the route's `timeout` be at most {longest:?}, or raise `consumer_timeout` at the broker and in the URL",
-                self.config().consumer_timeout
-            );
-            return Err(Error::config("subscribe", message).with("channel", &options.channel));
-        }
+        self.holds(options)?;
         let plan = self.topology().plan(options, self.environment().random())?;
         // looked up before the topology: when the connection changes in between, it is looked at again
         let link = self.consuming();
@@ -82,9 +95,11 @@ impl Subscriber for RabbitmqBroker {
                 restorer: Arc::clone(&restorer),
                 shard,
                 prefetch: prefetch(options.window.messages),
+                consumer_timeout: self.config().consumer_timeout,
                 hash: self.hash().clone(),
                 stop: stop.clone(),
                 requests: asked,
+                gave_up: None,
             };
             attendants.spawn(attendant.run(there));
         }

@@ -12,9 +12,9 @@ use std::time::Duration;
 use lapin::ConnectionProperties;
 use lapin::options::QueueDeleteOptions;
 use postrider_core::{
-    Broker, BrokerUrl, Bytes, Capability, Channel, Connector, Declare, Delivery, Env, Envelope, ErrorKind,
-    Group, GroupName, HealthState, Order, PublisherExt, RouteOptions, Router, Settlement, Signal,
-    SubscribeOptions, Subscriber, Subscription,
+    Backoff, BreakerPolicy, Broker, BrokerUrl, Bytes, Capability, Channel, Connector, Declare, Delivery, Env,
+    Envelope, ErrorKind, Group, GroupName, HealthState, Meta, Order, PublisherExt, Retry, RouteOptions,
+    Router, Settlement, Signal, SubscribeOptions, Subscriber, Subscription,
 };
 use postrider_rabbitmq::{Naming, RabbitmqConnector};
 
@@ -238,5 +238,49 @@ async fn an_attempt_that_may_outlast_the_consumer_time_out_is_refused() {
     assert_eq!(error.kind(), ErrorKind::Config);
     assert!(error.to_string().contains("at most 48s"), "{error}");
     options.attempt_timeout = Some(Duration::from_secs(48));
+    options.longest_hold = Some(Duration::from_secs(49));
+    let error = broker.subscribe(&options).await.err().expect("its attempts together are too long");
+    assert_eq!(error.kind(), ErrorKind::Config);
+    assert!(error.to_string().contains("at most 48s"), "{error}");
+    options.longest_hold = Some(Duration::from_secs(48));
     broker.subscribe(&options).await.expect("it is short enough").close().await.expect("it closes");
+}
+
+/// A route that waits for long, here for its breaker, gives back what it holds before the broker takes the queue away.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_held_for_most_of_the_consumer_time_out_goes_back_and_nothing_is_cancelled() {
+    for order in [Order::Key, Order::None] {
+        let broker = connect(&format!("tenant={}&consumer_timeout=5s", unique("t"))).await;
+        let calls = Arc::new(Mutex::new(Vec::<(usize, Option<u32>)>::new()));
+        let log = Arc::clone(&calls);
+        let handler = move |envelope: Envelope, meta: Meta| {
+            let mut log = log.lock().unwrap();
+            log.push((number_of(&envelope), meta.deliveries()));
+            std::future::ready(if log.len() == 1 { Err("no answer") } else { Ok(()) })
+        };
+        let breaker =
+            BreakerPolicy::new().consecutive_failures(1).open_for(Duration::from_secs(10)).probes(1);
+        let retry = Retry::new().attempts(2).backoff(Backoff::Fixed(Duration::from_millis(10)));
+        let options = RouteOptions::new("orders", "g").order(order).concurrency(1).crash_limit(20);
+        let options = options.retry(retry).timeout(Duration::from_secs(1)).breaker(breaker);
+        let service = Router::new().route(options.handle(handler)).start(&broker).await.expect("it starts");
+        let messages = (0..20).map(|n| number(n).key(format!("k{}", n % 4)));
+        assert!(broker.publish_all("orders", messages).await.iter().all(Result::is_ok));
+        tokio::time::timeout(Duration::from_secs(40), service.idle()).await.expect("all is handled");
+        let report = service.stop(Duration::from_secs(5)).await.expect("it stops").routes.remove(0);
+        assert_eq!((report.handled, report.dead_lettered, report.cancelled), (20, 0, 0), "{order:?}");
+        // all 20 at least twice: the breaker is open for longer than two budgets
+        assert!(report.given_back >= 40, "{order:?}: {report:?}");
+        let calls = calls.lock().unwrap();
+        assert!(
+            calls[1..].iter().all(|(_, deliveries)| *deliveries >= Some(2)),
+            "the broker had them back: {calls:?}"
+        );
+        if order == Order::Key {
+            for key in 0..4 {
+                let of_key: Vec<_> = calls[1..].iter().map(|(n, _)| *n).filter(|n| n % 4 == key).collect();
+                assert!(of_key.is_sorted(), "{of_key:?}");
+            }
+        }
+    }
 }

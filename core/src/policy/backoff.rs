@@ -263,6 +263,11 @@ impl Retry {
         self.max_elapsed.map_or(whole, |ceiling| whole.min(ceiling.saturating_add(timeout)))
     }
 
+    /// The longest that one message stays with a member: the same, but for waits that are spent at the broker.
+    pub fn longest_hold(&self, timeout: Duration) -> Duration {
+        if self.durable { timeout } else { self.worst_case(timeout) }
+    }
+
     /// The wait as it will be: at a broker, in its tiers.
     fn kept(&self, wait: Duration) -> Duration {
         if self.durable { RETRY_TIERS[retry_tier(wait)] } else { wait }

@@ -81,6 +81,7 @@ pub(super) fn plan(options: &RouteOptions, declaration: &Declaration) -> Result<
     subscribe.window = options.window;
     subscribe.claim_timeout = options.claim_timeout;
     subscribe.attempt_timeout = Some(timeout);
+    subscribe.longest_hold = Some(options.retry.longest_hold(timeout));
     subscribe.durable_retry = options.retry.is_durable();
     subscribe.native.clone_from(&options.native);
     Ok(Plan {
