@@ -157,7 +157,7 @@ impl Letters for RabbitmqLetters {
             if let Some(session) = &mut self.session {
                 let acknowledged = session.acknowledge(&own);
                 link.operation("close", session.generation, acknowledged).await?;
-                own.iter().for_each(|tag| drop(session.held.remove(tag)));
+                session.held.retain(|tag, _| !own.contains(tag));
             }
         }
         if lost { Err(self.lost("close")) } else { Ok(()) }

@@ -9,8 +9,7 @@ use std::time::Duration;
 use postrider_core::{
     Backoff, Batch, Broker, Bytes, Classify, Declare, Envelope, Group, HandlerError, HealthState, Jitter,
     Letters, Message, OnExpired, Publisher, PublisherExt, Report, Retry, RouteOptions, Router, Running,
-    SubscribeOptions,
-    codec::Json,
+    SubscribeOptions, codec::Json,
 };
 use serde::{Deserialize, Serialize};
 
