@@ -22,6 +22,9 @@ pub struct Bounds {
     pub claim_timeout: Duration,
     /// How many messages must be sent or unsettled for a kill to count.
     pub least_in_flight: u64,
+    /// Each message is to be handled once: what is delivered again is no reason, only the end of the process between an effect and the
+    /// moment at which it is remembered.
+    pub once: bool,
 }
 
 /// What was found. Everything but `confirmed`, `handled`, `dead_lettered`, `overlap`, `doubled` and `kills` must be empty.

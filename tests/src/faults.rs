@@ -4,6 +4,7 @@
 pub mod consumer;
 pub mod driver;
 mod order;
+mod outage;
 mod plan;
 pub mod publisher;
 mod script;
@@ -19,19 +20,28 @@ pub enum Case {
     Base,
     /// The same, with messages that always fail and end in the dead letters.
     Poison,
+    /// The dead-letter channel takes nothing for 20 s, while messages fail for good and consumers are killed.
+    DlqDown,
+    /// One consumer that handles each message once by a durable store, killed together with it.
+    StoreKill,
+    /// Messages that end the process which handles them.
+    Abort,
     /// Members come and go each second, half of them by a kill.
     Storm,
 }
 
 impl Case {
     /// Those that every broker is put to.
-    pub const ALL: [Self; 2] = [Self::Base, Self::Poison];
+    pub const ALL: [Self; 5] = [Self::Base, Self::Poison, Self::DlqDown, Self::StoreKill, Self::Abort];
 
     /// Its name on the command line.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Base => "base",
             Self::Poison => "poison",
+            Self::DlqDown => "dlq-down",
+            Self::StoreKill => "store-kill",
+            Self::Abort => "abort",
             Self::Storm => "storm",
         }
     }
@@ -52,22 +62,50 @@ pub struct Size {
     pub cuts: u32,
     /// How often a consumer drains and another comes.
     pub replaced: u32,
+    /// How often the dead-letter channel is closed for a while.
+    pub outages: u32,
 }
 
 impl Size {
     /// The run that every change passes.
-    pub const SHORT: Self =
-        Self { messages: 20_000, broker_kills: 3, consumer_kills: 3, pauses: 1, cuts: 1, replaced: 1 };
+    pub const SHORT: Self = Self {
+        messages: 20_000,
+        broker_kills: 3,
+        consumer_kills: 3,
+        pauses: 1,
+        cuts: 1,
+        replaced: 1,
+        outages: 0,
+    };
 
     /// The full run: a broker that is quickly back is killed more often.
     pub fn long(broker: &str) -> Self {
         let broker_kills = if broker == "nats" { 20 } else { 10 };
-        Self { messages: 200_000, broker_kills, consumer_kills: 20, pauses: 5, cuts: 5, replaced: 5 }
+        Self {
+            messages: 200_000,
+            broker_kills,
+            consumer_kills: 20,
+            pauses: 5,
+            cuts: 5,
+            replaced: 5,
+            outages: 0,
+        }
+    }
+
+    /// What of it a case does.
+    pub fn of(self, case: Case) -> Self {
+        let calm = Self { broker_kills: 0, pauses: 0, cuts: 0, replaced: 0, ..self };
+        match case {
+            Case::Base | Case::Poison => self,
+            Case::StoreKill => Self { replaced: 0, ..self },
+            Case::DlqDown => Self { outages: 1, ..calm },
+            Case::Abort | Case::Storm => Self { consumer_kills: 0, ..calm },
+        }
     }
 
     /// All of them together.
     pub const fn harms(&self) -> u32 {
-        self.broker_kills + self.consumer_kills + self.pauses + self.cuts + self.replaced
+        self.broker_kills + self.consumer_kills + self.pauses + self.cuts + self.replaced + self.outages
     }
 }
 

@@ -28,6 +28,8 @@ pub enum Target {
     Pause,
     /// Every connection to the broker.
     Cut,
+    /// The dead-letter channel.
+    Letters,
 }
 
 /// The hold under which a message was delivered: partition and epoch, of one process.

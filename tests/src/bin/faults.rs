@@ -54,10 +54,30 @@ enum Cases {
     Base,
     /// The same, with messages that never succeed
     Poison,
+    /// The dead-letter channel takes nothing for 20 s, while messages never succeed and consumers are killed
+    DlqDown,
+    /// One consumer with a durable idempotency store, killed together with it; the broker is killed, too
+    StoreKill,
+    /// Messages that end the process which handles them
+    Abort,
     /// Members come and go each second, half of them by a kill; on Kafka by both group protocols
     Storm,
-    /// Base and poison, one after the other
+    /// All of these but the storm, one after the other
     All,
+}
+
+impl Cases {
+    fn cases(self) -> Vec<Case> {
+        vec![match self {
+            Self::Base => Case::Base,
+            Self::Poison => Case::Poison,
+            Self::DlqDown => Case::DlqDown,
+            Self::StoreKill => Case::StoreKill,
+            Self::Abort => Case::Abort,
+            Self::Storm => Case::Storm,
+            Self::All => return Case::ALL.to_vec(),
+        }]
+    }
 }
 
 #[derive(Subcommand)]
@@ -76,7 +96,7 @@ enum Role {
         #[command(flatten)]
         process: Process,
         #[arg(long)]
-        poison: bool,
+        case: Cases,
     },
 }
 
@@ -97,9 +117,10 @@ async fn main() -> ExitCode {
         Some(Role::Publish { process, messages }) => {
             publisher::run(&process.url, &process.folder, &process.name, messages).await.map(|()| true)
         }
-        Some(Role::Consume { process, poison }) => {
-            consumer::run(&process.url, &process.folder, &process.name, poison).await.map(|()| true)
-        }
+        Some(Role::Consume { process, case }) => match case.cases()[..] {
+            [case] => consumer::run(&process.url, &process.folder, &process.name, case).await.map(|()| true),
+            _ => Err(anyhow::anyhow!("a process does one case")),
+        },
         None => run(cli.options).await,
     };
     match done {
@@ -145,34 +166,26 @@ async fn run(options: Options) -> Result<bool> {
     let seed = options.seed.unwrap_or_else(|| postrider::Env::system().random());
     let mut size = if options.long { Size::long(&options.broker) } else { Size::SHORT };
     size.messages = options.messages.unwrap_or(size.messages);
-    let cases = match options.case {
-        Cases::Base => vec![Case::Base],
-        Cases::Poison => vec![Case::Poison],
-        Cases::Storm => vec![Case::Storm],
-        Cases::All => Case::ALL.to_vec(),
-    };
     let storms: &[(&str, &str)] = if options.broker == "kafka" {
         &[("-classic", "&group_protocol=classic"), ("-consumer", "&group_protocol=consumer")]
     } else {
         &[("", "")]
     };
-    let runs = cases.into_iter().flat_map(|case| {
+    let runs = options.case.cases().into_iter().flat_map(|case| {
         let variants = if case == Case::Storm { storms } else { &[("", "")] };
         variants.iter().map(move |variant| (case, *variant))
     });
     let target = std::env::current_exe()?.ancestors().nth(2).map(PathBuf::from).unwrap_or_default();
     let mut totals = Vec::new();
     for (case, (variant, extra)) in runs {
-        if case == Case::Storm {
-            (size.broker_kills, size.consumer_kills) = (0, 0);
-            (size.pauses, size.cuts, size.replaced) = (0, 0, 0);
-        }
+        let mut size = size.of(case);
+        let broker_url = url.clone();
         let (proxy, url) = proxied(&options.broker, &url).await?;
         if proxy.is_none() {
             size.cuts = 0;
         }
         eprintln!(
-            "faults: {} {}{variant}: {} messages, {} kills of the broker, {} of consumers, {} pauses, {} cuts, {} changes of members, seed {seed}",
+            "faults: {} {}{variant}: {} messages, {} kills of the broker, {} of consumers, {} pauses, {} cuts, {} changes of members, {} outages of the dead letters, seed {seed}",
             options.broker,
             case.name(),
             size.messages,
@@ -181,11 +194,14 @@ async fn run(options: Options) -> Result<bool> {
             size.pauses,
             size.cuts,
             size.replaced,
+            size.outages,
         );
         let joint = if url.contains('?') { '&' } else { '?' };
         let tenant = format!("faults-{:x}", postrider::Env::system().random());
         let case = driver::run(Run {
             broker: options.broker.clone(),
+            broker_url,
+            tenant: tenant.clone(),
             url: format!("{url}{joint}tenant={tenant}&{}{extra}", url_options(&options.broker)),
             proxy,
             case,

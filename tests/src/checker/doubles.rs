@@ -45,15 +45,18 @@ impl Kill {
         publish: Option<(u64, u64)>,
         bounds: &Bounds,
     ) -> bool {
-        let consumer_alone = matches!(self.target, Target::Consumer(_));
-        if !consumer_alone
-            && publish.is_some_and(|(sent, confirmed)| sent <= self.back && confirmed >= self.at)
+        if bounds.once && !matches!(self.target, Target::Consumer(_)) {
+            return false;
+        }
+        let publisher_too = !matches!(self.target, Target::Consumer(_) | Target::Letters);
+        if publisher_too && publish.is_some_and(|(sent, confirmed)| sent <= self.back && confirmed >= self.at)
         {
             return true;
         }
         let until = match self.target {
             Target::Consumer(number) if first.process == consumer(number) => self.dead,
-            Target::Consumer(_) => return false,
+            // a letter that was refused isn't there
+            Target::Consumer(_) | Target::Letters => return false,
             // what was being handled while the broker was away can't be acknowledged by its old name when it is back
             Target::Broker | Target::Pause | Target::Cut => {
                 self.back.saturating_add(bounds.claim_timeout.as_nanos() as u64)

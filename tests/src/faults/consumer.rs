@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use postrider::ClaimId;
 use postrider::prelude::*;
+use postrider::redb::RedbStore;
 
+use super::Case;
 use super::order::OrderPlaced;
 use crate::history::{Hold, Step, Writer};
 
@@ -17,7 +19,7 @@ use crate::history::{Hold, Step, Writer};
 #[derive(Clone, Debug, FromRef)]
 struct World {
     history: Arc<Writer>,
-    poison: Poison,
+    case: Which,
     death: Death,
 }
 
@@ -35,15 +37,15 @@ impl Death {
     }
 }
 
-/// Whether some orders never succeed.
+/// What is wrong with some orders.
 #[derive(Clone, Copy, Debug)]
-struct Poison(bool);
+struct Which(Case);
 
 /// Handles orders until it is told to stop, then drains.
 ///
 /// # Errors
 /// If the routes can't be started or end by themselves.
-pub async fn run(url: &str, folder: &Path, name: &str, poison: bool) -> Result<()> {
+pub async fn run(url: &str, folder: &Path, name: &str, case: Case) -> Result<()> {
     tracing_subscriber::fmt()
         .with_ansi(false)
         .with_max_level(tracing::Level::INFO)
@@ -51,9 +53,14 @@ pub async fn run(url: &str, folder: &Path, name: &str, poison: bool) -> Result<(
         .init();
     let history = Arc::new(Writer::open(folder, name)?);
     let broker = postrider::connect(url).await?;
-    let world = World { history: Arc::clone(&history), poison: Poison(poison), death: Death::default() };
+    let world = World { history: Arc::clone(&history), case: Which(case), death: Death::default() };
     let death = world.death.clone();
-    let routes = Router::with_state(world).route(bill).route(read_dead_letter);
+    let routes = Router::with_state(world).route(read_dead_letter);
+    let routes = if case == Case::StoreKill {
+        routes.route(bill_once).idempotency(RedbStore::open(folder.join("store.redb"))?)
+    } else {
+        routes.route(bill)
+    };
     let mut service = routes.start(&broker).await?;
     history.write(Step::Ready)?;
     let (stop, stopped) = tokio::sync::oneshot::channel();
@@ -82,18 +89,32 @@ pub async fn run(url: &str, folder: &Path, name: &str, poison: bool) -> Result<(
     concurrency = 8,
     retry(attempts = 2, backoff = fixed("5ms"))
 )]
-async fn bill(
-    order: OrderPlaced,
-    meta: Meta,
-    State(history): State<Arc<Writer>>,
-    State(poison): State<Poison>,
-    State(death): State<Death>,
-) -> Result<(), HandlerError> {
+async fn bill(order: OrderPlaced, meta: Meta, world: State<World>) -> Result<(), HandlerError> {
+    work(order, meta, world.0).await
+}
+
+/// The same, each order once, whatever comes twice.
+#[handler(
+    channel = "orders",
+    group = "billing",
+    concurrency = 8,
+    retry(attempts = 2, backoff = fixed("5ms")),
+    idempotency = auto
+)]
+async fn bill_once(order: OrderPlaced, meta: Meta, world: State<World>) -> Result<(), HandlerError> {
+    work(order, meta, world.0).await
+}
+
+async fn work(order: OrderPlaced, meta: Meta, world: World) -> Result<(), HandlerError> {
+    let World { history, case: Which(case), death } = world;
     let (id, hold) = (order.id(), hold(meta.claim_epoch()));
     history.write(Step::Started { id, hold })?;
+    if case == Case::Abort && order.is_deadly() {
+        std::process::abort();
+    }
     death.at("before-effect");
     tokio::time::sleep(Duration::from_millis(6)).await;
-    if poison.0 && order.is_poison() {
+    if matches!(case, Case::Poison | Case::DlqDown) && order.is_poison() {
         return Err(HandlerError::msg("this order never succeeds"));
     }
     history.write(Step::Effect { id, hold })?;

@@ -12,7 +12,7 @@ use tokio::process::{Child, Command};
 
 use super::plan::{Harm, Planned, Point, plan};
 use super::totals::Totals;
-use super::{CLAIM_TIMEOUT, Case, Size, script};
+use super::{CLAIM_TIMEOUT, Case, Size, outage, script};
 use crate::checker::{Bounds, Histories, check};
 use crate::history::{Id, Reader, Step, Target, Writer, now};
 
@@ -28,6 +28,8 @@ const RESERVE: u64 = 1_500;
 const LEAST_RESERVE: u64 = 200;
 /// How long RabbitMQ is given to write down what was declared; no event tells when it has.
 const DECLARED: Duration = Duration::from_secs(3);
+/// How long the dead-letter channel takes nothing.
+const CLOSED: Duration = Duration::from_secs(20);
 /// How long the broker is paused at least.
 const PAUSED_AT_LEAST: Duration = Duration::from_millis(500);
 /// The time between two looks at the histories.
@@ -40,8 +42,12 @@ const PATIENCE: Duration = Duration::from_secs(90);
 pub struct Run {
     /// The broker's name, as the project's script knows it.
     pub broker: String,
-    /// Its URL.
+    /// Its URL for the processes of the run, through the proxy where there is one.
     pub url: String,
+    /// The broker's own.
+    pub broker_url: String,
+    /// Keeps the run's channels apart from those of other runs.
+    pub tenant: String,
     /// Where its connections can be cut.
     pub proxy: Option<Proxy>,
     /// What is done to it.
@@ -68,7 +74,8 @@ pub async fn run(run: Run) -> Result<Totals> {
     if u64::from(run.size.messages) < AHEAD + RESERVE * harms {
         bail!("{harms} kills, pauses and cuts need at least {} messages", AHEAD + RESERVE * harms);
     }
-    let bounds = Bounds { claim_timeout: CLAIM_TIMEOUT, least_in_flight: LEAST_IN_FLIGHT };
+    let once = run.case == Case::StoreKill;
+    let bounds = Bounds { claim_timeout: CLAIM_TIMEOUT, least_in_flight: LEAST_IN_FLIGHT, once };
     let planned = (run.size.broker_kills as usize, run.size.consumer_kills as usize);
     let (case, broker, seed) = (run.case, run.broker.clone(), run.seed);
     let began = now();
@@ -165,7 +172,9 @@ impl Driver {
     }
 
     async fn drive(&mut self) -> Result<()> {
-        for _ in 0..2 {
+        // the file of a store is one process's
+        let consumers = if self.run.case == Case::StoreKill { 1 } else { 2 };
+        for _ in 0..consumers {
             self.start_and_wait().await?;
         }
         if self.run.broker == "rabbitmq" {
@@ -207,6 +216,7 @@ impl Driver {
             Harm::PauseBroker => self.pause_broker(planned.away * 2 + PAUSED_AT_LEAST).await?,
             Harm::Cut => self.cut()?,
             Harm::Replace => self.replace().await?,
+            Harm::CloseLetters => self.close_letters().await?,
         }
         let goes_on = |counts: &Counts| counts.confirmed.len() > confirmed && counts.done.len() > done;
         self.wait("confirms and effects go on", goes_on).await
@@ -242,6 +252,16 @@ impl Driver {
         }
         self.history.write(Step::Dead { target: Target::Cut })?;
         Ok(self.history.write(Step::Back { target: Target::Cut })?)
+    }
+
+    async fn close_letters(&mut self) -> Result<()> {
+        let target = Target::Letters;
+        self.begin(target)?;
+        outage::close(&self.run, true).await?;
+        self.history.write(Step::Dead { target })?;
+        self.pass(CLOSED).await?;
+        outage::close(&self.run, false).await?;
+        Ok(self.history.write(Step::Back { target })?)
     }
 
     async fn kill_consumer(&mut self, point: Point, away: Duration) -> Result<()> {
@@ -295,9 +315,7 @@ impl Driver {
 
     pub(super) fn start_consumer(&mut self) -> Result<u32> {
         self.started += 1;
-        let poison: &[&str] =
-            if self.run.case == Case::Poison { &["consume", "--poison"] } else { &["consume"] };
-        let child = self.spawn(&consumer(self.started), poison)?;
+        let child = self.spawn(&consumer(self.started), &["consume", "--case", self.run.case.name()])?;
         self.consumers.insert(self.started, child);
         Ok(self.started)
     }
@@ -369,16 +387,29 @@ impl Driver {
         Ok(())
     }
 
-    /// A process that ends by itself ends the run.
+    /// A process that ends by itself ends the run, unless it is its messages that end it: then another takes its place.
     fn look_after(&mut self) -> Result<()> {
+        let mut aborted = Vec::new();
         for (number, child) in &mut self.consumers {
             if let Some(status) = child.try_wait()? {
+                if self.run.case == Case::Abort && status.code().is_none() {
+                    aborted.push(*number);
+                    continue;
+                }
                 bail!(
                     "{} ended by itself ({status}); see {}",
                     consumer(*number),
                     log(&self.run.folder, &consumer(*number))
                 );
             }
+        }
+        for number in aborted {
+            let target = Target::Consumer(number);
+            self.begin(target)?;
+            self.consumers.remove(&number);
+            self.history.write(Step::Dead { target })?;
+            self.start_consumer()?;
+            self.history.write(Step::Back { target })?;
         }
         if let Some(status) = self.publisher.as_mut().map(Child::try_wait).transpose()?.flatten() {
             if !status.success() {

@@ -29,7 +29,12 @@ impl OrderPlaced {
         Id { key: self.key, number: self.number }
     }
 
-    /// In the case `poison`: one in a hundred never succeeds.
+    /// In the case `abort`: three that end the process.
+    pub(crate) fn is_deadly(&self) -> bool {
+        self.key % 400 == 7 && self.number == 3
+    }
+
+    /// In the cases `poison` and `dlq-down`: one in a hundred never succeeds.
     pub(crate) fn is_poison(&self) -> bool {
         (u64::from(self.key) * 31 + u64::from(self.number) * 17).is_multiple_of(100)
     }

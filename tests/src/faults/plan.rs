@@ -19,6 +19,8 @@ pub(super) enum Harm {
     Cut,
     /// A consumer drains and leaves, another comes.
     Replace,
+    /// The dead-letter channel is closed for a while.
+    CloseLetters,
 }
 
 /// Where a consumer dies.
@@ -65,6 +67,7 @@ pub(super) fn plan(size: Size, ahead: u64, seed: u64) -> Vec<Planned> {
         (Harm::PauseBroker, size.pauses),
         (Harm::Cut, size.cuts),
         (Harm::Replace, size.replaced),
+        (Harm::CloseLetters, size.outages),
     ]
     .into_iter()
     .flat_map(|(harm, times)| std::iter::repeat_n(harm, times as usize))

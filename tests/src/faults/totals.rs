@@ -81,6 +81,7 @@ impl Totals {
                 Target::Consumer(number) => format!("consumer-{number}"),
                 Target::Pause => "pause".into(),
                 Target::Cut => "cut".into(),
+                Target::Letters => "dead letters".into(),
             },
             first_confirm_ms: kill.confirmed_at.map(|at| (at - kill.back) as f64 / 1e6),
             in_flight: kill.in_flight,
