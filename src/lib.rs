@@ -54,8 +54,8 @@ pub use postrider_redb as redb;
 /// What a program with handlers needs, in one import.
 pub mod prelude {
     pub use postrider_core::{
-        Attempt, Batch, Broker, Classify, Envelope, HandlerError, Message, Meta, Publish, Publisher,
-        PublisherExt, Router, State, Stop,
+        Attempt, Batch, Broker, Classify, DeadLetter, Envelope, HandlerError, Message, Meta, Publish,
+        Publisher, PublisherExt, Router, State, Stop,
     };
     pub use postrider_macros::{FromRef, Message, handler, handlers};
 

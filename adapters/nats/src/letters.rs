@@ -17,7 +17,7 @@ use crate::error;
 use crate::pull::{Answer, read};
 
 /// The most letters that are asked for at once.
-const PULL: usize = 256;
+const PULL: usize = 64;
 /// How long the server may take to hand those out.
 const ANSWER: Duration = Duration::from_secs(10);
 /// The most deletions that are under way at once.
