@@ -59,7 +59,7 @@ pub trait Letters: Send + 'static {
     /// the next who opens the channel.
     fn read(&mut self, max: NonZeroUsize, into: &mut Vec<Letter>) -> impl Future<Output = Result<()>> + Send;
 
-    /// Closes letters that were read here. Resolves when the broker has it. Closing what is closed is harmless.
+    /// Closes letters that were read here and not given back. Resolves when the broker has it. Closing what is closed is harmless.
     ///
     /// # Errors
     /// When the broker can't be told. Some may be closed all the same; the others are open.

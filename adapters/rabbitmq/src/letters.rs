@@ -22,8 +22,8 @@ pub struct RabbitmqLetters {
     queue: String,
     session: Option<Session>,
     sessions: u32,
-    /// What was held when a connection was lost: it is open, and no longer ours to close.
-    lost: BTreeSet<(u32, u64)>,
+    /// What went back, with a lost connection or by leaving: it is open, and no longer ours to close.
+    returned: BTreeSet<(u32, u64)>,
 }
 
 /// One AMQP channel, and what is held by it. Dropped, the client closes it, and the broker gives back what is held.
@@ -38,8 +38,8 @@ struct Session {
 impl RabbitmqLetters {
     pub(crate) async fn open(broker: &RabbitmqBroker, channel: &str) -> Result<Self> {
         let queue = broker.topology().letters(channel)?;
-        let (session, sessions, lost) = (None, 0, BTreeSet::new());
-        let mut letters = Self { broker: broker.clone(), queue, session, sessions, lost };
+        let (session, sessions, returned) = (None, 0, BTreeSet::new());
+        let mut letters = Self { broker: broker.clone(), queue, session, sessions, returned };
         letters.ready("letters").await?;
         Ok(letters)
     }
@@ -53,11 +53,8 @@ impl RabbitmqLetters {
         if self.session.as_ref().is_some_and(|session| session.lives(generation)) {
             return Ok(());
         }
-        let session = self.session.take();
-        let held = session.into_iter().flat_map(|session| session.held.into_keys());
-        let before = self.lost.len();
-        self.lost.extend(held.map(|tag| (self.sessions, tag)));
-        let queue = &self.queue;
+        let lost = self.session.take().is_some_and(|session| self.give_back(session));
+        let (link, queue) = (self.broker.consuming(), &self.queue);
         let opened = async {
             let channel = connection.create_channel().await.map_err(|e| error::of(operation, e))?;
             count(&channel, queue, operation).await?;
@@ -66,16 +63,23 @@ impl RabbitmqLetters {
         let channel = link.operation(operation, generation, opened).await?;
         self.sessions += 1;
         self.session = Some(Session { generation, channel, held: BTreeMap::new() });
-        if self.lost.len() > before {
+        if lost {
             let message = "the connection was lost, and what was read went back to the queue; reading begins with the oldest again";
             return Err(Error::new(ErrorKind::Connection, operation, message).with("queue", queue));
         }
         Ok(())
     }
 
-    fn lost(&self, operation: &'static str) -> Error {
-        let message = "the connection was lost before they could be closed: letters went back to the queue and are open; read them again";
-        Error::new(ErrorKind::Connection, operation, message).with("queue", &self.queue).temporary(false)
+    /// Writes down that what a session held is no longer ours; answers whether that was anything.
+    fn give_back(&mut self, session: Session) -> bool {
+        let held = !session.held.is_empty();
+        self.returned.extend(session.held.into_keys().map(|tag| (self.sessions, tag)));
+        held
+    }
+
+    fn gone(&self) -> Error {
+        let message = "letters went back to the queue before they could be closed, and are open; read them again";
+        Error::new(ErrorKind::Connection, "close", message).with("queue", &self.queue).temporary(false)
     }
 }
 
@@ -142,7 +146,7 @@ impl Letters for RabbitmqLetters {
     }
 
     async fn close(&mut self, letters: &[Origin]) -> Result<()> {
-        let lost = letters.iter().any(|letter| self.lost.contains(&(letter.shard, letter.position)));
+        let gone = letters.iter().any(|letter| self.returned.contains(&(letter.shard, letter.position)));
         let own: Vec<u64> = match &self.session {
             Some(session) => {
                 let own = letters.iter().filter(|letter| letter.shard == self.sessions);
@@ -152,7 +156,7 @@ impl Letters for RabbitmqLetters {
         };
         if !own.is_empty() {
             // a connection that is lost by now took the letters with it
-            self.ready("close").await.map_err(|_| self.lost("close"))?;
+            self.ready("close").await.map_err(|_| self.gone())?;
             let link = self.broker.consuming().clone();
             if let Some(session) = &mut self.session {
                 let acknowledged = session.acknowledge(&own);
@@ -160,7 +164,7 @@ impl Letters for RabbitmqLetters {
                 session.held.retain(|tag, _| !own.contains(tag));
             }
         }
-        if lost { Err(self.lost("close")) } else { Ok(()) }
+        if gone { Err(self.gone()) } else { Ok(()) }
     }
 
     async fn count(&mut self) -> Result<u64> {
@@ -187,11 +191,10 @@ impl Letters for RabbitmqLetters {
         let Some(session) = self.session.take() else {
             return Ok(());
         };
-        // closing the channel gives back, in order, what it holds
-        let closed =
-            self.broker.consuming().during(session.generation, session.channel.close(200, "".into()));
-        // one that is gone has given it back already
-        let _ = closed.await;
+        // closing the channel gives back, in order, what it holds; one that is gone has given it back already
+        let closed = session.channel.close(200, "".into());
+        let _ = self.broker.consuming().during(session.generation, closed).await;
+        self.give_back(session);
         Ok(())
     }
 }

@@ -85,6 +85,7 @@ pub async fn closed_ones_stay_closed(bench: Bench) -> Outcome {
     assert_eq!(letters.count().await.expect("they are counted"), 3);
     // somebody else, somewhere else
     letters.leave().await.expect("it leaves");
+    letters.close(&closed).await.expect("they are closed, whoever asks");
     let other = bench.reconnect().await;
     let mut again = open(&other, &channel).await;
     assert_eq!(again.count().await.expect("they are counted"), 3);
