@@ -78,7 +78,8 @@ impl RabbitmqLetters {
     }
 
     fn gone(&self) -> Error {
-        let message = "letters went back to the queue before they could be closed, and are open; read them again";
+        let message =
+            "letters went back to the queue before they could be closed, and are open; read them again";
         Error::new(ErrorKind::Connection, "close", message).with("queue", &self.queue).temporary(false)
     }
 }
