@@ -41,7 +41,7 @@ impl RatePolicy {
 /// A rate limit: a token bucket. Clones share it, so give the same one to everybody who calls the same service.
 ///
 /// ```
-/// use std::time::Duration;
+/// use std::time::{Duration, Instant};
 /// use postrider_core::{RateLimit, RatePolicy};
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() {

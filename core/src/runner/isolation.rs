@@ -46,6 +46,10 @@ impl Place {
         if self.busy {
             return true;
         }
+        // who is held up leaves no mark: taking it away would wake those who wait for the one that is alone, again and again
+        if self.is_held_up() {
+            return false;
+        }
         // first the mark, then the look; who claims does it the other way round, so that one of both sees the other
         self.isolation.busy.fetch_add(1, SeqCst);
         self.busy = true;
