@@ -70,6 +70,9 @@ macro_rules! for_each_case {
             wrong_credentials_are_clear [], routes_of_one_group_are_independent [], subscribe_close_cycles_leak_nothing [],
             broker_killed_under_load_loses_nothing [], paused_broker_is_waited_for [],
         }
+        inventory {
+            channels_and_groups_are_listed [Inventory], named_ones_are_looked_up [], examining_finds_no_failure [],
+        }
         faults {
             broker_killed_while_publishing [], broker_killed_while_consuming [], connection_reset_each_second [],
             half_open_connection_is_found [], members_come_and_go [], channel_deleted_and_made_again [],

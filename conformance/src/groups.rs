@@ -3,6 +3,7 @@
 pub mod failure;
 pub mod faults;
 pub mod idempotency;
+pub mod inventory;
 pub mod letters;
 pub mod lifecycle;
 pub mod order;

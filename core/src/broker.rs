@@ -11,6 +11,7 @@ use crate::capability::{Capabilities, Capability};
 use crate::delivery::Delivery;
 use crate::env::{BoxFuture, Env};
 use crate::error::Result;
+use crate::inventory::{Finding, Inventory, Scope};
 use crate::letters::{BoxLetters, Letters};
 use crate::publish::{Confirm, DrainReport, Outgoing, PublishError, Publisher};
 use crate::settle::ClaimId;
@@ -54,6 +55,15 @@ pub trait Adapter: Publisher + Subscriber {
 
     /// How the connection is.
     fn health(&self) -> Health;
+
+    /// What stands at the broker; [`Broker::inventory`] has checked the capability.
+    ///
+    /// # Errors
+    /// A lost connection, or a missing permission.
+    fn inventory(&self, scope: &Scope) -> impl Future<Output = Result<Inventory>> + Send;
+
+    /// Looks at the server and at what this connection may do there, changing nothing.
+    fn examine(&self) -> impl Future<Output = Vec<Finding>> + Send;
 }
 
 /// A connected broker. Clones share the connection.
@@ -95,6 +105,23 @@ impl Broker {
     /// See [`Adapter::declare`].
     pub async fn declare_all(&self, topology: &[Declare]) -> Result<()> {
         self.0.dyn_declare(topology).await
+    }
+
+    /// What stands at the broker. Nothing is created or altered, and what isn't there is left out.
+    ///
+    /// # Errors
+    /// [`Unsupported`](crate::ErrorKind::Unsupported) before any I/O for [`Scope::Everything`] without
+    /// [`Capability::Inventory`]; a lost connection, or a missing permission.
+    pub async fn inventory(&self, scope: &Scope) -> Result<Inventory> {
+        if *scope == Scope::Everything {
+            self.capabilities().require(Capability::Inventory, "inventory")?;
+        }
+        self.0.dyn_inventory(scope).await
+    }
+
+    /// Looks at the server and at what this connection may do there, changing nothing: one finding for each thing that was tried.
+    pub async fn examine(&self) -> Vec<Finding> {
+        self.0.dyn_examine().await
     }
 
     /// Opens a dead-letter channel, to read its open letters from the oldest on, and to close them. Groups are not disturbed.
@@ -181,6 +208,8 @@ trait DynAdapter: Send + Sync {
     fn dyn_close(&self, deadline: Instant) -> BoxFuture<'_, DrainReport>;
     fn dyn_declare<'a>(&'a self, topology: &'a [Declare]) -> BoxFuture<'a, Result<()>>;
     fn dyn_subscribe<'a>(&'a self, options: &'a SubscribeOptions) -> BoxFuture<'a, Result<BoxSubscription>>;
+    fn dyn_inventory<'a>(&'a self, scope: &'a Scope) -> BoxFuture<'a, Result<Inventory>>;
+    fn dyn_examine(&self) -> BoxFuture<'_, Vec<Finding>>;
     fn dyn_letters<'a>(&'a self, channel: &'a Channel) -> BoxFuture<'a, Result<BoxLetters>>;
 }
 
@@ -215,6 +244,13 @@ impl<A: Adapter> DynAdapter for A {
     fn dyn_subscribe<'a>(&'a self, options: &'a SubscribeOptions) -> BoxFuture<'a, Result<BoxSubscription>> {
         Box::pin(async move { Ok(BoxSubscription(Box::new(self.subscribe(options).await?))) })
     }
+    fn dyn_inventory<'a>(&'a self, scope: &'a Scope) -> BoxFuture<'a, Result<Inventory>> {
+        Box::pin(self.inventory(scope))
+    }
+    fn dyn_examine(&self) -> BoxFuture<'_, Vec<Finding>> {
+        Box::pin(self.examine())
+    }
+
     fn dyn_letters<'a>(&'a self, channel: &'a Channel) -> BoxFuture<'a, Result<BoxLetters>> {
         Box::pin(async move { Ok(BoxLetters::new(channel.clone(), self.letters(channel).await?)) })
     }

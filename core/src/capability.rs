@@ -59,6 +59,8 @@ capabilities! {
     Letters = "dead-letters",
     /// Messages survive a restart of the broker.
     Durable = "durable",
+    /// The broker lists which channels and groups there are.
+    Inventory = "inventory",
 }
 
 impl fmt::Display for Capability {

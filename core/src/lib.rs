@@ -19,6 +19,7 @@ mod handler;
 mod headers;
 mod id;
 mod idempotency;
+mod inventory;
 mod layer;
 mod letters;
 mod message;
@@ -60,6 +61,7 @@ pub use id::MessageId;
 pub use idempotency::{
     End, Ending, Idempotency, IdempotencyStore, Identity, IdentityKey, MemoryStore, Reserve, Reserved,
 };
+pub use inventory::{ChannelEntry, Finding, Grade, GroupEntry, Inventory, Scope};
 pub use layer::{Layer, Layered, Stack};
 pub use letters::{BoxLetters, Failure, Letter, Letters, NoLetters};
 pub use message::{DecodeError, EnvelopeContext, IntoEnvelope, Key, Message, ToKey, decode};

@@ -13,8 +13,9 @@ use postrider::memory::{MemoryBroker, MemoryLetters, MemorySubscription};
 use postrider::prelude::*;
 use postrider::{
     Adapter, Bytes, Capabilities, Channel, Claim, Confirm, Declare, Delivery, DrainReport, Env,
-    EnvelopeContext, Group, GroupName, Handler, Health, Incoming, IntoEnvelope, Outcome, Outgoing,
-    PublishError, RouteOptions, Settlement, Signal, SubscribeOptions, Subscriber, Subscription, decode,
+    EnvelopeContext, Finding, Group, GroupName, Handler, Health, Incoming, IntoEnvelope, Inventory, Outcome,
+    Outgoing, PublishError, RouteOptions, Scope, Settlement, Signal, SubscribeOptions, Subscriber,
+    Subscription, decode,
 };
 use router_kit::{Invoiced, Placed, broker, header, invoiced, look, placed, retry, within};
 
@@ -133,6 +134,12 @@ impl Adapter for NoRoom {
     }
     fn health(&self) -> Health {
         Adapter::health(&self.0)
+    }
+    async fn inventory(&self, scope: &Scope) -> postrider::Result<Inventory> {
+        self.0.inventory(scope).await
+    }
+    async fn examine(&self) -> Vec<Finding> {
+        self.0.examine().await
     }
 }
 

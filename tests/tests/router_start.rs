@@ -13,8 +13,8 @@ use postrider::memory::{MemoryBroker, MemoryConnector, MemoryLetters, MemorySubs
 use postrider::prelude::*;
 use postrider::{
     Adapter, Backoff, BoxFuture, BrokerUrl, Capabilities, Capability, Channel, Confirm, Connector, Declare,
-    DrainReport, Env, Error, ErrorKind, Health, Letters, OnGap, Order, Outgoing, PublishError, Redrive,
-    Registry, Retry, RouteOptions, Start, SubscribeOptions, Subscriber,
+    DrainReport, Env, Error, ErrorKind, Finding, Health, Inventory, Letters, OnGap, Order, Outgoing,
+    PublishError, Redrive, Registry, Retry, RouteOptions, Scope, Start, SubscribeOptions, Subscriber,
 };
 use router_kit::{Invoiced, Placed, broker, broker_with, finish, invoiced, placed};
 
@@ -79,7 +79,13 @@ impl Adapter for Limited {
         self.memory.letters(channel).await
     }
     fn health(&self) -> Health {
-        self.memory.health()
+        Adapter::health(&self.memory)
+    }
+    async fn inventory(&self, scope: &Scope) -> postrider::Result<Inventory> {
+        self.memory.inventory(scope).await
+    }
+    async fn examine(&self) -> Vec<Finding> {
+        self.memory.examine().await
     }
 }
 
@@ -307,6 +313,7 @@ fn a_router_describes_itself_as_a_table_and_as_json() {
           "dead_letter": "orders.billing.dlq",
           "dead_letter_for": {},
           "order": "key",
+          "partitions": null,
           "concurrency": 64,
           "max_in_flight": 1024,
           "attempts": 3,
@@ -322,6 +329,7 @@ fn a_router_describes_itself_as_a_table_and_as_json() {
           "dead_letter": null,
           "dead_letter_for": {},
           "order": "none",
+          "partitions": null,
           "concurrency": 64,
           "max_in_flight": 1024,
           "attempts": 5,

@@ -30,6 +30,9 @@ group.consumer.min.heartbeat.interval.ms=100
 group.consumer.heartbeat.interval.ms=300
 ";
 
+/// What can list, which AMQP can't; the command line asks it.
+const MANAGEMENT: (&str, &str) = ("BROKERS_RABBITMQ_MANAGEMENT", "1");
+
 /// How long a message may be out before the broker takes its queue away: 60 s.
 const RABBITMQ_EXTRA: &str = "consumer_timeout = 60000\n";
 
@@ -49,7 +52,7 @@ pub(crate) const BROKERS: &[Broker] = &[
             "RABBITMQ_DIST_PORT",
             "RABBITMQ_EPMD_PORT",
         ],
-        settings: &[("BROKERS_RABBITMQ_EXTRA", RABBITMQ_EXTRA)],
+        settings: &[("BROKERS_RABBITMQ_EXTRA", RABBITMQ_EXTRA), MANAGEMENT],
     },
     Broker { name: "nats", ports: &["NATS_PORT", "NATS_MONITOR_PORT"], settings: &[] },
     Broker {
@@ -61,7 +64,7 @@ pub(crate) const BROKERS: &[Broker] = &[
             "RABBITMQ4_DIST_PORT",
             "RABBITMQ4_EPMD_PORT",
         ],
-        settings: &[("BROKERS_RABBITMQ_EXTRA", RABBITMQ_EXTRA)],
+        settings: &[("BROKERS_RABBITMQ_EXTRA", RABBITMQ_EXTRA), MANAGEMENT],
     },
 ];
 

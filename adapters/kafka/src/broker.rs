@@ -4,11 +4,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use postrider_core::{
-    Adapter, BrokerUrl, Capabilities, Capability, Declare, Env, Error, ErrorKind, Health, Result,
+    Adapter, BrokerUrl, Capabilities, Capability, Declare, Env, Error, ErrorKind, Finding, Health, Inventory,
+    Result, Scope,
 };
 
 use crate::config::KafkaConfig;
 use crate::connection::Connection;
+use crate::inventory;
 use crate::letters::KafkaLetters;
 use crate::member::Members;
 use crate::naming::Naming;
@@ -57,6 +59,7 @@ impl KafkaBroker {
             Capability::Letters,
             Capability::Gaps,
             Capability::Durable,
+            Capability::Inventory,
         ]
         .into_iter()
         .fold(Capabilities::new(config.max_payload), Capabilities::with);
@@ -142,5 +145,13 @@ impl Adapter for KafkaBroker {
             return Health::down("the broker was closed; connect again");
         }
         self.0.connection.health()
+    }
+
+    async fn inventory(&self, scope: &Scope) -> Result<Inventory> {
+        inventory::read(self, scope).await
+    }
+
+    async fn examine(&self) -> Vec<Finding> {
+        inventory::examine(self).await
     }
 }

@@ -14,6 +14,7 @@ mod connection;
 mod connector;
 mod convert;
 mod error;
+mod inventory;
 mod letters;
 mod mark;
 mod member;

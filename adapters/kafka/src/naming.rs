@@ -1,6 +1,6 @@
 //! How channels and groups are spelt on Kafka. One place for all of it.
 
-use postrider_core::{Error, GroupName, Result, SEPARATOR};
+use postrider_core::{Channel, Error, GroupName, Result, SEPARATOR};
 
 /// The longest name of a topic, in bytes. See `Topic.validate` of Kafka.
 const MAX: usize = 249;
@@ -44,6 +44,31 @@ impl Naming {
         checked(format!("{}{SEPARATOR}redrive", self.group(channel, group)?))
     }
 
+    /// The channel that has this topic; `None` where the name is no channel's of this tenant.
+    pub fn channel(&self, topic: &str) -> Option<Channel> {
+        let name = match &self.tenant {
+            Some(tenant) => topic.strip_prefix(&**tenant)?.strip_prefix(SEPARATOR)?,
+            None => topic,
+        };
+        Channel::new(name).ok()
+    }
+
+    /// The channel and the group whose `group.id` this is; `None` where it is no group's of this tenant.
+    pub fn group_of(&self, id: &str) -> Option<(Channel, GroupName)> {
+        let (topic, group) = id.rsplit_once(SEPARATOR)?;
+        Some((self.channel(topic)?, GroupName::new(group).ok()?))
+    }
+
+    /// The dead-letter channel beside whose topic this one says what is closed; `None` where it is no such topic of this tenant.
+    pub fn closed_beside(&self, topic: &str) -> Option<Channel> {
+        self.channel(topic.strip_suffix("closed")?.strip_suffix(SEPARATOR)?)
+    }
+
+    /// The channel and the group whose own topic this is; `None` where it is no group's of this tenant.
+    pub fn redriven_to(&self, topic: &str) -> Option<(Channel, GroupName)> {
+        self.group_of(topic.strip_suffix("redrive")?.strip_suffix(SEPARATOR)?)
+    }
+
     /// The compacted topic beside a dead-letter channel's, which says what of it is closed.
     ///
     /// # Errors
@@ -82,6 +107,25 @@ mod tests {
         assert_eq!(tenant.topic("b").unwrap(), "a--b");
         assert_eq!(tenant.group("b", "g").unwrap(), "a--b--g");
         assert!(Naming::new(Some("a.b")).is_err());
+    }
+
+    #[test]
+    fn names_lead_back_to_what_they_were_made_from() {
+        for naming in [Naming::default(), Naming::new(Some("a")).unwrap()] {
+            for channel in ["orders", "orders.billing.dlq"] {
+                let of = |found: Option<(Channel, GroupName)>| found.map(|(c, g)| format!("{c}/{g}"));
+                let expected = Some(format!("{channel}/billing"));
+                assert_eq!(naming.channel(&naming.topic(channel).unwrap()).as_deref(), Some(channel));
+                assert_eq!(of(naming.group_of(&naming.group(channel, "billing").unwrap())), expected);
+                let closed = naming.closed_beside(&naming.closed(channel).unwrap());
+                assert_eq!(closed.as_deref(), Some(channel));
+                assert_eq!(of(naming.redriven_to(&naming.redrive(channel, "billing").unwrap())), expected);
+            }
+        }
+        // another tenant's, and somebody else's
+        assert_eq!(Naming::default().channel("a--orders"), None);
+        assert_eq!(Naming::new(Some("a")).unwrap().channel("orders"), None);
+        assert_eq!(Naming::default().group_of("console-consumer-1"), None);
     }
 
     #[test]

@@ -6,12 +6,14 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use postrider_core::{
-    Adapter, Capabilities, Capability, Confirm, Declare, DrainReport, Env, Error, ErrorKind, Health, Result,
+    Adapter, Capabilities, Capability, Confirm, Declare, DrainReport, Env, Error, ErrorKind, Finding, Health,
+    Inventory, Result, Scope,
 };
 
 use crate::channel::Channel;
 use crate::config::MemoryConfig;
 use crate::faults::FaultPlan;
+use crate::inventory;
 use crate::letters::MemoryLetters;
 use crate::publisher::{Outcome, closed};
 use crate::settle::Timers;
@@ -75,6 +77,7 @@ impl MemoryBroker {
             Capability::DeliveryCount,
             Capability::Seek,
             Capability::Lag,
+            Capability::Inventory,
             Capability::Letters,
         ]
         .into_iter()
@@ -136,6 +139,11 @@ impl MemoryBroker {
 
     pub(crate) fn channel(&self, name: &str) -> Option<Arc<Channel>> {
         self.0.channels.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+    }
+
+    /// All channels there are, in no order.
+    pub(crate) fn channels(&self) -> Vec<Arc<Channel>> {
+        self.0.channels.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 
     pub(crate) fn channel_or_create(&self, name: &str) -> Arc<Channel> {
@@ -214,6 +222,15 @@ impl Adapter for MemoryBroker {
 
     fn health(&self) -> Health {
         if self.0.closed.load(Relaxed) { Health::down("the broker is closed") } else { Health::up() }
+    }
+
+    async fn inventory(&self, scope: &Scope) -> Result<Inventory> {
+        self.check_open("inventory")?;
+        Ok(inventory::read(self, scope))
+    }
+
+    async fn examine(&self) -> Vec<Finding> {
+        inventory::examine(self)
     }
 }
 

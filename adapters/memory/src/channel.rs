@@ -5,7 +5,8 @@ use std::hash::BuildHasher;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use postrider_core::{
-    ClaimId, Delivery, Envelope, InFlight, Letter, Order, Origin, Settlement, Signal, Start, Token, Window,
+    ChannelEntry, ClaimId, Delivery, Envelope, GroupEntry, InFlight, Letter, Order, Origin, Settlement,
+    Signal, Start, Token, Window,
 };
 use tokio::sync::Notify;
 
@@ -136,6 +137,22 @@ impl Channel {
     pub(crate) fn due(&self, group: &str, position: u64) {
         self.state().addressed.due(position);
         self.wake(&GroupKey::Named(group.into()), position);
+    }
+
+    /// How it stands: what it keeps, and the named groups that read it.
+    pub(crate) fn entry(&self) -> ChannelEntry {
+        let state = self.state();
+        let mut entry = ChannelEntry::new(&*self.name);
+        entry.messages = Some(state.log.len() as u64);
+        for (key, consumers) in &state.groups {
+            let GroupKey::Named(name) = key else { continue };
+            let mut group = GroupEntry::new(&**name);
+            let others = state.addressed.others(consumers.group.next(), key);
+            group.lag = Some(consumers.group.lag(state.log.end()).saturating_sub(others));
+            group.members = Some(consumers.members.len() as u32);
+            entry.groups.push(group);
+        }
+        entry
     }
 
     pub(crate) fn has_group(&self, name: &str) -> bool {

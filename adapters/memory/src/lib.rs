@@ -21,6 +21,7 @@ mod config;
 mod connector;
 mod faults;
 mod group;
+mod inventory;
 mod letters;
 mod log;
 mod publisher;

@@ -6,12 +6,13 @@ use std::time::{Duration, Instant};
 use async_nats::jetstream;
 use postrider_core::{
     Adapter, BrokerUrl, Capabilities, Capability, Confirm, Declare, DrainReport, Env, Error, ErrorKind,
-    Health, Outgoing, PublishError, Publisher, Result,
+    Finding, Health, Inventory, Outgoing, PublishError, Publisher, Result, Scope,
 };
 use tokio_util::task::TaskTracker;
 
 use crate::config::NatsConfig;
 use crate::connection::Connection;
+use crate::inventory;
 use crate::letters::NatsLetters;
 use crate::naming::Naming;
 use crate::publisher::Outbox;
@@ -70,6 +71,7 @@ impl NatsBroker {
             Capability::Lag,
             Capability::Letters,
             Capability::Durable,
+            Capability::Inventory,
         ]
         .into_iter()
         .fold(Capabilities::new(usable).with_dedupe(DUPLICATE_WINDOW), Capabilities::with);
@@ -185,5 +187,13 @@ impl Adapter for NatsBroker {
 
     fn health(&self) -> Health {
         self.0.connection.health()
+    }
+
+    async fn inventory(&self, scope: &Scope) -> Result<Inventory> {
+        inventory::read(self, scope).await
+    }
+
+    async fn examine(&self) -> Vec<Finding> {
+        inventory::examine(self).await
     }
 }

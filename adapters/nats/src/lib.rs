@@ -12,6 +12,7 @@ mod connection;
 mod connector;
 mod convert;
 mod error;
+mod inventory;
 mod letters;
 mod members;
 mod naming;

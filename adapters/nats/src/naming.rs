@@ -1,6 +1,6 @@
 //! How channels, groups and slots are spelt on NATS. One place for all of it.
 
-use postrider_core::{Error, GroupName, KEY_SLOTS, Order, Result, SEPARATOR};
+use postrider_core::{Channel, Error, GroupName, KEY_SLOTS, Order, Result, SEPARATOR};
 
 /// The longest name that the server takes for a stream or consumer, in bytes.
 const MAX: usize = 255;
@@ -35,6 +35,26 @@ impl Naming {
             Some(tenant) => format!("{tenant}{SEPARATOR}{name}"),
             None => name,
         })
+    }
+
+    /// The channel that has this stream; `None` where the name is no channel's of this tenant.
+    pub fn channel(&self, stream: &str) -> Option<Channel> {
+        let name = match &self.tenant {
+            Some(tenant) => stream.strip_prefix(&**tenant)?.strip_prefix(SEPARATOR)?,
+            None => stream,
+        };
+        // a dot can't stand in a stream's name, so it is nobody's spelling of a channel
+        Channel::new(name.replace('~', ".")).ok()
+    }
+
+    /// The group that has this consumer on a channel's stream; `None` where the name is no group's.
+    pub fn group(&self, channel: &str, consumer: &str) -> Option<GroupName> {
+        let rest = consumer.strip_prefix(&channel.replace('.', "~"))?.strip_prefix(SEPARATOR)?;
+        let group = match rest.split_once(SEPARATOR) {
+            Some((group, partition)) => partition.parse::<u32>().ok().map(|_| group)?,
+            None => rest,
+        };
+        GroupName::new(group).ok()
     }
 
     /// The channel's own subject: what foreign publishers write to, and what has no slot.
@@ -149,6 +169,25 @@ mod tests {
         assert_eq!(tenant.stream("b").unwrap(), "a--b");
         assert_ne!(plain.subject("a.b"), tenant.subject("b"));
         assert!(Naming::new(Some("a.b")).is_err());
+    }
+
+    #[test]
+    fn names_lead_back_to_what_they_were_made_from() {
+        for naming in [Naming::default(), Naming::new(Some("a")).unwrap()] {
+            for channel in ["orders", "orders.billing.dlq", "a.b"] {
+                let stream = naming.stream(channel).unwrap();
+                assert_eq!(naming.channel(&stream).as_deref(), Some(channel));
+                for partitions in [1, 8] {
+                    let consumer = naming.consumer(channel, "billing", 0, partitions).unwrap();
+                    assert_eq!(naming.group(channel, &consumer).as_deref(), Some("billing"));
+                }
+            }
+        }
+        // another tenant's, and somebody else's
+        assert_eq!(Naming::default().channel("a--orders"), None);
+        assert_eq!(Naming::new(Some("a")).unwrap().channel("ab--orders"), None);
+        assert_eq!(Naming::default().group("orders", "ephemeral-1"), None);
+        assert_eq!(Naming::default().group("orders", "orders--billing--x"), None);
     }
 
     #[test]

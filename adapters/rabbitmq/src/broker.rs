@@ -5,12 +5,13 @@ use std::time::Instant;
 
 use postrider_core::{
     Adapter, BrokerUrl, Capabilities, Capability, Confirm, Declare, DrainReport, Env, Error, ErrorKind,
-    Health, Outgoing, PublishError, Publisher, Result,
+    Finding, Health, Inventory, Outgoing, PublishError, Publisher, Result, Scope,
 };
 use tokio_util::task::TaskTracker;
 
 use crate::config::{QueueType, RabbitmqConfig};
 use crate::connection::{Link, Target};
+use crate::inventory;
 use crate::letters::RabbitmqLetters;
 use crate::naming::Naming;
 use crate::publisher::Outbox;
@@ -159,6 +160,14 @@ impl Adapter for RabbitmqBroker {
         all.into_iter()
             .reduce(|worst, next| if next.state > worst.state { next } else { worst })
             .unwrap_or_default()
+    }
+
+    async fn inventory(&self, scope: &Scope) -> Result<Inventory> {
+        inventory::read(self, scope).await
+    }
+
+    async fn examine(&self) -> Vec<Finding> {
+        inventory::examine(self).await
     }
 }
 

@@ -1,12 +1,30 @@
 //! How channels, groups and slots are spelt on RabbitMQ. One place for all of it.
 
-use postrider_core::{Error, GroupName, KEY_SLOTS, Order, RETRY_TIERS, Result, SEPARATOR};
+use postrider_core::{Channel, Error, GroupName, KEY_SLOTS, Order, RETRY_TIERS, Result, SEPARATOR};
 
 /// The longest name that AMQP has room for, in bytes.
 const MAX: usize = 255;
 
 /// How the waits of [`RETRY_TIERS`] are spelt.
 const TIERS: [&str; RETRY_TIERS.len()] = ["1s", "10s", "1m", "10m", "1h"];
+
+/// What one of our queues is there for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Role {
+    /// It has the channel's own name: the queue that a dead-letter channel always has.
+    Channel,
+    /// One of a group's partitions, by its number, or its only queue.
+    Partition(GroupName, Option<u32>),
+    /// Says how many partitions a group has, and is attended to by its members.
+    Marker(GroupName),
+    /// Where a group's messages wait.
+    Retry(GroupName),
+    /// A member's own copy.
+    Ephemeral,
+    /// Something else of a group's.
+    Other(GroupName),
+}
 
 /// Names on the broker, for one tenant.
 #[derive(Clone, Debug, Default)]
@@ -26,6 +44,11 @@ impl Naming {
                 .map_err(|e| Error::config("connect", "the option `tenant` is wrong").because(e))?;
         }
         Ok(Self { tenant: tenant.map(Into::into) })
+    }
+
+    /// Whether names have a tenant's prefix.
+    pub fn has_tenant(&self) -> bool {
+        self.tenant.is_some()
     }
 
     /// The exchange of a channel; also the queue that a dead-letter channel always has.
@@ -98,6 +121,34 @@ impl Naming {
         checked(format!("{}{SEPARATOR}~{unique:016x}", self.exchange(channel)?))
     }
 
+    /// The channel, and what the queue of this name is there for; `None` where the name is nothing of this tenant's.
+    pub fn read(&self, name: &str) -> Option<(Channel, Role)> {
+        let name = match &self.tenant {
+            Some(tenant) => name.strip_prefix(&**tenant)?.strip_prefix('~')?,
+            None => name,
+        };
+        let Some((channel, rest)) = name.split_once(SEPARATOR) else {
+            return Some((Channel::new(name).ok()?, Role::Channel));
+        };
+        let channel = Channel::new(channel).ok()?;
+        if rest.starts_with('~') {
+            return Some((channel, Role::Ephemeral));
+        }
+        let (group, role) =
+            rest.split_once(SEPARATOR).map_or((rest, None), |(group, role)| (group, Some(role)));
+        let group = GroupName::new(group).ok()?;
+        let role = match role {
+            None => Role::Partition(group, None),
+            Some("partitions") => Role::Marker(group),
+            Some(role) if role.starts_with("retry-") => Role::Retry(group),
+            Some(role) => match role.parse() {
+                Ok(number) => Role::Partition(group, Some(number)),
+                Err(_) => Role::Other(group),
+            },
+        };
+        Some((channel, role))
+    }
+
     /// The routing key of a slot.
     pub fn slot(slot: u32) -> String {
         format!("~{slot:02}")
@@ -146,6 +197,29 @@ mod tests {
         assert_eq!(tenant.queue("b", "g", 2, 4).unwrap(), "a~b--g--2");
         assert_ne!(tenant.unslotted("b").unwrap(), plain.unslotted("a").unwrap());
         assert!(Naming::new(Some("a.b")).is_err());
+    }
+
+    #[test]
+    fn names_lead_back_to_what_they_were_made_from() {
+        let billing = || GroupName::new("billing").unwrap();
+        for naming in [Naming::default(), Naming::new(Some("a")).unwrap()] {
+            for channel in ["orders", "orders.billing.dlq"] {
+                let named = |name: Result<String>, role: Role| {
+                    assert_eq!(naming.read(&name.unwrap()), Some((Channel::new(channel).unwrap(), role)));
+                };
+                named(naming.exchange(channel), Role::Channel);
+                named(naming.queue(channel, "billing", 0, 1), Role::Partition(billing(), None));
+                named(naming.queue(channel, "billing", 3, 8), Role::Partition(billing(), Some(3)));
+                named(naming.marker(channel, "billing"), Role::Marker(billing()));
+                named(naming.retry(channel, "billing", 1), Role::Retry(billing()));
+                named(naming.strikes(channel, "billing"), Role::Other(billing()));
+                named(naming.ephemeral(channel, 7), Role::Ephemeral);
+            }
+        }
+        // another tenant's, and somebody else's
+        assert_eq!(Naming::default().read("a~orders"), None);
+        assert_eq!(Naming::new(Some("a")).unwrap().read("orders"), None);
+        assert_eq!(Naming::default().read("amq.gen-1 x"), None);
     }
 
     #[test]

@@ -57,6 +57,10 @@ impl Topology {
         Self { naming, mode: declare, queue_type, delivery_limit }
     }
 
+    pub(crate) fn naming(&self) -> &Naming {
+        &self.naming
+    }
+
     /// The plan of a group; `unique` names the queue of an ephemeral one.
     pub(crate) fn plan(&self, options: &SubscribeOptions, unique: u64) -> Result<GroupPlan> {
         let channel = options.channel.clone();

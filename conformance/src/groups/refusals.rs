@@ -2,7 +2,7 @@
 
 use postrider_core::{
     Address, Capability, ErrorKind, Group, OnGap, Order, Outgoing, Publisher, Retry, RouteOptions, Router,
-    Start,
+    Scope, Start,
 };
 
 use crate::kit::Bench;
@@ -39,6 +39,9 @@ pub(crate) async fn refused(bench: &Bench, capability: Capability) {
             let envelope = crate::kit::number(1).build(bench.broker.env()).expect("it is legal");
             let message = Outgoing::new(Address::to_group(&channel, "g"), envelope);
             bench.broker.send(message).await.await.expect_err("the address is refused").into()
+        }
+        Capability::Inventory => {
+            bench.broker.inventory(&Scope::Everything).await.expect_err("the list is refused")
         }
         Capability::Letters => {
             bench.broker.letters(&format!("{channel}.g.dlq")).await.expect_err("letters are refused")

@@ -37,6 +37,8 @@ pub struct RouteDescription {
     pub dead_letter_for: BTreeMap<String, String>,
     /// `key`, `partition` or `none`.
     pub order: String,
+    /// Into how many partitions the group is split, where the route says; else the adapter's default holds.
+    pub partitions: Option<u32>,
     /// How many handlers run at once.
     pub concurrency: usize,
     /// How many messages may be unsettled.
@@ -67,6 +69,7 @@ impl RouteDescription {
             dead_letter: plan.dead_letter.as_ref().map(ToString::to_string),
             dead_letter_for: each_reason(plan),
             order: plan.subscribe.order.as_str().into(),
+            partitions: plan.subscribe.partitions,
             concurrency: plan.concurrency,
             max_in_flight: plan.subscribe.window.messages,
             attempts: plan.retry.max_attempts(),
