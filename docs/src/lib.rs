@@ -60,6 +60,9 @@ pub mod guide_messages {}
 #[doc = include_str!("guide/envelope.md")]
 pub mod guide_envelope {}
 
+#[doc = include_str!("guide/cli.md")]
+pub mod guide_cli {}
+
 #[doc = include_str!("brokers/memory.md")]
 pub mod brokers_memory {}
 
