@@ -186,7 +186,7 @@ fn long(letters: &BoxLetters, letter: &Letter) -> String {
     let mut headers: Vec<_> =
         letter.envelope.headers().iter().filter(|(name, _)| !is_failure(name)).collect();
     // not every broker keeps an order of names
-    headers.sort_by(|(a, _), (b, _)| a.cmp(b));
+    headers.sort_by_key(|(name, _)| *name);
     for (name, value) in headers {
         put(&format!("header {name}"), Some(&value.to_string()));
     }
