@@ -78,7 +78,7 @@ pub use rate::{RateLimit, RatePolicy};
 pub use redrive::{Redrive, Redriven};
 pub use registry::{BrokerUrl, Connector, Host, OptionsError, Registry};
 pub use router::{DRAIN, Description, RouteDescription, Router};
-pub use runner::{Report, RouteHealth, RouteReport, Running, ServiceHealth};
+pub use runner::{Report, RouteHealth, RouteReport, RouteState, Running, ServiceHealth};
 pub use settle::{Claim, ClaimId, InFlight, Settle, SettleError, Settlement, Token, Window};
 pub use subscribe::{
     Control, Gap, Group, Health, HealthState, Order, Signal, Start, SubscribeOptions, Subscriber,

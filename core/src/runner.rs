@@ -20,7 +20,7 @@ pub(crate) use crew::Orders;
 pub(crate) use events::started;
 pub(crate) use plan::Plan;
 pub(crate) use report::Status;
-pub use report::{Report, RouteHealth, RouteReport, ServiceHealth};
+pub use report::{Report, RouteHealth, RouteReport, RouteState, ServiceHealth};
 pub use running::Running;
 pub(crate) use running::RunningRoute;
 pub(crate) use task::{StopOrder, run};

@@ -10,7 +10,7 @@ use crate::errors::{Errors, nearest, suggestion};
 use crate::values::{as_word, count, duration_tokens, named, positive, text, word};
 use crate::{breaker, dead_letters, idempotency, names, rate, retry};
 
-const KNOWN: [&str; 25] = [
+const KNOWN: [&str; 26] = [
     "channel",
     "group",
     "ephemeral",
@@ -32,6 +32,7 @@ const KNOWN: [&str; 25] = [
     "on_expired",
     "on_gap",
     "batch",
+    "crash_limit",
     "claim_timeout",
     "native",
     "crate",
@@ -238,6 +239,10 @@ impl Reader<'_> {
                 count(value, self.errors).map(|n| quote!(.max_in_flight_bytes(#n as usize)))
             }
             "batch" => count(value, self.errors).map(|n| quote!(.batch(#n as usize))),
+            // more than can be counted is never reached
+            "crash_limit" => count(value, self.errors)
+                .map(|n| u32::try_from(n).unwrap_or(u32::MAX))
+                .map(|n| quote!(.crash_limit(#n))),
             "timeout" => positive(value, self.errors).map(duration_tokens).map(|d| quote!(.timeout(#d))),
             "claim_timeout" => {
                 positive(value, self.errors).map(duration_tokens).map(|d| quote!(.claim_timeout(#d)))

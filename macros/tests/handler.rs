@@ -137,6 +137,7 @@ async fn methods_are_routes_whose_state_is_self_and_stay_callable() {
     dead_letter = "letters",
     on_expired = drop,
     on_gap = stop,
+    crash_limit = 9,
     claim_timeout = "20s",
     native("a" = "b", "c" = "d")
 )]
@@ -205,6 +206,7 @@ fn every_option_reaches_the_route_as_the_builder_would_set_it() {
         )
         .dead_letter("letters")
         .on_expired(OnExpired::Drop)
+        .crash_limit(9)
         .on_gap(OnGap::Stop)
         .claim_timeout(Duration::from_secs(20))
         .native("a", "b")

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 use super::plan::Plan;
+use super::report::RouteState;
 use crate::breaker::{Breaker, BreakerState, Guard, Verdict};
 use crate::bulkhead::{Bulkhead, BulkheadPlace};
 use crate::env::{BoxFuture, Env};
@@ -235,6 +236,18 @@ impl Admission {
             }
         };
         Some((state, left))
+    }
+
+    /// What is waited for.
+    pub(crate) fn state(&self) -> RouteState {
+        let waits = self.until.is_some() || self.turn.is_some();
+        match &self.circuit {
+            Some(circuit) if circuit.seen == BreakerState::Open => RouteState::PausedByBreaker,
+            Some(circuit) if waits && circuit.breaker.peek().is_err() => RouteState::PausedByBreaker,
+            _ if self.until.is_some() => RouteState::PausedByRate,
+            _ if self.turn.is_some() => RouteState::PausedByBulkhead,
+            _ => RouteState::Running,
+        }
     }
 
     pub(crate) fn trouble(&self) -> Option<&Health> {

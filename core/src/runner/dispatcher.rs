@@ -26,7 +26,7 @@ use super::isolation::Place;
 use super::lanes::{LaneId, Lanes};
 use super::plan::Plan;
 use super::pool::Pool;
-use super::report::Status;
+use super::report::{RouteState, Status};
 use crate::delivery::Delivery;
 use crate::env::BoxFuture;
 use crate::error::{BoxError, Class};
@@ -76,8 +76,6 @@ pub(crate) struct Dispatcher<'a> {
     store_trouble: Option<Health>,
     suspects: Suspects,
     place: Place,
-    /// Dead letters that can't be published at present; while there are any, nothing new starts.
-    stalled: Arc<std::sync::atomic::AtomicUsize>,
     revoking: Vec<Revocation>,
     /// Claims whose running attempts were cancelled and haven't ended yet.
     lost: Vec<ClaimId>,
@@ -131,7 +129,6 @@ impl<'a> Dispatcher<'a> {
             store_trouble: None,
             suspects: Suspects::default(),
             place: orders.isolation.place(orders.index),
-            stalled: Arc::default(),
             revoking: Vec::new(),
             lost: Vec::new(),
             returned: Vec::new(),
@@ -151,7 +148,7 @@ impl<'a> Dispatcher<'a> {
 
     /// Whether new messages may be started.
     fn is_open(&self) -> bool {
-        !self.stopping && self.stalled.load(Relaxed) == 0 && self.suspects.is_empty()
+        !self.stopping && self.status.stalled.load(Relaxed) == 0 && self.suspects.is_empty()
     }
 
     /// When the next back-off ends, or what waits for its admission may ask again.
@@ -176,9 +173,10 @@ impl<'a> Dispatcher<'a> {
     /// New deliveries, in their order.
     pub(crate) fn arrived(&mut self, inbox: &mut Vec<Delivery>, cx: &mut Context<'_>) {
         self.held += inbox.len();
+        let received = self.status.arrivals.at(self.now);
         for delivery in inbox.drain(..) {
             let lane = self.lane_of(&delivery);
-            let mut held = Held::new(delivery, lane, self.patient_now);
+            let mut held = Held::new(delivery, lane, Arc::clone(&received), self.patient_now);
             if self.plan.subscribe.durable_retry {
                 held.go_on(self.plan.retry.max_attempts(), self.orders.env.wall_ms());
             }
@@ -306,7 +304,12 @@ impl<'a> Dispatcher<'a> {
             }
             _ => None,
         };
-        if self.stalled.load(Relaxed) == 0 {
+        self.status.set_state(if self.suspects.is_empty() {
+            self.admission.as_ref().map_or(RouteState::Running, |admission| admission.state())
+        } else {
+            RouteState::Alone
+        });
+        if self.status.stalled.load(Relaxed) == 0 {
             let breaker = self.admission.as_ref().and_then(|admission| admission.trouble().cloned());
             self.status.set_trouble(self.store_trouble.clone().or(breaker).or(trouble));
         }

@@ -1,6 +1,7 @@
 //! A message that the runner holds, from its delivery until it is settled.
 
 use std::cmp::Ordering;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use smallvec::SmallVec;
@@ -15,6 +16,8 @@ use crate::delivery::Delivery;
 pub(crate) struct Held {
     pub(crate) delivery: Delivery,
     pub(crate) lane: Option<LaneId>,
+    /// When it came; held for as long as it is unsettled.
+    pub(crate) _received: Arc<Instant>,
     /// The attempt that is running or comes next, from 1.
     pub(crate) attempt: u32,
     /// When its first attempt began; until then, when it was received.
@@ -44,10 +47,16 @@ impl Held {
         self.origin = Some(earlier.origin.into());
     }
 
-    pub(crate) fn new(delivery: Delivery, lane: Option<LaneId>, now: Instant) -> Self {
+    pub(crate) fn new(
+        delivery: Delivery,
+        lane: Option<LaneId>,
+        received: Arc<Instant>,
+        now: Instant,
+    ) -> Self {
         Self {
             delivery,
             lane,
+            _received: received,
             attempt: 1,
             began: now,
             wait: Duration::ZERO,

@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::task::JoinSet;
 
 use super::plan::Plan;
-use super::report::{Report, RouteHealth, ServiceHealth, Status};
+use super::report::{Report, RouteHealth, RouteState, ServiceHealth, Status};
 use super::task::{RouteEnd, StopOrder};
-use crate::breaker::Breaker;
+use crate::breaker::{Breaker, BreakerState};
 use crate::broker::Broker;
 use crate::error::{Error, ErrorKind, Result};
 use crate::publish::Publisher;
@@ -47,12 +47,25 @@ impl Running {
         &self.broker
     }
 
-    /// How the service is, as data.
+    /// How the service is, as data, without any I/O.
     pub fn health(&self) -> ServiceHealth {
-        let connection = self.broker.health();
-        let routes: Vec<_> = self.routes.iter().map(RunningRoute::health).collect();
+        let (connection, now) = (self.broker.health(), self.broker.env().now());
+        let routes: Vec<_> = self.routes.iter().map(|route| route.health(connection.state, now)).collect();
         let worst = routes.iter().map(|r| r.health.state).chain([connection.state]).max().unwrap_or_default();
         ServiceHealth { state: worst, connection, routes }
+    }
+
+    /// The same, and of each route how many messages its group has still to settle, for which the broker is asked. A route whose lag
+    /// isn't told has none.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn health_with_lag(&self) -> ServiceHealth {
+        let mut health = self.health();
+        for (route, told) in self.routes.iter().zip(&mut health.routes) {
+            told.lag = route.control.lag().await.ok();
+        }
+        health
     }
 
     /// The handle of a route's subscription: pause, resume, seek, lag.
@@ -175,18 +188,29 @@ impl Running {
 }
 
 impl RunningRoute {
-    fn health(&self) -> RouteHealth {
+    fn health(&self, connection: HealthState, now: Instant) -> RouteHealth {
         let own = self.status.trouble();
         let subscription = self.control.health();
         let health = match own {
             Some(own) if own.state >= subscription.state => own,
             _ => subscription,
         };
+        let state = match self.status.state() {
+            _ if connection > HealthState::Standby => RouteState::ConnectionTroubled,
+            _ if self.status.stalled.load(Relaxed) > 0 => RouteState::PausedByDeadLetters,
+            _ if self.breaker.as_ref().is_some_and(|breaker| breaker.state() == BreakerState::Open) => {
+                RouteState::PausedByBreaker
+            }
+            state => state,
+        };
         RouteHealth {
             route: self.plan.names.handler.clone(),
             channel: self.plan.names.channel.clone(),
             group: self.plan.names.group.clone(),
             health,
+            state,
+            oldest_unsettled: self.status.arrivals.oldest(now),
+            lag: None,
             in_flight: self.status.in_flight.load(Relaxed),
             consecutive_failures: self.status.consecutive_failures.load(Relaxed),
             breaker: self.breaker.as_ref().map(Breaker::state),

@@ -6,9 +6,11 @@ use postrider::BrokerUrl;
 use super::driver::Run;
 
 /// The channel of the dead letters.
-pub(super) const LETTERS: &str = "orders.billing.dlq";
+#[cfg(any(feature = "nats", feature = "kafka", feature = "rabbitmq"))]
+const LETTERS: &str = "orders.billing.dlq";
 
 /// Closes the channel, or opens it again.
+#[allow(clippy::unused_async, reason = "compiled without any broker, there is nothing to wait for")]
 pub(super) async fn close(run: &Run, closed: bool) -> Result<()> {
     let url = BrokerUrl::parse(&run.broker_url)?;
     let host = url.hosts().first().context("the URL names no host")?;

@@ -45,8 +45,7 @@ pub(super) enum Sent {
 impl<'a> Dispatcher<'a> {
     /// Publishes the dead letter of `held`, as often as it takes. Its lane stays busy meanwhile.
     pub(super) fn send_letter(&mut self, held: Held, reason: Reason, error: &BoxError, channel: &'a Channel) {
-        let (plan, orders, status, stalled) =
-            (self.plan, self.orders, self.status, Arc::clone(&self.stalled));
+        let (plan, orders, status) = (self.plan, self.orders, self.status);
         let origin = self.origin(&held);
         let now = orders.env.wall_ms();
         let (letter, hop) = dead_letter(
@@ -86,7 +85,7 @@ impl<'a> Dispatcher<'a> {
                 };
                 failures += 1;
                 if failures == 1 {
-                    stalled.fetch_add(1, Relaxed);
+                    status.stalled.fetch_add(1, Relaxed);
                 }
                 events::dead_letter_failed(&plan.names, &held.delivery, held.attempt, &error);
                 let text = format!("the dead letter of {origin} can't be published to `{channel}`: {error}");
@@ -102,7 +101,7 @@ impl<'a> Dispatcher<'a> {
                     }
                 }
             };
-            if failures > 0 && stalled.fetch_sub(1, Relaxed) == 1 {
+            if failures > 0 && status.stalled.fetch_sub(1, Relaxed) == 1 {
                 status.set_trouble(None);
             }
             CopySent { held: Some(held), sent: if lost { Sent::Lost } else { Sent::Letter(reason) } }
