@@ -105,7 +105,7 @@ impl Session {
     }
 
     /// Acknowledges these, and waits until the broker has it: it answers what comes after on the channel.
-    async fn acknowledge(&self, tags: &[u64]) -> Result<()> {
+    async fn acknowledge(&self, tags: &BTreeSet<u64>) -> Result<()> {
         let failed = |e| error::of("close", e);
         for tag in tags {
             self.channel.basic_ack(*tag, BasicAckOptions::default()).await.map_err(failed)?;
@@ -148,12 +148,12 @@ impl Letters for RabbitmqLetters {
 
     async fn close(&mut self, letters: &[Origin]) -> Result<()> {
         let gone = letters.iter().any(|letter| self.returned.contains(&(letter.shard, letter.position)));
-        let own: Vec<u64> = match &self.session {
+        let own: BTreeSet<u64> = match &self.session {
             Some(session) => {
                 let own = letters.iter().filter(|letter| letter.shard == self.sessions);
                 own.map(|letter| letter.position).filter(|tag| session.held.contains_key(tag)).collect()
             }
-            None => Vec::new(),
+            None => BTreeSet::new(),
         };
         if !own.is_empty() {
             // a connection that is lost by now took the letters with it
