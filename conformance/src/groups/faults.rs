@@ -57,7 +57,7 @@ async fn serve(broker: &Broker, channel: &str, seen: &Seen, work: Duration) -> R
 }
 
 /// A broker of the case's own, and a connection to it through the proxy.
-async fn own_broker(bench: &Bench) -> Option<(Arc<dyn Controls>, Settings)> {
+pub(super) async fn own_broker(bench: &Bench) -> Option<(Arc<dyn Controls>, Settings)> {
     let controls = bench.controls().await?;
     let mut settings = bench.settings.clone();
     settings.claim_timeout = Some(CLAIM);

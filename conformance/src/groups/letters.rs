@@ -9,8 +9,9 @@ use postrider_core::{
 };
 
 use super::failure::{channel_of, dead_letters, handle};
-use crate::kit::{Bench, number_of, within};
-use crate::record::Outcome::{self, Passed};
+use super::faults::own_broker;
+use crate::kit::{Bench, QUIET, number_of, within};
+use crate::record::Outcome::{self, Passed, Skipped};
 
 /// Opens the dead letters of group `g`.
 pub(super) async fn open(broker: &Broker, channel: &str) -> BoxLetters {
@@ -132,6 +133,47 @@ pub async fn dropped_reader_holds_nothing(bench: Bench) -> Outcome {
         }
     })
     .await;
+    Passed
+}
+
+/// Cut off between reading and closing: what it says of the closing is true, and it goes on reading.
+pub async fn cut_off_reader_closes_what_it_says(bench: Bench) -> Outcome {
+    let Some((controls, settings)) = own_broker(&bench).await else {
+        return Skipped("fault controls");
+    };
+    let broker = controls.connect(settings).await;
+    let bench = Bench { broker: broker.clone(), ..bench };
+    let channel = channel_with_letters(&bench, 3).await;
+    let mut letters = open(&broker, &channel).await;
+    let first = read(&mut letters, 1).await;
+    controls.proxy().cut();
+    let closed = within("closing is answered", async {
+        loop {
+            match letters.close(&origins(&first)).await {
+                Err(error) if error.is_temporary() => tokio::time::sleep(QUIET).await,
+                other => return other.is_ok(),
+            }
+        }
+    })
+    .await;
+    let left = within("reading goes on", async {
+        loop {
+            let mut other = match broker.letters(&format!("{channel}.g.dlq")).await {
+                Ok(other) => other,
+                Err(error) if error.is_temporary() => continue,
+                Err(error) => panic!("the letters can't be opened: {error}"),
+            };
+            let mut all = Vec::new();
+            // what a lost connection held comes back when the broker has noticed
+            letters.leave().await.expect("it leaves");
+            if other.read(NonZeroUsize::MAX, &mut all).await.is_ok() && (closed || all.len() == 3) {
+                return numbers(&all);
+            }
+            other.leave().await.expect("it leaves");
+        }
+    })
+    .await;
+    assert_eq!(left, if closed { vec![1, 2] } else { vec![0, 1, 2] }, "said to be closed: {closed}");
     Passed
 }
 
