@@ -68,17 +68,9 @@ pub(crate) fn short(house: &House, interrupt: &Interrupt, adapter: &Adapter) -> 
 }
 
 fn run(house: &House, interrupt: &Interrupt, adapter: &Adapter, arguments: &[String]) -> Result<ExitStatus> {
-    // built as what is measured is built: a slow program is killed at other moments than a fast one
-    let mut build = house.cargo([
-        "build",
-        "--release",
-        "--package",
-        PACKAGE,
-        "--bin",
-        "faults",
-        "--features",
-        adapter.name,
-    ]);
+    // built as what is measured is built: a slow program is killed at other moments than a fast one; and once for all brokers
+    let mut build =
+        house.cargo(["build", "--release", "--package", PACKAGE, "--bin", "faults", "--all-features"]);
     if !interrupt.run(&mut build)?.success() {
         bail!("the fault run of {PACKAGE} could not be built");
     }
