@@ -1,6 +1,6 @@
 //! The embedded broker: its channels, what it can do, and how it ends.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -100,7 +100,11 @@ impl MemoryBroker {
     /// Every subscription loses its claims, as if its connection had been cut, and gets new ones. For tests.
     pub fn disconnect(&self) {
         let channels = self.0.channels.read().unwrap_or_else(PoisonError::into_inner);
-        channels.values().for_each(|channel| channel.disconnect());
+        // by name, so that a run can be repeated
+        let channels: BTreeMap<_, _> = channels.iter().collect();
+        for channel in channels.into_values() {
+            channel.disconnect();
+        }
     }
 
     /// The next `count` publishes are refused. For tests.

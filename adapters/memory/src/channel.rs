@@ -1,6 +1,6 @@
 //! One channel: its log, its groups and their members, under one lock; and who is to be woken when it is let go.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::BuildHasher;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -17,7 +17,7 @@ use crate::log::Log;
 use crate::room::Room;
 
 /// A group's place among those of a channel.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum GroupKey {
     Named(Arc<str>),
     Ephemeral(u64),
@@ -36,7 +36,8 @@ pub(crate) struct Channel {
 struct State {
     log: Log,
     addressed: Addressed,
-    groups: HashMap<GroupKey, Consumers>,
+    /// In an order of their own, so that they are woken in the same order in each run.
+    groups: BTreeMap<GroupKey, Consumers>,
     /// Positions of dead letters that somebody closed.
     closed_letters: BTreeSet<u64>,
     room: Room,

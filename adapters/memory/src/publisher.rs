@@ -35,19 +35,20 @@ impl Publisher for MemoryBroker {
         };
         let deadline = message.options.deadline.unwrap_or(SEND_DEADLINE);
         let to = message.address.group().map(|group| (group, message.options.delay));
-        if fault.duplicated
-            && let Err(refused) = self.append_to(&channel, to, message.envelope.clone(), deadline).await
-        {
-            return refused;
+        let double = fault.duplicated.then(|| message.envelope.clone());
+        let position = match self.append_to(&channel, to, message.envelope, deadline).await {
+            Ok(position) => position,
+            Err(refused) => return refused,
+        };
+        if let Some(envelope) = double {
+            // the message is stored, whether or not there is room for it twice
+            let _ = self.append_to(&channel, to, envelope, deadline).await;
         }
-        match self.append_to(&channel, to, message.envelope, deadline).await {
-            Ok(_) if fault.lost => {
-                let error = Error::new(ErrorKind::Timeout, "publish", "the fault plan loses this confirm");
-                self.count(Confirm::ready(Err(PublishError::Unknown(error))), Outcome::Unknown)
-            }
-            Ok(position) => self.confirmed(position),
-            Err(refused) => refused,
+        if fault.lost {
+            let error = Error::new(ErrorKind::Timeout, "publish", "the fault plan loses this confirm");
+            return self.count(Confirm::ready(Err(PublishError::Unknown(error))), Outcome::Unknown);
         }
+        self.confirmed(position)
     }
 
     fn try_send<'a>(&self, mut message: Outgoing<'a>) -> Result<Confirm, Outgoing<'a>> {
@@ -150,6 +151,7 @@ impl MemoryBroker {
         tokio::pin!(expired);
         loop {
             tokio::select! {
+                biased;
                 () = place.notify.notified() => {}
                 () = &mut expired => {
                     let message = "the channel stayed full until the deadline: its groups are slower than its publishers";

@@ -116,6 +116,10 @@ pub(crate) fn text(value: &AMQPValue) -> Option<Cow<'_, str>> {
     if let AMQPValue::LongString(text) = value {
         return std::str::from_utf8(text.as_bytes()).ok().map(Cow::Borrowed);
     }
+    if let AMQPValue::ByteArray(bytes) = value {
+        // not in hex, as bytes are shown: a key would come back as another
+        return std::str::from_utf8(bytes.as_slice()).ok().map(Cow::Borrowed);
+    }
     let mut found = None;
     if is_plain(value) && !matches!(value, AMQPValue::Void) {
         one(value, &mut |value| found = Some(Cow::Owned(value.to_string())));

@@ -146,7 +146,12 @@ impl Table {
             Ending::DeadLettered(ttl, redrives) if held => {
                 self.put(end.identity.clone(), State::DeadLettered(redrives), now + ttl);
             }
-            Ending::Released if held => self.remove(&end.identity),
+            // somebody who was refused may say so, too: that opens nothing that is closed
+            Ending::Released
+                if held && matches!(self.entries.get(&end.identity), Some((State::Running(_), _))) =>
+            {
+                self.remove(&end.identity);
+            }
             Ending::DeadLettered(..) | Ending::Released => {}
         }
     }
@@ -253,6 +258,16 @@ mod tests {
         assert_eq!(ask(&store, 1, 8, 1).unwrap(), Reserved::Granted);
         tell(&store, 1, 8, Ending::DeadLettered(TTL, 1));
         assert_eq!(ask(&store, 1, 9, 1).unwrap(), Reserved::DeadLettered);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_had_to_wait_and_lets_go_opens_no_dead_letter() {
+        let store = store(10);
+        ask(&store, 1, 7, 0).unwrap();
+        assert_eq!(ask(&store, 1, 8, 0).unwrap(), Reserved::Taken(LEASE));
+        tell(&store, 1, 7, Ending::DeadLettered(TTL, 0));
+        tell(&store, 1, 8, Ending::Released);
+        assert_eq!(ask(&store, 1, 9, 0).unwrap(), Reserved::DeadLettered);
     }
 
     #[tokio::test(start_paused = true)]

@@ -4,7 +4,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
-use tokio::sync::watch;
+use tokio::sync::Notify;
+use tokio::sync::futures::OwnedNotified;
 
 /// Shared by the routes of a service.
 #[derive(Debug, Default)]
@@ -13,7 +14,8 @@ pub(crate) struct Isolation {
     owner: AtomicUsize,
     /// How many routes are at work.
     busy: AtomicUsize,
-    changes: watch::Sender<()>,
+    /// Wakes those who wait in the order in which they began to, so that a run can be repeated.
+    changes: Arc<Notify>,
 }
 
 /// One route's place in it.
@@ -30,13 +32,13 @@ impl Isolation {
         Place { isolation: Arc::clone(self), number: index + 1, busy: false }
     }
 
-    /// Tells when a route has begun to stand still or to go on.
-    pub(crate) fn changes(&self) -> watch::Receiver<()> {
-        self.changes.subscribe()
+    /// Resolves when a route has begun to stand still or to go on, from now on, whenever it is polled first.
+    pub(crate) fn changed(&self) -> OwnedNotified {
+        Arc::clone(&self.changes).notified_owned()
     }
 
     fn tell(&self) {
-        self.changes.send_replace(());
+        self.changes.notify_waiters();
     }
 }
 
@@ -102,6 +104,8 @@ impl Drop for Place {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
+
     use super::*;
 
     #[test]
@@ -125,13 +129,25 @@ mod tests {
     async fn who_waits_is_told() {
         let isolation = Arc::new(Isolation::default());
         let (mut a, mut b) = (isolation.place(0), isolation.place(1));
-        let mut changes = isolation.changes();
+        let stands_still = isolation.changed();
         assert!(b.enter() && !a.claim());
         b.leave();
-        changes.changed().await.unwrap();
+        stands_still.await;
+        let goes_on = isolation.changed();
         assert!(a.claim() && !b.enter());
         a.free();
-        changes.changed().await.unwrap();
+        goes_on.await;
         assert!(b.enter());
+    }
+
+    #[tokio::test]
+    async fn who_asks_in_vain_tells_nobody() {
+        let isolation = Arc::new(Isolation::default());
+        let (mut a, mut b) = (isolation.place(0), isolation.place(1));
+        assert!(a.claim());
+        let changed = isolation.changed();
+        assert!(!b.enter());
+        // told of that, all routes that stand still would ask again, and so on without an end
+        assert!(changed.now_or_never().is_none());
     }
 }

@@ -10,7 +10,8 @@ pub(crate) struct LaneId(pub(crate) u64);
 /// What waits behind what runs. Only busy lanes take memory: with handlers that finish at once, none does.
 #[derive(Debug)]
 pub(crate) struct Lanes<T> {
-    busy: HashMap<LaneId, Lane<T>, foldhash::fast::RandomState>,
+    /// Its hasher has no secret of its own: the ids are hashes under one. So a run with the same ids goes through them in the same order.
+    busy: HashMap<LaneId, Lane<T>, foldhash::fast::FixedState>,
     waiting: usize,
 }
 

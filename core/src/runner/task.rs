@@ -2,6 +2,7 @@
 
 use std::future::poll_fn;
 use std::num::NonZeroUsize;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
@@ -59,6 +60,7 @@ pub(crate) async fn run(
     let drained = finish(&orders, &mut dispatcher, deadline).await;
     let given_back = dispatcher.give_all_back();
     tokio::select! {
+        biased;
         () = poll_fn(|cx| dispatcher.poll_copies(cx)) => {}
         // what the store wasn't told lapses there by itself
         () = orders.env.sleep(FAREWELL) => {}
@@ -82,7 +84,7 @@ async fn serve(
     tracker: &mut Option<Arc<dyn Settle>>,
 ) -> Result<()> {
     let mut inbox: Vec<Delivery> = Vec::with_capacity(BATCH.get());
-    let mut others = orders.isolation.changes();
+    let mut others = pin!(orders.isolation.changed());
     loop {
         let due = dispatcher.next_due();
         let signal = tokio::select! {
@@ -91,7 +93,10 @@ async fn serve(
             () = poll_fn(|cx| dispatcher.poll_ended(cx)) => None,
             () = wait_until(orders, due), if due.is_some() => None,
             // one of them runs a message alone, or has done so
-            _ = others.changed() => None,
+            () = others.as_mut() => {
+                others.set(orders.isolation.changed());
+                None
+            }
             // also while a dead letter stalls the route: the window bounds what comes, and claims that end must be noticed
             signal = subscription.receive(BATCH, &mut inbox) => Some(signal),
         };

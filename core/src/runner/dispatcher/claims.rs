@@ -108,7 +108,7 @@ impl Dispatcher<'_> {
     /// An attempt was cancelled: not a failure, so nothing is counted against its messages.
     pub(super) fn cancelled(&mut self, items: Items) {
         self.status.cancelled.fetch_add(items.len() as u64, Relaxed);
-        let mut requeued: Vec<Held> = Vec::new();
+        let (mut requeued, mut behind): (Vec<Held>, Vec<Held>) = (Vec::new(), Vec::new());
         for held in items {
             if self.suspects.is_alone(&held) {
                 self.end_alone(suspects::name(&held));
@@ -121,17 +121,25 @@ impl Dispatcher<'_> {
                 self.returned.push(held);
             } else if self.is_revoking(&held) {
                 self.withhold(held);
-            } else if let Some(lane) = held.lane
-                && requeued.iter().any(|other| other.lane == Some(lane))
-            {
-                self.lanes.put_back(lane, std::iter::once(held));
+            } else if held.lane.is_some() && requeued.iter().any(|other| other.lane == held.lane) {
+                behind.push(held);
             } else {
                 requeued.push(held);
             }
         }
+        self.put_back(behind);
         self.ready.extend(requeued);
         let lost = std::mem::take(&mut self.lost);
         self.lost = lost.into_iter().filter(|claim| self.runs_under(&[*claim])).collect();
+    }
+
+    /// Back to the heads of their lanes, in which others of theirs are under way, in the order in which they are given.
+    pub(super) fn put_back(&mut self, behind: Vec<Held>) {
+        for held in behind.into_iter().rev() {
+            if let Some(lane) = held.lane {
+                self.lanes.put_back(lane, std::iter::once(held));
+            }
+        }
     }
 
     fn runs_under(&self, claims: &[ClaimId]) -> bool {

@@ -82,6 +82,7 @@ impl Dispatcher<'_> {
                 let Some(identity) = policy.identity(envelope, &plan.names.group, &plan.names.handler) else {
                     let error = "it has no idempotency key, by which alone this route knows messages again";
                     self.spare(1);
+                    self.not_alone_now(&mut held);
                     self.give_up(held, Reason::NoIdentity, &error.into());
                     continue;
                 };
@@ -135,7 +136,7 @@ impl Dispatcher<'_> {
                 vec![None; items.len()]
             }
         };
-        let mut granted = Items::new();
+        let (mut granted, mut behind) = (Items::new(), Vec::<Held>::new());
         let mut parked: Vec<(Duration, Items)> = Vec::new();
         for (mut held, answer) in items.into_iter().zip::<Vec<_>>(answers) {
             let token = held.delivery.claim.token();
@@ -144,6 +145,10 @@ impl Dispatcher<'_> {
             let mut patience = Duration::ZERO;
             if let Some(reservation) = &mut held.reservation {
                 patience = reservation.answered(answer);
+            }
+            if answer != Some(Reserved::Granted) || !admitted || lost || self.stopping || self.is_revoking(&held) {
+                // nobody waits for a suspect that isn't to run
+                self.not_alone_now(&mut held);
             }
             if lost {
                 held.lane.into_iter().for_each(|lane| self.release(lane));
@@ -158,28 +163,40 @@ impl Dispatcher<'_> {
                 self.withhold(held);
                 continue;
             }
-            let behind =
+            let follows = |other: &Held| held.lane.is_some() && other.lane == held.lane;
+            let wait = match answer {
+                Some(Reserved::Taken(left)) => Some(patience.min(left)),
+                None => Some(STORE_PAUSE),
+                Some(Reserved::Granted) if !admitted => {
+                    held.reservation.iter_mut().for_each(|reservation| reservation.lapse());
+                    Some(Duration::ZERO)
+                }
+                Some(_) => None,
+            };
+            if behind.iter().any(follows) || wait.is_some() && granted.iter().any(follows) {
+                // an earlier message of its key runs first, and until then nobody knows how that ends: this one is asked for anew
+                held.reservation.iter_mut().for_each(|reservation| reservation.lapse());
+                behind.push(held);
+                continue;
+            }
+            let waits =
                 |(_, items): &&mut (Duration, Items)| held.lane.is_some() && items[0].lane == held.lane;
-            if let Some((_, waiting)) = parked.iter_mut().find(behind) {
+            if let Some((_, waiting)) = parked.iter_mut().find(waits) {
                 // an earlier message of its key waits
                 waiting.push(held);
                 continue;
             }
-            match answer {
-                Some(Reserved::Granted) if admitted => granted.push(held),
-                Some(Reserved::Granted) => {
-                    held.reservation.iter_mut().for_each(|reservation| reservation.lapse());
-                    parked.push((Duration::ZERO, Items::from_iter([held])));
-                }
-                Some(Reserved::Completed | Reserved::DeadLettered) => {
-                    events::duplicate(&self.plan.names, &held.delivery);
-                    self.status.duplicates.fetch_add(1, Relaxed);
-                    self.acknowledge(held, true);
-                }
-                Some(Reserved::Taken(left)) => parked.push((patience.min(left), Items::from_iter([held]))),
-                None => parked.push((STORE_PAUSE, Items::from_iter([held]))),
+            if let Some(wait) = wait {
+                parked.push((wait, Items::from_iter([held])));
+            } else if answer == Some(Reserved::Granted) {
+                granted.push(held);
+            } else {
+                events::duplicate(&self.plan.names, &held.delivery);
+                self.status.duplicates.fetch_add(1, Relaxed);
+                self.acknowledge(held, true);
             }
         }
+        self.put_back(behind);
         for (wait, items) in parked {
             self.delay(wait, items);
         }

@@ -25,6 +25,8 @@ pub(super) struct Suspects {
     waiting: VecDeque<Held>,
     /// The one that is being asked about or runs.
     alone: Option<Token>,
+    /// How often the group had been told of it before.
+    told: u32,
 }
 
 impl Suspects {
@@ -54,13 +56,14 @@ impl Dispatcher<'_> {
     #[cold]
     pub(super) fn set_aside(&mut self, items: Items, occupied: bool) -> Items {
         let mut rest = Items::new();
-        let mut aside: Vec<Held> = Vec::new();
+        let (mut aside, mut behind): (Vec<Held>, Vec<Held>) = (Vec::new(), Vec::new());
         for held in items {
-            let behind = held.lane.is_some() && aside.iter().any(|other| other.lane == held.lane);
-            if behind && let Some(lane) = held.lane {
-                // it comes after a suspect of its key
-                self.lanes.put_back(lane, std::iter::once(held));
-            } else if self.is_suspect(&held) {
+            let follows = |other: &Held| held.lane.is_some() && other.lane == held.lane;
+            let suspect = self.is_suspect(&held);
+            if aside.iter().chain(&behind).any(follows) || suspect && rest.iter().any(follows) {
+                // it comes after a suspect of its key, or is one and comes after what isn't
+                behind.push(held);
+            } else if suspect {
                 if !occupied {
                     held.lane.into_iter().for_each(|lane| self.lanes.occupy(lane));
                 }
@@ -70,6 +73,7 @@ impl Dispatcher<'_> {
                 rest.push(held);
             }
         }
+        self.put_back(behind);
         self.suspects.waiting.extend(aside);
         rest
     }
@@ -125,12 +129,26 @@ impl Dispatcher<'_> {
             self.end_alone(name(&held));
             self.give_up(held, Reason::CrashLoop, &error.into());
         } else {
+            self.suspects.told = strikes;
             self.start(Items::from_iter([held]), true, cx);
+        }
+    }
+
+    /// What was to run alone doesn't, at least not now: the others go on, and the group knows of it what it knew before. If it comes
+    /// to it again, it is suspected again.
+    pub(super) fn not_alone_now(&mut self, held: &mut Held) {
+        if self.suspects.is_alone(held) {
+            held.cleared = false;
+            self.leave_alone(name(held), self.suspects.told);
         }
     }
 
     /// What ran alone has ended, however: the group is told, and the others go on.
     pub(super) fn end_alone(&mut self, suspect: Suspect) {
+        self.leave_alone(suspect, 0);
+    }
+
+    fn leave_alone(&mut self, suspect: Suspect, strikes: u32) {
         self.suspects.alone = None;
         if self.suspects.waiting.is_empty() {
             self.place.free();
@@ -138,7 +156,7 @@ impl Dispatcher<'_> {
         let control = Arc::clone(&self.control);
         self.copies.push(Box::pin(async move {
             // what can't be told counts once too often, and only if the message comes again and is suspected again
-            let _ = control.set_strikes(suspect, 0).await;
+            let _ = control.set_strikes(suspect, strikes).await;
             CopySent { held: None, sent: Sent::Ended }
         }));
     }
