@@ -11,6 +11,7 @@
 
 mod cases;
 mod factory;
+pub mod hostile;
 mod kit;
 pub mod proxy;
 mod record;
