@@ -78,6 +78,9 @@ pub use rate::{RateLimit, RatePolicy};
 pub use redrive::{Redrive, Redriven};
 pub use registry::{BrokerUrl, Connector, Host, OptionsError, Registry};
 pub use router::{DRAIN, Description, RouteDescription, Router};
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub use runner::fuzzing;
 pub use runner::{Report, RouteHealth, RouteReport, RouteState, Running, ServiceHealth};
 pub use settle::{Claim, ClaimId, InFlight, Settle, SettleError, Settlement, Token, Window};
 pub use subscribe::{

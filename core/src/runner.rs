@@ -5,6 +5,8 @@ mod crew;
 mod dead_letter;
 mod dispatcher;
 mod events;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod held;
 mod isolation;
 mod lanes;

@@ -10,10 +10,12 @@ mod conformance_table;
 mod counts;
 mod docs;
 mod faults;
+mod fuzz;
 mod house;
 mod interrupt;
 mod ports;
 mod set;
+mod simulate;
 mod steps;
 mod test;
 mod tools;
@@ -39,6 +41,10 @@ enum Command {
     Test(test::Options),
     /// The fault run: brokers and consumers are killed under load, and nothing may be lost
     Faults(faults::Options),
+    /// Hostile input for everything that comes from outside, by libFuzzer
+    Fuzz(fuzz::Options),
+    /// Whole services in simulated time, each following from its seed
+    Simulate(simulate::Options),
     /// Speed beside a hand-written loop, in one run
     Bench(bench::Options),
     /// The reference and the book
@@ -52,6 +58,8 @@ fn main() -> ExitCode {
         Command::Brokers(action) => brokers::main(&action),
         Command::Test(options) => test::main(&options),
         Command::Faults(options) => faults::main(&options),
+        Command::Fuzz(options) => fuzz::main(&options),
+        Command::Simulate(options) => simulate::main(&options),
         Command::Bench(options) => bench::main(&options),
         Command::Docs => docs::main(),
         Command::Tools => tools::main(),

@@ -92,15 +92,20 @@ pub(crate) fn envelope(message: &BorrowedMessage<'_>, topic: &str) -> Envelope {
 }
 
 /// What a record has beside its headers.
-struct Record<'a> {
-    key: Option<&'a [u8]>,
-    body: Option<Bytes>,
-    time_ms: u64,
+pub(crate) struct Record<'a> {
+    pub(crate) key: Option<&'a [u8]>,
+    pub(crate) body: Option<Bytes>,
+    pub(crate) time_ms: u64,
     /// How many headers can't be carried.
-    unreadable: usize,
+    pub(crate) unreadable: usize,
 }
 
-fn read(record: Record<'_>, fields: &[(&str, Option<&[u8]>)], place: impl FnOnce() -> String) -> Envelope {
+/// The envelope of a record with these headers; `place` is the id it gets if it brought none.
+pub(crate) fn read(
+    record: Record<'_>,
+    fields: &[(&str, Option<&[u8]>)],
+    place: impl FnOnce() -> String,
+) -> Envelope {
     let mut reader = WireReader::new(record.body);
     let kinds = fields.iter().find(|(name, _)| *name == KINDS).and_then(|(_, value)| *value);
     let kinds: Vec<_> = kinds

@@ -14,6 +14,9 @@ mod connection;
 mod connector;
 mod convert;
 mod error;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod inventory;
 mod letters;
 mod mark;

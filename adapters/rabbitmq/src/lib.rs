@@ -18,6 +18,9 @@ mod driver;
 mod error;
 mod field;
 mod foreign;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod inventory;
 mod ledger;
 mod letters;

@@ -146,7 +146,12 @@ impl Dispatcher<'_> {
             if let Some(reservation) = &mut held.reservation {
                 patience = reservation.answered(answer);
             }
-            if answer != Some(Reserved::Granted) || !admitted || lost || self.stopping || self.is_revoking(&held) {
+            if answer != Some(Reserved::Granted)
+                || !admitted
+                || lost
+                || self.stopping
+                || self.is_revoking(&held)
+            {
                 // nobody waits for a suspect that isn't to run
                 self.not_alone_now(&mut held);
             }
