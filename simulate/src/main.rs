@@ -13,7 +13,7 @@ use clap::Parser;
 use postrider_simulation::{Run, Totals, simulate};
 
 /// A seed that takes longer in real time hangs: something goes round without simulated time passing.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 /// After so many seeds one is run twice, to see that it repeats itself.
 const TWICE: u64 = 20;
 
