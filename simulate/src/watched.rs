@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use postrider_core::{
-    Adapter, BoxFuture, Bytes, Capabilities, Claim, ClaimId, Confirm, Control, Declare, Delivery,
-    DrainReport, Env, Envelope, Health, Outgoing, PublishError, Publisher, Receipt, Result, Settle,
+    Adapter, BoxFuture, Bytes, Capabilities, Channel, Claim, ClaimId, Confirm, Control, Declare, Delivery,
+    DrainReport, Env, Envelope, Finding, Health, Inventory, Outgoing, PublishError, Publisher, Receipt, Result, Scope, Settle,
     SettleError, Settlement, Signal, SubscribeOptions, Subscriber, Subscription, Token,
 };
 use postrider_memory::{MemoryBroker, MemorySubscription};
@@ -107,6 +107,8 @@ impl Subscriber for Watched {
 }
 
 impl Adapter for Watched {
+    type Letters = <MemoryBroker as Adapter>::Letters;
+
     fn name(&self) -> &'static str {
         self.inner.name()
     }
@@ -121,6 +123,18 @@ impl Adapter for Watched {
 
     fn health(&self) -> Health {
         self.inner.health()
+    }
+
+    async fn letters(&self, channel: &Channel) -> Result<Self::Letters> {
+        self.inner.letters(channel).await
+    }
+
+    async fn inventory(&self, scope: &Scope) -> Result<Inventory> {
+        self.inner.inventory(scope).await
+    }
+
+    async fn examine(&self) -> Vec<Finding> {
+        self.inner.examine().await
     }
 }
 

@@ -203,3 +203,42 @@ async fn run_until_ends_with_the_reason_when_a_route_ends_by_itself() {
     let text = error.to_string();
     assert!(text.contains("ended the subscription") && text.contains("orders"), "{text}");
 }
+
+/// Others may be at work under it already: whoever drains is told as well, and doesn't go on until the deadline.
+#[tokio::test(start_paused = true)]
+async fn a_claim_that_is_lost_while_draining_cancels_what_runs_under_it() {
+    for workers in [1, 2] {
+        let (memory, broker) = broker_with(&orders(2)).await;
+        let (began, mut begun) = mpsc::unbounded_channel();
+        let handler = move |order: Placed| {
+            let _ = began.send(order.number);
+            std::future::pending::<()>()
+        };
+        let route = billing().workers(workers).concurrency(1).timeout(HOUR).handle(handler);
+        let service = Router::new().route(route).start(&broker).await.unwrap();
+        assert_eq!(begun.recv().await, Some(1));
+        let losing = async {
+            tokio::time::sleep(5 * SECOND).await;
+            memory.disconnect();
+        };
+        let (report, ()) = tokio::join!(service.stop(HOUR), losing);
+        let report = report.unwrap();
+        assert_eq!(report.took, 5 * SECOND, "not at the deadline");
+        let report = only(report);
+        assert_eq!((report.handled, report.cancelled, report.given_back), (0, 1, 2), "{workers} workers");
+        assert!(begun.try_recv().is_err(), "nothing else has started");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wait_beyond_all_clocks_holds_up_nobody_else() {
+    let (_, broker) = broker_with(&orders(2)).await;
+    let handler = |order: Placed| {
+        let advised = Err::<(), _>(HandlerError::msg("not in this life")).retry_after(Duration::MAX);
+        std::future::ready(if order.number == 1 { advised } else { Ok(()) })
+    };
+    let service = Router::new().route(billing().handle(handler)).start(&broker).await.unwrap();
+    tokio::time::sleep(HOUR).await;
+    let report = only(within("it stops", service.stop(SECOND)).await.unwrap());
+    assert_eq!((report.handled, report.given_back), (1, 1));
+}

@@ -85,10 +85,12 @@ impl BrokerUrl {
             if hosts.is_empty() { Vec::new() } else { hosts.split(',').map(host).collect::<Result<_>>()? };
         let pairs = query.split('&').filter(|pair| !pair.is_empty());
         let query = pairs
-            .map(|pair| {
+            .enumerate()
+            .map(|(at, pair)| {
                 let (name, value) = pair.split_once('=').ok_or_else(|| {
-                    Error::config("connect", "an option of the URL has no value; write `name=value`")
-                        .with("option", pair)
+                    // not what it says: it may be a part of a password with a `&` in it
+                    let message = "an option of the URL has no value; write `name=value`, and `&` within a value as `%26`";
+                    Error::config("connect", message).with("option", format!("number {}", at + 1))
                 })?;
                 Ok((unescape(name)?, unescape(value)?))
             })

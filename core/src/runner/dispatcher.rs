@@ -43,6 +43,9 @@ use once::Answered;
 pub(crate) use once::Reservation;
 use suspects::Suspects;
 
+/// What stands for a wait that is longer than clocks reach.
+const LONGEST_WAIT: Duration = Duration::from_hours(24 * 365);
+
 /// Who calls the handler: this task, or several.
 pub(crate) enum Hands<'a> {
     Own(Box<Crew<'a>>),
@@ -549,7 +552,10 @@ impl<'a> Dispatcher<'a> {
             self.lanes.put_back(lane, items);
         }
         self.delays += 1;
-        self.delayed.push(Delayed { due: self.orders.env.now() + wait, number: self.delays, held });
+        let now = self.orders.env.now();
+        // what a handler advises may be more than the clock can count
+        let due = now.checked_add(wait).unwrap_or(now + LONGEST_WAIT);
+        self.delayed.push(Delayed { due, number: self.delays, held });
     }
 
     fn acknowledge(&mut self, held: Held, occupied: bool) {

@@ -32,7 +32,8 @@ pub fn copies(envelope: &Envelope, error: &str, max_attempts: u32, wall_ms: u64)
         deliveries: Some(1),
         claim: Claim::new(Arc::new(Nobody), token),
     };
-    let mut held = Held::new(delivery, None, Instant::now());
+    let now = Instant::now();
+    let mut held = Held::new(delivery, None, Arc::new(now), now);
     held.go_on(max_attempts, wall_ms);
     let error = std::io::Error::other(error.to_owned());
     let failure = Failure {

@@ -57,7 +57,7 @@ pub(crate) async fn run(
         serve(&plan, &orders, &mut dispatcher, &mut subscription, &status, &stop, &mut tracker).await;
     dispatcher.stop();
     let deadline = stop.deadline.get().copied().unwrap_or_else(|| orders.env.now() + plan.timeout);
-    let drained = finish(&orders, &mut dispatcher, deadline).await;
+    let drained = finish(&orders, &mut dispatcher, &mut subscription, deadline).await;
     let given_back = dispatcher.give_all_back();
     tokio::select! {
         biased;
@@ -156,8 +156,15 @@ async fn serve(
 }
 
 /// Lets what runs finish, until the deadline; then cancels it. Answers whether it was in time.
-async fn finish(orders: &Orders, dispatcher: &mut Dispatcher<'_>, deadline: Instant) -> bool {
-    let mut in_time = true;
+async fn finish(
+    orders: &Orders,
+    dispatcher: &mut Dispatcher<'_>,
+    subscription: &mut BoxSubscription,
+    deadline: Instant,
+) -> bool {
+    // from here on only claims that are lost matter: under those, others may be at work already
+    subscription.control().pause();
+    let (mut in_time, mut listening, mut late) = (true, true, Vec::new());
     while dispatcher.is_running() {
         tokio::select! {
             biased;
@@ -165,6 +172,12 @@ async fn finish(orders: &Orders, dispatcher: &mut Dispatcher<'_>, deadline: Inst
             () = wait_until(orders, Some(deadline)), if in_time => {
                 in_time = false;
                 dispatcher.cancel_all();
+            }
+            // what comes all the same is given back with the end of this
+            signal = subscription.receive(BATCH, &mut late), if listening => match signal {
+                Ok(Signal::Lost(claims)) => dispatcher.lost(&claims),
+                Ok(Signal::Closed) | Err(_) => listening = false,
+                Ok(_) => {}
             }
         }
     }
