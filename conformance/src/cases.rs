@@ -50,7 +50,8 @@ macro_rules! for_each_case {
             group_alone_is_reached [GroupAddress], group_address_is_checked [GroupAddress],
         }
         letters {
-            reading_disturbs_no_group [Letters], closed_ones_stay_closed [Letters], two_readers_miss_nothing [Letters],
+            reading_disturbs_no_group [Letters], closed_ones_stay_closed [Letters],
+            many_closed_at_once_stay_closed [Letters], two_readers_miss_nothing [Letters],
             dropped_reader_holds_nothing [Letters], missing_channel_is_told [Letters],
             cut_off_reader_closes_what_it_says [Letters],
         }

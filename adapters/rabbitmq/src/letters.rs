@@ -1,18 +1,22 @@
 //! Dead letters of the queue that every dead-letter channel has: taken out one by one and held, acknowledged to close them, given back
 //! where they aren't.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::num::NonZeroUsize;
 
 use bytes::Bytes;
 use lapin::Channel;
-use lapin::options::{BasicAckOptions, BasicGetOptions, BasicQosOptions, QueueDeclareOptions};
+use lapin::options::{BasicAckOptions, BasicGetOptions, QueueDeclareOptions};
 use lapin::types::FieldTable;
 use postrider_core::{Env, Error, ErrorKind, Letter, Letters, Origin, Result};
 
 use crate::broker::RabbitmqBroker;
 use crate::convert;
 use crate::error;
+
+/// How many acknowledgements may be on their way to the queue. A channel of the broker's passes no more than 32 on to a quorum queue
+/// before it hears of the first; it keeps the others, and forgets them when it is closed (`SOFT_LIMIT` in `rabbit_fifo_client`).
+const AT_ONCE: usize = 8;
 
 /// The letters of one channel's own queue that nobody else holds. What was read and not closed is held until [`Letters::leave`], or
 /// until this is dropped; the broker takes it back by itself after its consumer time-out (30 minutes, unless it is set otherwise).
@@ -33,6 +37,8 @@ struct Session {
     channel: Channel,
     /// The message id by delivery tag.
     held: BTreeMap<u64, String>,
+    /// Held as well, but not handed out yet: they came with the answers to what was closed.
+    ahead: VecDeque<Letter>,
 }
 
 impl RabbitmqLetters {
@@ -62,7 +68,7 @@ impl RabbitmqLetters {
         };
         let channel = link.operation(operation, generation, opened).await?;
         self.sessions += 1;
-        self.session = Some(Session { generation, channel, held: BTreeMap::new() });
+        self.session = Some(Session { generation, channel, held: BTreeMap::new(), ahead: VecDeque::new() });
         if lost {
             let message = "the connection was lost, and what was read went back to the queue; reading begins with the oldest again";
             return Err(Error::new(ErrorKind::Connection, operation, message).with("queue", queue));
@@ -104,13 +110,18 @@ impl Session {
         Ok(Some(Letter::new(envelope, Origin { shard, position: tag })))
     }
 
-    /// Acknowledges these, and waits until the broker has it: it answers what comes after on the channel.
-    async fn acknowledge(&self, tags: &BTreeSet<u64>) -> Result<()> {
-        let failed = |e| error::of("close", e);
-        for tag in tags {
-            self.channel.basic_ack(*tag, BasicAckOptions::default()).await.map_err(failed)?;
+    /// Acknowledges these, and waits until the queue has it. The broker's channel answers most things by itself; the queue is heard of
+    /// by being asked for a letter, after all that it was told before.
+    async fn acknowledge(&mut self, tags: &BTreeSet<u64>, queue: &str, shard: u32, env: &Env) -> Result<()> {
+        for (told, tag) in tags.iter().enumerate() {
+            let acknowledged = self.channel.basic_ack(*tag, BasicAckOptions::default()).await;
+            acknowledged.map_err(|e| error::of("close", e).with("queue", queue))?;
+            if (told + 1) % AT_ONCE == 0 || told + 1 == tags.len() {
+                let next = self.next(queue, shard, env).await?;
+                self.ahead.extend(next);
+            }
         }
-        self.channel.basic_qos(0, BasicQosOptions::default()).await.map_err(failed)
+        Ok(())
     }
 }
 
@@ -136,6 +147,10 @@ impl Letters for RabbitmqLetters {
             return Ok(());
         };
         for _ in 0..max.get() {
+            if let Some(letter) = session.ahead.pop_front() {
+                into.push(letter);
+                continue;
+            }
             let generation = session.generation;
             let next = session.next(&self.queue, shard, self.broker.environment());
             let Some(letter) = link.operation("letters", generation, next).await? else {
@@ -158,10 +173,11 @@ impl Letters for RabbitmqLetters {
         if !own.is_empty() {
             // a connection that is lost by now took the letters with it
             self.ready("close").await.map_err(|_| self.gone())?;
-            let link = self.broker.consuming().clone();
+            let (shard, link) = (self.sessions, self.broker.consuming().clone());
             if let Some(session) = &mut self.session {
-                let acknowledged = session.acknowledge(&own);
-                link.operation("close", session.generation, acknowledged).await?;
+                let generation = session.generation;
+                let acknowledged = session.acknowledge(&own, &self.queue, shard, self.broker.environment());
+                link.operation("close", generation, acknowledged).await?;
                 session.held.retain(|tag, _| !own.contains(tag));
             }
         }

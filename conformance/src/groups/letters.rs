@@ -76,6 +76,29 @@ pub async fn reading_disturbs_no_group(bench: Bench) -> Outcome {
     Passed
 }
 
+pub async fn many_closed_at_once_stay_closed(bench: Bench) -> Outcome {
+    let channel = channel_with_letters(&bench, 300).await;
+    let mut letters = open(&bench.broker, &channel).await;
+    let all = read(&mut letters, 300).await;
+    assert_eq!(all.len(), 300);
+    let every_other: Vec<_> = all.iter().step_by(2).map(|letter| letter.origin).collect();
+    within("they are closed", letters.close(&every_other)).await.expect("they can be closed");
+    // a broker may have heard of it and not done it yet: whoever leaves at once must not undo it
+    letters.leave().await.expect("it can be left");
+    tokio::time::sleep(QUIET).await;
+    let mut letters = open(&bench.broker, &channel).await;
+    assert_eq!(letters.count().await.expect("they are counted"), 150);
+    let rest = read(&mut letters, 300).await;
+    let left: BTreeSet<_> = numbers(&rest).into_iter().collect();
+    assert_eq!(left, (0..300).filter(|n| n % 2 == 1).collect());
+    within("they are closed", letters.close(&origins(&rest))).await.expect("they can be closed");
+    letters.leave().await.expect("it can be left");
+    tokio::time::sleep(QUIET).await;
+    let mut letters = open(&bench.broker, &channel).await;
+    assert_eq!(letters.count().await.expect("they are counted"), 0);
+    Passed
+}
+
 pub async fn closed_ones_stay_closed(bench: Bench) -> Outcome {
     let channel = channel_with_letters(&bench, 5).await;
     let mut letters = open(&bench.broker, &channel).await;
