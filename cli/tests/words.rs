@@ -56,7 +56,8 @@ fn what_is_wrong_is_told_with_what_to_do_next() {
         said(&["publish", "orders", "--header", "x"]),
     ];
     let all: Vec<_> = cases.into_iter().map(|said| said.ended(2)).map(|said| said.err).collect();
-    insta::assert_snapshot!(all.join("---\n"));
+    // tests of the whole workspace compile in the embedded broker as well
+    insta::assert_snapshot!(all.join("---\n").replace("`memory:`, ", ""));
 }
 
 #[test]

@@ -8,8 +8,9 @@ use std::time::Instant;
 
 use postrider_core::{
     Adapter, BoxFuture, Bytes, Capabilities, Channel, Claim, ClaimId, Confirm, Control, Declare, Delivery,
-    DrainReport, Env, Envelope, Finding, Health, Inventory, Outgoing, PublishError, Publisher, Receipt, Result, Scope, Settle,
-    SettleError, Settlement, Signal, SubscribeOptions, Subscriber, Subscription, Token,
+    DrainReport, Env, Envelope, Finding, Health, Inventory, Outgoing, PublishError, Publisher, Receipt,
+    Result, Scope, Settle, SettleError, Settlement, Signal, SubscribeOptions, Subscriber, Subscription,
+    Token,
 };
 use postrider_memory::{MemoryBroker, MemorySubscription};
 

@@ -64,7 +64,7 @@ mod kafka {
                     next = again;
                 }
             }
-            producer.flush(Duration::from_secs(60)).expect("all are stored");
+            producer.flush(Duration::from_mins(1)).expect("all are stored");
             RECORDS as u64
         };
         let tally = survive(&broker, "orders", async {
