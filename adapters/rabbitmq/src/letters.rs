@@ -6,7 +6,7 @@ use std::num::NonZeroUsize;
 
 use bytes::Bytes;
 use lapin::Channel;
-use lapin::options::{BasicAckOptions, BasicGetOptions, QueueDeclareOptions};
+use lapin::options::{BasicAckOptions, BasicGetOptions, BasicNackOptions, QueueDeclareOptions};
 use lapin::types::FieldTable;
 use postrider_core::{Env, Error, ErrorKind, Letter, Letters, Origin, Result};
 
@@ -17,6 +17,9 @@ use crate::error;
 /// How many acknowledgements may be on their way to the queue. A channel of the broker's passes no more than 32 on to a quorum queue
 /// before it hears of the first; it keeps the others, and forgets them when it is closed (`SOFT_LIMIT` in `rabbit_fifo_client`).
 const AT_ONCE: usize = 8;
+
+/// How often the queue is asked whether it has what was given back. Another reader may have taken it already.
+const LOOKS: usize = 100;
 
 /// The letters of one channel's own queue that nobody else holds. What was read and not closed is held until [`Letters::leave`], or
 /// until this is dropped; the broker takes it back by itself after its consumer time-out (30 minutes, unless it is set otherwise).
@@ -108,6 +111,26 @@ impl Session {
         });
         self.held.insert(tag, envelope.id().to_string());
         Ok(Some(Letter::new(envelope, Origin { shard, position: tag })))
+    }
+
+    /// Gives back what is held, in order, and closes the channel. Closing alone gives back as well, but more than 32 in no order.
+    async fn leave(&self, queue: &str) -> Result<()> {
+        let failed = |e| error::of("leave", e).with("queue", queue);
+        let mut ready = count(&self.channel, queue, "leave").await?;
+        for (given, tag) in self.held.keys().enumerate() {
+            let options = BasicNackOptions { multiple: false, requeue: true };
+            self.channel.basic_nack(*tag, options).await.map_err(failed)?;
+            if (given + 1) % AT_ONCE == 0 {
+                let wanted = ready + AT_ONCE as u32;
+                for _ in 0..LOOKS {
+                    ready = count(&self.channel, queue, "leave").await?;
+                    if ready >= wanted {
+                        break;
+                    }
+                }
+            }
+        }
+        self.channel.close(200, "".into()).await.map_err(failed)
     }
 
     /// Acknowledges these, and waits until the queue has it. The broker's channel answers most things by itself; the queue is heard of
@@ -208,9 +231,8 @@ impl Letters for RabbitmqLetters {
         let Some(session) = self.session.take() else {
             return Ok(());
         };
-        // closing the channel gives back, in order, what it holds; one that is gone has given it back already
-        let closed = session.channel.close(200, "".into());
-        let _ = self.broker.consuming().during(session.generation, closed).await;
+        // one that is gone has given back already what it held
+        let _ = self.broker.consuming().during(session.generation, session.leave(&self.queue)).await;
         self.give_back(session);
         Ok(())
     }
