@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::num::NonZeroUsize;
+use std::time::Duration;
 
 use bytes::Bytes;
 use lapin::Channel;
@@ -19,7 +20,9 @@ use crate::error;
 const AT_ONCE: usize = 8;
 
 /// How often the queue is asked whether it has what was given back. Another reader may have taken it already.
-const LOOKS: usize = 100;
+const LOOKS: usize = 200;
+/// How long to wait between two of those.
+const PAUSE: Duration = Duration::from_millis(5);
 
 /// The letters of one channel's own queue that nobody else holds. What was read and not closed is held until [`Letters::leave`], or
 /// until this is dropped; the broker takes it back by itself after its consumer time-out (30 minutes, unless it is set otherwise).
@@ -114,7 +117,7 @@ impl Session {
     }
 
     /// Gives back what is held, in order, and closes the channel. Closing alone gives back as well, but more than 32 in no order.
-    async fn leave(&self, queue: &str) -> Result<()> {
+    async fn leave(&self, queue: &str, env: &Env) -> Result<()> {
         let failed = |e| error::of("leave", e).with("queue", queue);
         let mut ready = count(&self.channel, queue, "leave").await?;
         for (given, tag) in self.held.keys().enumerate() {
@@ -127,6 +130,7 @@ impl Session {
                     if ready >= wanted {
                         break;
                     }
+                    env.sleep(PAUSE).await;
                 }
             }
         }
@@ -232,7 +236,8 @@ impl Letters for RabbitmqLetters {
             return Ok(());
         };
         // one that is gone has given back already what it held
-        let _ = self.broker.consuming().during(session.generation, session.leave(&self.queue)).await;
+        let leaving = session.leave(&self.queue, self.broker.environment());
+        let _ = self.broker.consuming().during(session.generation, leaving).await;
         self.give_back(session);
         Ok(())
     }
