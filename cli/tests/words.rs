@@ -57,7 +57,7 @@ fn what_is_wrong_is_told_with_what_to_do_next() {
     ];
     let all: Vec<_> = cases.into_iter().map(|said| said.ended(2)).map(|said| said.err).collect();
     // tests of the whole workspace compile in the embedded broker as well
-    insta::assert_snapshot!(all.join("---\n").replace("`memory:`, ", ""));
+    insta::assert_snapshot!(all.join("---\n").replace("`kafka:`, `memory:`, ", "`kafka:`, "));
 }
 
 #[test]
