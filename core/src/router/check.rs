@@ -235,13 +235,15 @@ pub(super) fn store(plan: &Plan, has_store: bool) -> Result<()> {
     Ok(())
 }
 
-/// How often a message is handed out before it is suspected, unless said otherwise.
-const CRASH_LIMIT: u32 = 5;
+/// How often a message is handed out before it is suspected, unless said otherwise: by brokers that count what was handed out and given
+/// back unstarted as well, and by those that count only holders that ended without leaving.
+const CRASH_LIMITS: (u32, u32) = (16, 5);
 
 /// What goes without saying where the broker can do it.
 pub(super) fn defaults(plan: &mut Plan, can: &Capabilities) {
     if plan.subscribe.group.name().is_some() && can.has(Capability::CrashLoops) {
-        plan.crash_limit.get_or_insert(CRASH_LIMIT);
+        let (all, ended) = CRASH_LIMITS;
+        plan.crash_limit.get_or_insert(if can.has(Capability::DeliveryCount) { all } else { ended });
     }
 }
 

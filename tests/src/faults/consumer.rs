@@ -87,6 +87,7 @@ pub async fn run(url: &str, folder: &Path, name: &str, case: Case) -> Result<()>
     channel = "orders",
     group = "billing",
     concurrency = 8,
+    crash_limit = 5,
     retry(attempts = 2, backoff = fixed("5ms"))
 )]
 async fn bill(order: OrderPlaced, meta: Meta, world: State<World>) -> Result<(), HandlerError> {
