@@ -341,7 +341,7 @@ impl Attendant {
 
     fn is_giving_up(&self) -> bool {
         let recent = |at| self.env.now().saturating_duration_since(at) < RETURNING;
-        self.shared.is_released(self.shard) || self.gave_up.is_some_and(recent)
+        self.shared.is_leaving(self.shard) || self.gave_up.is_some_and(recent)
     }
 
     /// What is ready in the queue and what is here. Some may be on the way between: they are waited for on the channel that they

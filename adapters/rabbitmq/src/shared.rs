@@ -244,9 +244,9 @@ impl Shared {
         self.arrived.notify_one();
     }
 
-    /// Whether the partition was given up, and its channel is still to be closed.
-    pub(crate) fn is_released(&self, shard: usize) -> bool {
-        self.with(shard, |partition| partition.released).unwrap_or(false)
+    /// Whether the partition is being given up: what was held goes back, or its channel is still to be closed.
+    pub(crate) fn is_leaving(&self, shard: usize) -> bool {
+        self.with(shard, |partition| partition.released || partition.moving.is_some()).unwrap_or(false)
     }
 
     /// Of what is on the move, that whose time is over is given up, whatever still runs.
