@@ -4,6 +4,9 @@ use std::time::{Duration, Instant};
 
 use super::{BreakerPolicy, BreakerState};
 
+/// What stands for a time that is longer than clocks reach.
+const LONGEST: Duration = Duration::from_hours(24 * 365);
+
 /// Into how many parts the window is cut; one goes at a time.
 const PARTS: u64 = 10;
 
@@ -165,7 +168,7 @@ impl Machine {
     }
 
     fn open(&mut self, now: Instant) {
-        self.change(State::Open { until: now + self.policy.open_for });
+        self.change(State::Open { until: now.checked_add(self.policy.open_for).unwrap_or(now + LONGEST) });
     }
 
     fn close(&mut self, now: Instant) {

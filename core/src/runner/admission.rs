@@ -118,6 +118,11 @@ impl Admission {
         self.circuit.as_ref().map(|circuit| circuit.breaker.clone())
     }
 
+    /// Gives back a pass that was taken before the breaker changed.
+    pub(crate) fn look_again(&mut self) {
+        self.pass.take_if(|pass| !pass.holds());
+    }
+
     /// Whether an attempt may begin; its pass is ready then. Else it is known when to ask again.
     pub(crate) fn admits(&mut self, now: Instant) -> bool {
         if self.pass.is_some() {
@@ -131,10 +136,13 @@ impl Admission {
             // seen before asking, so that no change after it is missed
             circuit.turns.borrow_and_update();
             if let Err(left) = circuit.breaker.peek() {
+                // others may have it meanwhile
+                self.place = None;
                 return self.wait_for_circuit(left, now);
             }
         }
         if let Some(Err(left)) = self.rate.as_ref().map(RateLimit::peek) {
+            self.place = None;
             self.until = Some(now + left);
             return false;
         }

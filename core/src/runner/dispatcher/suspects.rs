@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::task::Context;
 use std::time::Duration;
 
@@ -83,8 +84,14 @@ impl Dispatcher<'_> {
         if self.suspects.alone.is_some() || self.suspects.waiting.is_empty() || self.stopping {
             return;
         }
+        if let Some(admission) = &mut self.admission {
+            admission.look_again();
+        }
         // admitted first: while its breaker is open, the other routes aren't to stand still
-        if !self.jobs.is_empty() || !self.asked.is_empty() || !self.admitted() || !self.place.claim() {
+        if self.status.stalled.load(Relaxed) > 0 || !self.admitted() {
+            return self.place.free();
+        }
+        if !self.jobs.is_empty() || !self.asked.is_empty() || !self.place.claim() {
             return;
         }
         let Some(held) = self.suspects.waiting.pop_front() else { return };
@@ -97,6 +104,11 @@ impl Dispatcher<'_> {
                 loop {
                     match strike(&*control, suspect).await {
                         Ok(strikes) => return strikes,
+                        // what will never be known is no reason to hold up everything: it runs alone, and is not judged
+                        Err(error) if !error.is_temporary() && error.kind() != ErrorKind::Connection => {
+                            events::strikes_failed(&plan.names, &held.delivery, &error);
+                            return 0;
+                        }
                         Err(error) => {
                             events::strikes_failed(&plan.names, &held.delivery, &error);
                             let text = format!("what ended processes can't be looked up: {error}");
