@@ -56,10 +56,10 @@ pub async fn run(url: &str, folder: &Path, name: &str, case: Case) -> Result<()>
     let world = World { history: Arc::clone(&history), case: Which(case), death: Death::default() };
     let death = world.death.clone();
     let routes = Router::with_state(world).route(read_dead_letter);
-    let routes = if case == Case::StoreKill {
-        routes.route(bill_once).idempotency(RedbStore::open(folder.join("store.redb"))?)
-    } else {
-        routes.route(bill)
+    let routes = match case {
+        Case::StoreKill => routes.route(bill_once).idempotency(RedbStore::open(folder.join("store.redb"))?),
+        Case::Abort => routes.route(bill_warily),
+        _ => routes.route(bill),
     };
     let mut service = routes.start(&broker).await?;
     history.write(Step::Ready)?;
@@ -87,7 +87,6 @@ pub async fn run(url: &str, folder: &Path, name: &str, case: Case) -> Result<()>
     channel = "orders",
     group = "billing",
     concurrency = 8,
-    crash_limit = 5,
     retry(attempts = 2, backoff = fixed("5ms"))
 )]
 async fn bill(order: OrderPlaced, meta: Meta, world: State<World>) -> Result<(), HandlerError> {
@@ -103,6 +102,18 @@ async fn bill(order: OrderPlaced, meta: Meta, world: State<World>) -> Result<(),
     idempotency = auto
 )]
 async fn bill_once(order: OrderPlaced, meta: Meta, world: State<World>) -> Result<(), HandlerError> {
+    work(order, meta, world.0).await
+}
+
+/// The same, with an eye on what ends the process.
+#[handler(
+    channel = "orders",
+    group = "billing",
+    concurrency = 8,
+    crash_limit = 5,
+    retry(attempts = 2, backoff = fixed("5ms"))
+)]
+async fn bill_warily(order: OrderPlaced, meta: Meta, world: State<World>) -> Result<(), HandlerError> {
     work(order, meta, world.0).await
 }
 
