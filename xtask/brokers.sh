@@ -301,6 +301,16 @@ signal() {
   mapfile -t pids < <(family "$pid")
   kill "-$1" "${pids[@]}" 2>/dev/null || true # some helpers end by themselves
 }
+# stopped PIDFILE SECONDS: wait until no thread of the process runs. A signal to stop takes effect only
+# when one of the threads gets to run, and until then the others go on.
+stopped() {
+  local pid end=$((SECONDS + $2))
+  pid=$(pid_of "$1") || return 0
+  while cat "/proc/$pid/task/"*/status 2>/dev/null | grep '^State:' | grep -qv 'T (stopped)'; do
+    ((SECONDS < end)) || return 1
+    sleep 0.01
+  done
+}
 # gone PIDFILE SECONDS: wait until the process has ended.
 gone() {
   local end=$((SECONDS + $2))
@@ -341,7 +351,12 @@ crash() {
   gone "$(dir "$1")/pid" 10 || die "$1 does not die"
 }
 pause() {
-  if contained; then compose "$1" pause "$1"; else signal STOP "$(dir "$1")/pid"; fi
+  if contained; then
+    compose "$1" pause "$1"
+  else
+    signal STOP "$(dir "$1")/pid"
+    stopped "$(dir "$1")/pid" 10 || die "$1 does not stop"
+  fi
 }
 resume() {
   if ! contained; then

@@ -209,16 +209,25 @@ pub async fn per_key_order_across_a_cut(bench: Bench) -> Outcome {
     declare_group(&broker, &channel, "g", |_| {}).await;
     let mut options = PublishOptions::default();
     options.order = PublishOrder::PerKey;
+    let mut cuts = 0;
     for n in 0..300 {
         if n % 60 == 30 {
             controls.proxy().cut();
+            cuts += 1;
         }
         let sent = broker.publish_with(&*channel, number(n).key("k"), options.clone());
         within("the confirm comes", sent).await.expect("it is sent again until it is confirmed");
     }
     let mut reader = subscribe(&broker, &channel, "g", |_| {}).await;
-    let numbers = reader.take_numbers(300).await;
+    let mut numbers = Vec::new();
+    while numbers.last() != Some(&299) {
+        numbers.extend(reader.take_numbers(1).await);
+    }
+    // where a cut fell between a message and its confirm, a broker that doesn't know ids keeps both copies: one behind the other
+    let copies = numbers.len();
+    numbers.dedup();
     assert_eq!(numbers, (0..300).collect::<Vec<_>>());
+    assert!(copies <= 300 + cuts, "{copies} copies of 300 messages after {cuts} cuts");
     Passed
 }
 
