@@ -260,7 +260,7 @@ impl Control for RabbitmqControl {
         Box::pin(async move {
             let notes = self.notes("strikes")?;
             let (generation, connection) = self.connection("strikes").await?;
-            let asking = notes.strikes(&connection, suspect.fingerprint);
+            let asking = notes.strikes(&connection, generation, suspect.fingerprint, &self.tracker.env);
             self.link.operation("strikes", generation, asking).await
         })
     }
@@ -269,7 +269,7 @@ impl Control for RabbitmqControl {
         Box::pin(async move {
             let notes = self.notes("set_strikes")?;
             let (generation, connection) = self.connection("set_strikes").await?;
-            let telling = notes.set(&connection, suspect.fingerprint, strikes);
+            let telling = notes.set(&connection, generation, suspect.fingerprint, strikes);
             self.link.operation("set_strikes", generation, telling).await
         })
     }

@@ -96,7 +96,7 @@ impl Topology {
             return Ok(None);
         };
         let queue = self.naming.strikes(&plan.channel, group)?;
-        Ok(Some(Notes { queue, mode: self.mode, queue_type: self.queue_type }))
+        Ok(Some(Notes::new(queue, self.mode)))
     }
 
     /// Makes sure of a channel's exchanges.

@@ -13,8 +13,8 @@ use lapin::ConnectionProperties;
 use lapin::options::QueueDeleteOptions;
 use postrider_core::{
     Backoff, BreakerPolicy, Broker, BrokerUrl, Bytes, Capability, Channel, Connector, Declare, Delivery, Env,
-    Envelope, ErrorKind, Group, GroupName, HealthState, Meta, Order, PublisherExt, Retry, RouteOptions,
-    Router, Settlement, Signal, SubscribeOptions, Subscriber, Subscription,
+    Envelope, ErrorKind, Group, GroupName, HealthState, Meta, Order, Origin, PublisherExt, Retry,
+    RouteOptions, Router, Settlement, Signal, SubscribeOptions, Subscriber, Subscription, Suspect,
 };
 use postrider_rabbitmq::{Naming, RabbitmqConnector};
 
@@ -283,4 +283,39 @@ async fn what_is_held_for_most_of_the_consumer_time_out_goes_back_and_nothing_is
             }
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_known_of_suspects_every_member_knows_and_it_outlives_them() {
+    let tenant = format!("tenant={}", unique("t"));
+    let (one, two) = (connect(&tenant).await, connect(&tenant).await);
+    let suspect = |n: u64| Suspect { origin: Origin { shard: 0, position: n }, fingerprint: n };
+    let first = one.subscribe(&options("orders", "g")).await.expect("it subscribes");
+    let second = two.subscribe(&options("orders", "g")).await.expect("it subscribes");
+    let (mine, theirs) = (first.control(), second.control());
+    assert_eq!(mine.strikes(suspect(1)).await.unwrap(), 0);
+    mine.set_strikes(suspect(1), 1).await.unwrap();
+    // the first holds the stream open as well
+    assert_eq!(theirs.strikes(suspect(1)).await.unwrap(), 1);
+    theirs.set_strikes(suspect(1), 2).await.unwrap();
+    theirs.set_strikes(suspect(2), 1).await.unwrap();
+    assert_eq!((mine.strikes(suspect(1)).await.unwrap(), mine.strikes(suspect(2)).await.unwrap()), (2, 1));
+    mine.set_strikes(suspect(1), 0).await.unwrap();
+    assert_eq!(theirs.strikes(suspect(1)).await.unwrap(), 0);
+    // many, as when a member is killed that had much prefetched
+    let began = std::time::Instant::now();
+    for n in 10..510 {
+        assert_eq!(mine.strikes(suspect(n)).await.unwrap(), 0);
+        mine.set_strikes(suspect(n), 1).await.unwrap();
+        mine.set_strikes(suspect(n), 0).await.unwrap();
+    }
+    println!("500 suspects in {:.1?}", began.elapsed());
+    drop((first, second, mine, theirs));
+    let later = connect(&tenant).await;
+    let third = later.subscribe(&options("orders", "g")).await.expect("it subscribes");
+    let control = third.control();
+    assert_eq!(
+        (control.strikes(suspect(1)).await.unwrap(), control.strikes(suspect(2)).await.unwrap()),
+        (0, 1)
+    );
 }

@@ -281,7 +281,7 @@ impl RouteOptions {
         self
     }
 
-    /// How often a message may be handed out without an end, from 1, before it is suspected of ending the processes. Unless set: 500 where the
+    /// How often a message may be handed out without an end, from 1, before it is suspected of ending the processes. Unless set: 100 where the
     /// broker counts what was handed out and given back unstarted as well, 5 where it counts holders that ended (Kafka). A
     /// suspect runs while nothing else of the service runs, and one that has ended two processes that way is dead-lettered as
     /// `crash-loop`.

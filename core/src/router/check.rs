@@ -237,7 +237,7 @@ pub(super) fn store(plan: &Plan, has_store: bool) -> Result<()> {
 
 /// How often a message is handed out before it is suspected, unless said otherwise: by brokers that count what was handed out and given
 /// back unstarted as well, and by those that count only holders that ended without leaving.
-const CRASH_LIMITS: (u32, u32) = (500, 5);
+const CRASH_LIMITS: (u32, u32) = (100, 5);
 
 /// What goes without saying where the broker can do it.
 pub(super) fn defaults(plan: &mut Plan, can: &Capabilities) {
