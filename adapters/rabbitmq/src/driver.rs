@@ -90,14 +90,21 @@ impl Driver {
             }
             _ => HashSet::new(),
         };
+        // the only one that was out is the one that was refused; of several the broker doesn't say which
+        let refused = failed.as_ref().filter(|e| error::is_refused(e) && flight.out.len() == 1).cloned();
         for (token, (sent, room)) in flight.out {
-            if missing.contains(&sent.exchange) {
+            if let Some(error) = &refused {
+                let error = error::of("publish", error.clone()).with("exchange", &sent.exchange);
+                self.slots.resolve(token, Err(PublishError::Failed(error)));
+            } else if missing.contains(&sent.exchange) {
                 self.slots.resolve(token, Err(PublishError::Failed(no_channel(&sent))));
             } else if self.resend {
                 self.slots.requeue(token, room);
             } else {
                 let message = "the connection was lost before the answer";
-                self.slots.fail(token, Error::new(ErrorKind::Connection, "publish", message));
+                let lost = || Error::new(ErrorKind::Connection, "publish", message);
+                let why = failed.clone().map_or_else(lost, |e| error::of("publish", e));
+                self.slots.fail(token, why);
             }
         }
     }

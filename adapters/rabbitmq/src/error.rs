@@ -71,6 +71,11 @@ pub(crate) fn is_not_found(error: &lapin::Error) -> bool {
     is_soft(error, &AMQPSoftError::NOTFOUND)
 }
 
+/// Whether the broker said that the user may not do this.
+pub(crate) fn is_refused(error: &lapin::Error) -> bool {
+    is_soft(error, &AMQPSoftError::ACCESSREFUSED)
+}
+
 /// Whether the broker said that something is there with other arguments.
 pub(crate) fn is_mismatch(error: &lapin::Error) -> bool {
     is_soft(error, &AMQPSoftError::PRECONDITIONFAILED)

@@ -19,8 +19,9 @@ use crate::error;
 /// before it hears of the first; it keeps the others, and forgets them when it is closed (`SOFT_LIMIT` in `rabbit_fifo_client`).
 const AT_ONCE: usize = 8;
 
-/// How often the queue is asked whether it has what was given back. Another reader may have taken it already.
-const LOOKS: usize = 200;
+/// How often in all the queue is asked whether it has what was given back. Another reader may have taken it already: then order is lost,
+/// and nothing else.
+const LOOKS: usize = 400;
 /// How long to wait between two of those.
 const PAUSE: Duration = Duration::from_millis(5);
 
@@ -120,12 +121,13 @@ impl Session {
     async fn leave(&self, queue: &str, env: &Env) -> Result<()> {
         let failed = |e| error::of("leave", e).with("queue", queue);
         let mut ready = count(&self.channel, queue, "leave").await?;
+        let mut looks = 0..LOOKS;
         for (given, tag) in self.held.keys().enumerate() {
             let options = BasicNackOptions { multiple: false, requeue: true };
             self.channel.basic_nack(*tag, options).await.map_err(failed)?;
             if (given + 1) % AT_ONCE == 0 {
                 let wanted = ready + AT_ONCE as u32;
-                for _ in 0..LOOKS {
+                while looks.next().is_some() {
                     ready = count(&self.channel, queue, "leave").await?;
                     if ready >= wanted {
                         break;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use postrider_core::{
     Broker, BrokerUrl, Bytes, Channel, Connector, Declare, Env, Envelope, ErrorKind, Group, GroupName,
-    HealthState, PublisherExt, SubscribeOptions,
+    HealthState, PublishError, PublisherExt, SubscribeOptions,
 };
 use postrider_rabbitmq::RabbitmqConnector;
 
@@ -51,6 +51,8 @@ async fn users_and_virtual_hosts_are_checked_and_escapes_read() {
         &["set_permissions", "-p", "a/b", "ann@x", ".*", ".*", ".*"],
         &["add_user", "bob", "b"],
         &["set_permissions", "-p", "a/b", "bob", "", "", ""],
+        &["add_user", "carl", "c"],
+        &["set_permissions", "-p", "a/b", "carl", ".*", "", ".*"],
     ] {
         server.ctl(arguments).await;
     }
@@ -64,6 +66,13 @@ async fn users_and_virtual_hosts_are_checked_and_escapes_read() {
     let bob = connect(&format!("amqp://bob:b@{address}/a%2fb")).await.expect("he may connect");
     let error = bob.declare("orders").await.expect_err("he may do nothing");
     assert_eq!(error.kind(), ErrorKind::Unauthorized, "{error}");
+    let carl = connect(&format!("amqp://carl:c@{address}/a%2fb?declare=none")).await.expect("he may connect");
+    ann.declare("orders").await.expect("she may");
+    let error = carl
+        .publish("orders", Envelope::builder(Bytes::from_static(b"2")))
+        .await
+        .expect_err("he may not write");
+    assert!(matches!(&error, PublishError::Failed(e) if e.kind() == ErrorKind::Unauthorized), "{error:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
