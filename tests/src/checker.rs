@@ -78,6 +78,8 @@ struct Done<'a> {
     hold: Option<Hold>,
     /// For an effect, when the handler began.
     started: Option<u64>,
+    /// For a dead letter, which may be read much later than it was written: who began last to handle the message before, and when.
+    failed: Option<(&'a str, u64)>,
 }
 
 /// Compares.
@@ -86,6 +88,7 @@ pub fn check(histories: &Histories, bounds: &Bounds) -> Verdict {
     let mut sent: HashMap<Id, u64> = HashMap::new();
     let mut confirmed: HashMap<Id, u64> = HashMap::new();
     let mut done = Vec::new();
+    let mut starts: HashMap<Id, Vec<(&str, u64)>> = HashMap::new();
     for (process, entries) in histories {
         let mut started = HashMap::new();
         for Entry { at, step } in entries {
@@ -100,13 +103,14 @@ pub fn check(histories: &Histories, bounds: &Bounds) -> Verdict {
                 }
                 Step::Started { id, hold } => {
                     started.insert((id, hold), *at);
+                    starts.entry(id).or_default().push((process, *at));
                 }
                 Step::Effect { id, hold } => {
                     let started = started.get(&(id, hold)).copied();
-                    done.push(Done { at: *at, process, id, hold: Some(hold), started });
+                    done.push(Done { at: *at, process, id, hold: Some(hold), started, failed: None });
                 }
                 Step::DeadLetter { id } => {
-                    done.push(Done { at: *at, process, id, hold: None, started: None });
+                    done.push(Done { at: *at, process, id, hold: None, started: None, failed: None });
                 }
                 Step::Ready
                 | Step::Failed { .. }
@@ -118,6 +122,10 @@ pub fn check(histories: &Histories, bounds: &Bounds) -> Verdict {
         }
     }
     done.sort_by_key(|done| done.at);
+    for letter in done.iter_mut().filter(|done| done.hold.is_none()) {
+        let starts = starts.get(&letter.id).into_iter().flatten();
+        letter.failed = starts.filter(|(_, at)| *at < letter.at).max_by_key(|(_, at)| *at).copied();
+    }
     for done in &done {
         let list = if done.hold.is_some() { &mut verdict.handled } else { &mut verdict.dead_lettered };
         list.insert(done.id);

@@ -335,6 +335,34 @@ fn with_a_store_only_the_end_of_the_process_explains_a_double() {
 }
 
 #[test]
+fn a_dead_letter_that_is_read_late_is_explained_by_when_its_message_failed() {
+    let of = id(3, 39);
+    let world = |began: u64| {
+        let mut world = World::sound().without(|step| matches!(step, Step::DeadLetter { id } if *id == of));
+        world.add("consumer-2", began * MS, Step::Started { id: of, hold: hold(1) });
+        // the broker was killed at 900 ms, and what it tells is 300 ms old at most
+        world.add("auditor", 1_500 * MS, Step::DeadLetter { id: of });
+        world.add("auditor", 1_510 * MS, Step::DeadLetter { id: of });
+        world
+    };
+    assert!(world(890).check().is_clean());
+    assert_eq!(Vec::from_iter(world(1_400).check().doubled_unexplained), [of]);
+}
+
+#[test]
+fn a_dead_letter_of_a_handler_that_was_killed_is_explained_by_that_kill_alone() {
+    let of = id(3, 29);
+    let world = |process: &str| {
+        let mut world = World::sound();
+        world.add(process, 585 * MS, Step::Started { id: of, hold: hold(1) });
+        world.add("auditor", 650 * MS, Step::DeadLetter { id: of });
+        world
+    };
+    assert!(world("consumer-1").check().is_clean());
+    assert_eq!(Vec::from_iter(world("consumer-2").check().doubled_unexplained), [of]);
+}
+
+#[test]
 fn an_outage_of_the_dead_letters_explains_no_double() {
     let mut world = World::sound();
     world.kill(700, Target::Letters, 40);

@@ -53,18 +53,22 @@ impl Kill {
         {
             return true;
         }
-        let until = match self.target {
-            Target::Consumer(number) if first.process == consumer(number) => self.dead,
-            // a letter that was refused isn't there
-            Target::Consumer(_) | Target::Letters => return false,
-            // what was being handled while the broker was away can't be acknowledged by its old name when it is back
-            Target::Broker | Target::Pause | Target::Cut => {
-                self.back.saturating_add(bounds.claim_timeout.as_nanos() as u64)
-            }
-        };
         // the acknowledgement of what was done long before is no longer on its way
-        let since = self.at.saturating_sub(bounds.claim_timeout.as_nanos() as u64);
-        (since..=until).contains(&first.at) && second.at >= self.at
+        let claim_timeout = bounds.claim_timeout.as_nanos() as u64;
+        let since = self.at.saturating_sub(claim_timeout);
+        // a letter twice is one that was read again, or the work of one whose message was handled again
+        let read_or_failed = [Some((first.process, first.at)), first.failed];
+        second.at >= self.at
+            && read_or_failed.into_iter().flatten().any(|(process, at)| {
+                let until = match self.target {
+                    Target::Consumer(number) if process == consumer(number) => self.dead,
+                    // a letter that was refused isn't there
+                    Target::Consumer(_) | Target::Letters => return false,
+                    // what was being handled while the broker was away can't be acknowledged by its old name when it is back
+                    Target::Broker | Target::Pause | Target::Cut => self.back.saturating_add(claim_timeout),
+                };
+                (since..=until).contains(&at)
+            })
     }
 }
 
