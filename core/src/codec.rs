@@ -1,5 +1,7 @@
 //! How a message becomes bytes and back. JSON is built in; another codec is a type of the user's own.
 
+use std::cell::Cell;
+
 use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -41,7 +43,14 @@ impl Codec for Json {
     const CONTENT_TYPE: &'static str = "application/json";
 
     fn encode<T: Serialize>(message: &T) -> Result<Bytes, BoxError> {
-        Ok(serde_json::to_vec(message)?.into())
+        // written where there is room already, and copied once its size is known: nothing grows, and nothing too large is kept
+        let mut written = WRITTEN.take();
+        written.clear();
+        let encoded = serde_json::to_writer(&mut written, message).map(|()| Bytes::copy_from_slice(&written));
+        if written.capacity() <= KEPT {
+            WRITTEN.set(written);
+        }
+        Ok(encoded?)
     }
 
     fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, BoxError> {
@@ -49,9 +58,49 @@ impl Codec for Json {
     }
 }
 
+/// How many bytes of room a thread keeps.
+const KEPT: usize = 64 * 1024;
+
+thread_local! {
+    /// Room to write in. One who encodes while encoding finds none, and makes its own.
+    static WRITTEN: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Encodes something while it is encoded.
+    struct Nested(u32);
+
+    impl Serialize for Nested {
+        fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+            let inner = Json::encode(&self.0).map_err(serde::ser::Error::custom)?;
+            (self.0, inner.as_ref()).serialize(to)
+        }
+    }
+
+    /// A failure half-way leaves nothing of it in what comes next.
+    struct Fails;
+
+    impl Serialize for Fails {
+        fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+            use serde::ser::{Error, SerializeSeq};
+            let mut sequence = to.serialize_seq(Some(2))?;
+            sequence.serialize_element("half")?;
+            Err(Error::custom("no more"))
+        }
+    }
+
+    #[test]
+    fn room_is_used_again_and_nothing_stays_in_it() {
+        assert_eq!(Json::encode(&Nested(7)).unwrap(), "[7,[55]]");
+        assert!(Json::encode(&Fails).is_err());
+        assert_eq!(Json::encode(&"x").unwrap(), "\"x\"");
+        let large = "l".repeat(2 * KEPT);
+        assert_eq!(Json::encode(&large).unwrap().len(), large.len() + 2);
+        assert_eq!(Json::encode(&1).unwrap(), "1");
+    }
 
     #[test]
     fn a_depth_bomb_is_an_error_from_both_sides() {

@@ -3,8 +3,6 @@
 use std::fmt;
 use std::sync::Arc;
 
-use smallvec::SmallVec;
-
 use crate::error::{Error, ErrorKind, Result};
 
 /// At most this many user headers a message.
@@ -158,10 +156,6 @@ macro_rules! attributes {
                 match name { $($text => Some(Self::$name),)+ _ => None }
             }
 
-            const fn arena_name(self) -> &'static str {
-                match self { $(Self::$name => { const NAME: &[u8] = &[$number]; match std::str::from_utf8(NAME) { Ok(n) => n, Err(_) => "" } }),+ }
-            }
-
             fn from_arena(name: &[u8]) -> Option<Self> {
                 match name { $([$number] => Some(Self::$name),)+ _ => None }
             }
@@ -204,11 +198,24 @@ attributes! {
 pub const RESERVED_PREFIXES: [&str; 6] =
     ["ce_", "ce-", "cloudevents:", "cloudevents_", "postrider-", "nats-"];
 
+impl Attribute {
+    /// Its bit among [`Contents`].
+    const fn bit(self) -> u32 {
+        1 << self as u32
+    }
+}
+
 /// User headers and attributes, ordered and repeatable. A clone is one reference count; empty is nothing.
 ///
-/// One arena holds all: `[kind u8][name length u16][value length u32][name][value]…`.
+/// One arena holds all: `[contents u32]`, then `[kind u8][name length u16][value length u32][name][value]…`. An attribute's name is its
+/// number. The contents tell without a search what isn't there, which is what is asked for most.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Headers(Option<Arc<[u8]>>);
+
+/// What an arena holds: bit 0 for user headers, and one for each attribute.
+type Contents = u32;
+const USER: Contents = 1;
+const CONTENTS: usize = size_of::<Contents>();
 
 impl Headers {
     /// The user headers, in order.
@@ -220,7 +227,7 @@ impl Headers {
 
     /// The first user header of that name.
     pub fn get(&self, name: &str) -> Option<HeaderValue<'_>> {
-        self.find(name.as_bytes())
+        self.find(USER, name.as_bytes())
     }
 
     /// All user headers of that name.
@@ -240,7 +247,7 @@ impl Headers {
 
     /// The attribute's value, if it is set.
     pub fn attribute(&self, attribute: Attribute) -> Option<HeaderValue<'_>> {
-        self.find(attribute.arena_name().as_bytes())
+        self.find(attribute.bit(), &[attribute as u8])
     }
 
     /// All attributes that are set, in the order in which they were set.
@@ -256,10 +263,18 @@ impl Headers {
     }
 
     fn arena(&self) -> &[u8] {
-        self.0.as_deref().unwrap_or_default()
+        self.0.as_deref().and_then(|arena| arena.get(CONTENTS..)).unwrap_or_default()
     }
 
-    fn find(&self, name: &[u8]) -> Option<HeaderValue<'_>> {
+    fn contents(&self) -> Contents {
+        let contents = self.0.as_deref().and_then(|arena| arena.first_chunk());
+        contents.map_or(0, |contents| Contents::from_le_bytes(*contents))
+    }
+
+    fn find(&self, bit: Contents, name: &[u8]) -> Option<HeaderValue<'_>> {
+        if self.contents() & bit == 0 {
+            return None;
+        }
         entries(self.arena())
             .find(|(n, ..)| *n == name)
             .map(|(_, kind, value)| HeaderValue::read(kind, value))
@@ -292,7 +307,8 @@ fn entries(arena: &[u8]) -> impl Iterator<Item = (&[u8], u8, &[u8])> {
 /// Headers being written, on the stack as long as they are small. The hot path writes through `&mut`.
 #[derive(Clone, Default)]
 pub struct HeadersMut {
-    arena: SmallVec<[u8; 256]>,
+    arena: Arena,
+    contents: Contents,
     count: usize,
     bytes: usize,
     /// Headers of the library's own that came off the wire.
@@ -305,6 +321,47 @@ const MAX_OWN: usize = 32;
 const MAX_OWN_VALUE: usize = 2 * 1024;
 const OWN_PREFIX: &str = "postrider-";
 
+/// Kind, length of the name, length of the value.
+const HEAD: usize = 7;
+
+/// Bytes being written, on the stack as long as they are few. What is written is never moved within, so a write is a copy and no more.
+#[derive(Clone)]
+struct Arena {
+    few: [u8; Self::FEW],
+    length: usize,
+    /// All of them, once they are more than that.
+    many: Vec<u8>,
+}
+
+impl Arena {
+    const FEW: usize = 256;
+
+    /// The next `count` bytes, to be written.
+    fn grow(&mut self, count: usize) -> &mut [u8] {
+        let from = self.length;
+        self.length += count;
+        if self.length <= Self::FEW {
+            return &mut self.few[from..self.length];
+        }
+        if self.many.is_empty() {
+            self.many.extend_from_slice(&self.few[..from]);
+        }
+        self.many.resize(self.length, 0);
+        &mut self.many[from..]
+    }
+
+    fn written(&self) -> &[u8] {
+        if self.length <= Self::FEW { &self.few[..self.length] } else { &self.many }
+    }
+}
+
+impl Default for Arena {
+    /// With room for the contents.
+    fn default() -> Self {
+        Self { few: [0; Self::FEW], length: CONTENTS, many: Vec::new() }
+    }
+}
+
 impl HeadersMut {
     /// Nothing yet.
     pub fn new() -> Self {
@@ -313,7 +370,8 @@ impl HeadersMut {
 
     /// What `headers` holds, to be added to.
     pub fn from_headers(headers: &Headers) -> Self {
-        let mut this = Self { arena: SmallVec::from_slice(headers.arena()), ..Self::default() };
+        let mut this = Self { contents: headers.contents(), ..Self::default() };
+        this.arena.grow(headers.arena().len()).copy_from_slice(headers.arena());
         (this.count, this.bytes) = headers.iter().fold((0, 0), |(n, bytes), (name, value)| {
             (n + 1, bytes + name.len() + value.as_bytes().map_or(8, <[u8]>::len))
         });
@@ -345,7 +403,7 @@ impl HeadersMut {
         if !hostile && name.starts_with(OWN_PREFIX) && self.own < MAX_OWN && length <= MAX_OWN_VALUE {
             // a dead letter has the user's headers, up to all that are allowed, and ours
             self.own += 1;
-            return self.write(name, value);
+            return self.write(USER, name.as_bytes(), value);
         }
         self.breach |= hostile || self.fits(name, value).is_err();
         if !hostile {
@@ -355,12 +413,12 @@ impl HeadersMut {
 
     /// Adds a header of the library's own (`postrider-…`), outside the user's bounds and reserved names.
     pub fn insert_system<'a>(&mut self, name: &str, value: impl Into<HeaderValue<'a>>) {
-        self.write(name, value.into());
+        self.write(USER, name.as_bytes(), value.into());
     }
 
     /// Sets an attribute. Setting one twice keeps the first.
     pub fn set<'a>(&mut self, attribute: Attribute, value: impl Into<HeaderValue<'a>>) {
-        self.write(attribute.arena_name(), value.into());
+        self.write(attribute.bit(), &[attribute as u8], value.into());
     }
 
     /// Whether a foreign header broke a bound.
@@ -370,7 +428,13 @@ impl HeadersMut {
 
     /// The finished headers: one allocation, or none when empty.
     pub fn freeze(&self) -> Headers {
-        Headers((!self.arena.is_empty()).then(|| Arc::from(&self.arena[..])))
+        Headers((self.contents != 0).then(|| {
+            let mut arena: Arc<[u8]> = Arc::from(self.arena.written());
+            if let Some(contents) = Arc::get_mut(&mut arena).and_then(|arena| arena.first_chunk_mut()) {
+                *contents = self.contents.to_le_bytes();
+            }
+            arena
+        }))
     }
 
     fn fits(
@@ -391,10 +455,11 @@ impl HeadersMut {
     fn put(&mut self, name: &str, value: HeaderValue<'_>) {
         self.count += 1;
         self.bytes += name.len() + value.as_bytes().map_or(8, <[u8]>::len);
-        self.write(name, value);
+        self.write(USER, name.as_bytes(), value);
     }
 
-    fn write(&mut self, name: &str, value: HeaderValue<'_>) {
+    fn write(&mut self, bit: Contents, name: &[u8], value: HeaderValue<'_>) {
+        self.contents |= bit;
         let number;
         let (tag, bytes): (Option<u8>, &[u8]) = match value {
             HeaderValue::Text(text) => (None, text.as_bytes()),
@@ -408,13 +473,15 @@ impl HeadersMut {
             HeaderValue::Native(tag, bytes) => (Some(tag), bytes),
         };
         let length = bytes.len() + usize::from(tag.is_some());
-        self.arena.reserve(7 + name.len() + length);
-        self.arena.push(value.kind());
-        self.arena.extend_from_slice(&(name.len() as u16).to_le_bytes());
-        self.arena.extend_from_slice(&(length as u32).to_le_bytes());
-        self.arena.extend_from_slice(name.as_bytes());
-        self.arena.extend(tag);
-        self.arena.extend_from_slice(bytes);
+        let ([n0, n1], [v0, v1, v2, v3]) = ((name.len() as u16).to_le_bytes(), (length as u32).to_le_bytes());
+        let room = self.arena.grow(HEAD + name.len() + length);
+        let (head, rest) = room.split_at_mut(HEAD);
+        head.copy_from_slice(&[value.kind(), n0, n1, v0, v1, v2, v3]);
+        let (written, rest) = rest.split_at_mut(name.len());
+        written.copy_from_slice(name);
+        let (tagged, rest) = rest.split_at_mut(length - bytes.len());
+        tagged.fill(tag.unwrap_or_default());
+        rest.copy_from_slice(bytes);
     }
 }
 

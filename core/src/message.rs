@@ -107,31 +107,66 @@ pub fn decode<T: Message>(envelope: &Envelope) -> Result<T, DecodeError> {
 }
 
 /// The bytes of a key, borrowed from the message where possible.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Key<'a>(Cow<'a, [u8]>);
+#[derive(Clone)]
+pub struct Key<'a>(Repr<'a>);
+
+/// The longest decimal number that has a sign: `i128::MIN`.
+const DIGITS: usize = 40;
+
+#[derive(Clone)]
+enum Repr<'a> {
+    Bytes(Cow<'a, [u8]>),
+    /// A number, written out without an allocation.
+    Digits([u8; DIGITS], usize),
+}
 
 impl Key<'_> {
     /// The bytes.
     pub fn as_bytes(&self) -> &[u8] {
-        &self.0
+        match &self.0 {
+            Repr::Bytes(bytes) => bytes,
+            Repr::Digits(digits, length) => &digits[..*length],
+        }
+    }
+
+    fn of_number(number: impl itoa::Integer) -> Self {
+        let mut buffer = itoa::Buffer::new();
+        let text = buffer.format(number).as_bytes();
+        let mut digits = [0; DIGITS];
+        digits[..text.len()].copy_from_slice(text);
+        Self(Repr::Digits(digits, text.len()))
+    }
+}
+
+impl PartialEq for Key<'_> {
+    fn eq(&self, other: &Self) -> bool {
+        self.as_bytes() == other.as_bytes()
+    }
+}
+
+impl Eq for Key<'_> {}
+
+impl std::fmt::Debug for Key<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Key(\"{}\")", self.as_bytes().escape_ascii())
     }
 }
 
 impl<'a> From<&'a str> for Key<'a> {
     fn from(text: &'a str) -> Self {
-        Self(Cow::Borrowed(text.as_bytes()))
+        Self(Repr::Bytes(Cow::Borrowed(text.as_bytes())))
     }
 }
 
 impl<'a> From<&'a [u8]> for Key<'a> {
     fn from(bytes: &'a [u8]) -> Self {
-        Self(Cow::Borrowed(bytes))
+        Self(Repr::Bytes(Cow::Borrowed(bytes)))
     }
 }
 
 impl From<String> for Key<'_> {
     fn from(text: String) -> Self {
-        Self(Cow::Owned(text.into_bytes()))
+        Self(Repr::Bytes(Cow::Owned(text.into_bytes())))
     }
 }
 
@@ -184,7 +219,7 @@ impl<T: ToKey + ?Sized> ToKey for &T {
 macro_rules! number_keys {
     ($($t:ty)*) => { $(impl ToKey for $t {
         fn to_key(&self) -> Option<Key<'_>> {
-            Some(self.to_string().into())
+            Some(Key::of_number(*self))
         }
     })* };
 }
@@ -308,5 +343,20 @@ fn caused(builder: &mut EnvelopeBuilder, cx: &EnvelopeContext<'_>) {
                 headers.set(attribute, value);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_is_a_key_as_decimal_text() {
+        let key = |key: &dyn ToKey| String::from_utf8(key.to_key().unwrap().as_bytes().to_vec()).unwrap();
+        assert_eq!(key(&0_u8), "0");
+        assert_eq!(key(&i128::MIN), i128::MIN.to_string());
+        assert_eq!(key(&u128::MAX), u128::MAX.to_string());
+        assert_eq!(17_u64.to_key(), Some("17".into()));
+        assert_ne!(17_u64.to_key(), Some("18".into()));
     }
 }

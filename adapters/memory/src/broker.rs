@@ -31,7 +31,7 @@ struct Inner {
     env: Env,
     config: MemoryConfig,
     capabilities: Capabilities,
-    channels: RwLock<HashMap<Arc<str>, Arc<Channel>>>,
+    channels: RwLock<HashMap<Arc<str>, Arc<Channel>, foldhash::fast::RandomState>>,
     faults: Option<FaultPlan>,
     failures: AtomicUsize,
     timers: Timers,

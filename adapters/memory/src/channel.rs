@@ -28,7 +28,7 @@ pub(crate) enum GroupKey {
 pub(crate) struct Channel {
     pub(crate) name: Arc<str>,
     config: MemoryConfig,
-    hash: std::hash::RandomState,
+    hash: foldhash::fast::RandomState,
     state: Mutex<State>,
 }
 
@@ -91,7 +91,12 @@ pub(crate) enum Found {
 
 impl Channel {
     pub(crate) fn new(name: &str, config: MemoryConfig) -> Self {
-        Self { name: name.into(), config, hash: std::hash::RandomState::new(), state: Mutex::default() }
+        Self {
+            name: name.into(),
+            config,
+            hash: foldhash::fast::RandomState::default(),
+            state: Mutex::default(),
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
