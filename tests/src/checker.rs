@@ -78,8 +78,15 @@ struct Done<'a> {
     hold: Option<Hold>,
     /// For an effect, when the handler began.
     started: Option<u64>,
-    /// For a dead letter, which may be read much later than it was written: who began last to handle the message before, and when.
-    failed: Option<(&'a str, u64)>,
+}
+
+/// What was done for a message before it was handled.
+#[derive(Clone, Copy, Debug)]
+struct Work<'a> {
+    /// From when to when it was published.
+    publish: Option<(u64, u64)>,
+    /// Who began to handle it, and when.
+    starts: &'a [(&'a str, u64)],
 }
 
 /// Compares.
@@ -107,10 +114,10 @@ pub fn check(histories: &Histories, bounds: &Bounds) -> Verdict {
                 }
                 Step::Effect { id, hold } => {
                     let started = started.get(&(id, hold)).copied();
-                    done.push(Done { at: *at, process, id, hold: Some(hold), started, failed: None });
+                    done.push(Done { at: *at, process, id, hold: Some(hold), started });
                 }
                 Step::DeadLetter { id } => {
-                    done.push(Done { at: *at, process, id, hold: None, started: None, failed: None });
+                    done.push(Done { at: *at, process, id, hold: None, started: None });
                 }
                 Step::Ready
                 | Step::Failed { .. }
@@ -122,10 +129,6 @@ pub fn check(histories: &Histories, bounds: &Bounds) -> Verdict {
         }
     }
     done.sort_by_key(|done| done.at);
-    for letter in done.iter_mut().filter(|done| done.hold.is_none()) {
-        let starts = starts.get(&letter.id).into_iter().flatten();
-        letter.failed = starts.filter(|(_, at)| *at < letter.at).max_by_key(|(_, at)| *at).copied();
-    }
     for done in &done {
         let list = if done.hold.is_some() { &mut verdict.handled } else { &mut verdict.dead_lettered };
         list.insert(done.id);
@@ -141,7 +144,10 @@ pub fn check(histories: &Histories, bounds: &Bounds) -> Verdict {
     (verdict.doubled, verdict.doubled_unexplained) = doubles::check(
         &done,
         &verdict.kills,
-        |id| Some((*sent.get(&id)?, confirmed.get(&id).copied().unwrap_or(u64::MAX))),
+        |id| Work {
+            publish: sent.get(&id).map(|sent| (*sent, confirmed.get(&id).copied().unwrap_or(u64::MAX))),
+            starts: starts.get(&id).map_or(&[], Vec::as_slice),
+        },
         bounds,
     );
     verdict

@@ -363,6 +363,39 @@ fn a_dead_letter_of_a_handler_that_was_killed_is_explained_by_that_kill_alone() 
 }
 
 #[test]
+fn one_kill_may_fall_on_a_message_and_on_its_dead_letter_and_explains_no_third_double() {
+    let of = id(3, 39);
+    let world = |reads: &[u64]| {
+        let mut world = World::sound().without(|step| matches!(step, Step::DeadLetter { id } if *id == of));
+        world.add("consumer-2", 880 * MS, Step::Started { id: of, hold: hold(1) });
+        for at in reads {
+            world.add("auditor", at * MS, Step::DeadLetter { id: of });
+        }
+        world.check()
+    };
+    // read when the broker was killed, read again, and the work of a message that was handled again
+    assert!(world(&[895, 1_500, 1_510]).is_clean());
+    assert_eq!(Vec::from_iter(world(&[895, 1_500, 1_510, 1_520]).doubled_unexplained), [of]);
+}
+
+#[test]
+fn a_message_stored_twice_by_a_kill_may_be_handled_again_after_it_but_not_more_often() {
+    let of = id(11, 44);
+    let world = |effects: &[u64]| {
+        let mut world = World::sound().without_effects_of(|id| id == of);
+        // the broker was killed at 900 ms: it had the message, and its publisher heard of it later
+        world = world.without(|step| matches!(step, Step::Confirmed { id } if *id == of));
+        world.add("publisher", 910 * MS, Step::Confirmed { id: of });
+        for at in effects {
+            world.handle("consumer-2", at * MS, of, 1);
+        }
+        world.check()
+    };
+    assert!(world(&[890, 920, 925]).is_clean());
+    assert_eq!(Vec::from_iter(world(&[890, 920, 925, 930]).doubled_unexplained), [of]);
+}
+
+#[test]
 fn an_outage_of_the_dead_letters_explains_no_double() {
     let mut world = World::sound();
     world.kill(700, Target::Letters, 40);

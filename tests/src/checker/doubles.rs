@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Bounds, Done, Histories};
+use super::{Bounds, Done, Histories, Work};
 use crate::history::{Entry, Id, Step, Target};
 
 /// A kill, a pause or a cut, and what was seen around it.
@@ -36,40 +36,65 @@ impl Kill {
         self.in_flight >= bounds.least_in_flight && self.confirmed_after > 0 && self.handled_after > 0
     }
 
-    /// Whether it can have kept `first` from being acknowledged, so that `second` was delivered; or the message's publish,
-    /// which took the time `publish`, from being answered, so that it was stored twice.
+    /// Whether it can have kept this from being answered, so that `second` came after `first`.
     fn explains(
         &self,
+        unanswered: Unanswered,
         first: &Done<'_>,
         second: &Done<'_>,
-        publish: Option<(u64, u64)>,
+        work: Work<'_>,
         bounds: &Bounds,
     ) -> bool {
-        if bounds.once && !matches!(self.target, Target::Consumer(_)) {
+        let consumer_alone = matches!(self.target, Target::Consumer(_));
+        if bounds.once && !consumer_alone {
             return false;
         }
-        let publisher_too = !matches!(self.target, Target::Consumer(_) | Target::Letters);
-        if publisher_too && publish.is_some_and(|(sent, confirmed)| sent <= self.back && confirmed >= self.at)
-        {
-            return true;
+        let is_letter = first.hold.is_none();
+        let falls_on =
+            |(process, at): (&str, u64)| second.at >= self.at && self.falls_on(process, at, bounds);
+        match unanswered {
+            Unanswered::Publish => {
+                let publisher_too = !consumer_alone && self.target != Target::Letters;
+                publisher_too
+                    && work.publish.is_some_and(|(sent, confirmed)| sent <= self.back && confirmed >= self.at)
+            }
+            // a letter may be read much later than its message failed
+            Unanswered::Message if is_letter => {
+                work.starts.iter().copied().any(|(process, at)| at < first.at && falls_on((process, at)))
+            }
+            Unanswered::Message => falls_on((first.process, first.at)),
+            Unanswered::Letter => is_letter && falls_on((first.process, first.at)),
         }
-        // the acknowledgement of what was done long before is no longer on its way
-        let claim_timeout = bounds.claim_timeout.as_nanos() as u64;
-        let since = self.at.saturating_sub(claim_timeout);
-        // a letter twice is one that was read again, or the work of one whose message was handled again
-        let read_or_failed = [Some((first.process, first.at)), first.failed];
-        second.at >= self.at
-            && read_or_failed.into_iter().flatten().any(|(process, at)| {
-                let until = match self.target {
-                    Target::Consumer(number) if process == consumer(number) => self.dead,
-                    // a letter that was refused isn't there
-                    Target::Consumer(_) | Target::Letters => return false,
-                    // what was being handled while the broker was away can't be acknowledged by its old name when it is back
-                    Target::Broker | Target::Pause | Target::Cut => self.back.saturating_add(claim_timeout),
-                };
-                (since..=until).contains(&at)
-            })
     }
+
+    /// Whether what the process did at that time may have gone unacknowledged.
+    fn falls_on(&self, process: &str, at: u64, bounds: &Bounds) -> bool {
+        let claim_timeout = bounds.claim_timeout.as_nanos() as u64;
+        let until = match self.target {
+            Target::Consumer(number) if process == consumer(number) => self.dead,
+            // a letter that was refused isn't there
+            Target::Consumer(_) | Target::Letters => return false,
+            // what was being handled while the broker was away can't be acknowledged by its old name when it is back
+            Target::Broker | Target::Pause | Target::Cut => self.back.saturating_add(claim_timeout),
+        };
+        // the acknowledgement of what was done long before is no longer on its way
+        let since = self.at.saturating_sub(claim_timeout);
+        (since..=until).contains(&at)
+    }
+}
+
+/// What had no answer, so that it was done again. One kill may fall on each of them: a message is published, handled, and, if it
+/// failed, read once more as its dead letter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Unanswered {
+    Publish,
+    Message,
+    Letter,
+}
+
+impl Unanswered {
+    /// What explains the fewest doubles first, so that what explains more is left for the others.
+    const ALL: [Self; 3] = [Self::Letter, Self::Message, Self::Publish];
 }
 
 /// The name of the process that is the consumer of that number.
@@ -128,10 +153,10 @@ pub(super) fn kills(histories: &Histories) -> Vec<Kill> {
 }
 
 /// All doubles, and those that no kill explains.
-pub(super) fn check(
+pub(super) fn check<'a>(
     done: &[Done<'_>],
     kills: &[Kill],
-    publish: impl Fn(Id) -> Option<(u64, u64)>,
+    work: impl Fn(Id) -> Work<'a>,
     bounds: &Bounds,
 ) -> (BTreeSet<Id>, BTreeSet<Id>) {
     let mut times: BTreeMap<Id, Vec<&Done<'_>>> = BTreeMap::new();
@@ -144,14 +169,14 @@ pub(super) fn check(
         doubled.insert(id);
         let mut spent = BTreeSet::new();
         for pair in times.windows(2) {
-            let by = (0..kills.len()).find(|at| {
-                !spent.contains(at)
-                    && left[*at] > 0
-                    && kills[*at].explains(pair[0], pair[1], publish(id), bounds)
+            let by = (0..kills.len()).filter(|at| left[*at] > 0).find(|at| {
+                Unanswered::ALL.into_iter().any(|unanswered| {
+                    kills[*at].explains(unanswered, pair[0], pair[1], work(id), bounds)
+                        && spent.insert((*at, unanswered))
+                })
             });
             if let Some(at) = by {
                 left[at] -= 1;
-                spent.insert(at);
             } else {
                 unexplained.insert(id);
             }
