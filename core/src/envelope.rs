@@ -148,6 +148,11 @@ impl<T> Envelope<T> {
         Self { payload: body, null: false, ..self }
     }
 
+    /// The same envelope under another id.
+    pub(crate) fn with_id(self, id: MessageId) -> Self {
+        Self { id, ..self }
+    }
+
     fn text(&self, attribute: Attribute) -> Option<&str> {
         self.headers.attribute(attribute)?.as_text()
     }

@@ -2,12 +2,14 @@
 
 mod copy;
 mod failure;
+mod fit;
 
 use std::fmt;
 use std::future::Future;
 use std::num::NonZeroUsize;
 
 pub use failure::Failure;
+pub use fit::fit_copy;
 
 pub(crate) use copy::{
     EDITED_FROM, MAX_VALUE, PREFIX, REASON, REDRIVES, RETRY_PREFIX, copied, cut, keep_id, redrives,

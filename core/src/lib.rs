@@ -63,7 +63,7 @@ pub use idempotency::{
 };
 pub use inventory::{ChannelEntry, Finding, Grade, GroupEntry, Inventory, Scope};
 pub use layer::{Layer, Layered, Stack};
-pub use letters::{BoxLetters, Failure, Letter, Letters, NoLetters};
+pub use letters::{BoxLetters, Failure, Letter, Letters, NoLetters, fit_copy};
 pub use message::{DecodeError, EnvelopeContext, IntoEnvelope, Key, Message, ToKey, decode};
 pub use outcome::{IntoOutcome, IntoOutputs, Outcome, OutputContext, Reason};
 pub use policy::{

@@ -16,7 +16,8 @@ pub(crate) const REDRIVES: &str = "postrider-dlq-redrives";
 pub(crate) const EDITED_FROM: &str = "postrider-dlq-edited-from";
 /// The headers of a message that waits for its retry; no other copy carries them on.
 pub(crate) const RETRY_PREFIX: &str = "postrider-retry-";
-const ORIGIN_ID: &str = "postrider-origin-id";
+/// The id that a message without a source had by its place, which a copy has no longer.
+pub(super) const ORIGIN_ID: &str = "postrider-origin-id";
 /// What comes off the wire is untrusted: no message was redriven more often than this.
 const MOST_REDRIVES: i64 = 1_000_000;
 
