@@ -54,6 +54,11 @@ pub trait Factory: Send + Sync + 'static {
         body: Bytes,
     ) -> BoxFuture<'a, ()>;
 
+    /// How many bytes of headers, names and values, a foreign producer can give a message at least; nearly all that the broker takes.
+    fn foreign_header_bytes(&self) -> usize {
+        60 * 1024
+    }
+
     /// Deletes at the broker; `false` where that can't be done.
     fn delete<'a>(&'a self, settings: &'a Settings, what: Doomed<'a>) -> BoxFuture<'a, bool> {
         let _ = (settings, what);

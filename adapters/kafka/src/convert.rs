@@ -62,6 +62,15 @@ pub(crate) fn headers(envelope: &Envelope) -> OwnedHeaders {
     out.unwrap_or_default()
 }
 
+/// How many bytes of the record the key and the headers of a copy take, at most.
+pub(crate) fn copy_len(envelope: &Envelope) -> usize {
+    /// Lengths are numbers of up to five bytes, two of them a header.
+    const LENGTHS: usize = 10;
+    let headers = headers(envelope);
+    let each = headers.iter().map(|header| header.key.len() + header.value.map_or(0, <[u8]>::len) + LENGTHS);
+    envelope.key().map_or(0, <[u8]>::len) + each.sum::<usize>()
+}
+
 fn text_of(buffer: &mut String, value: impl std::fmt::Display) -> &[u8] {
     *buffer = value.to_string();
     buffer.as_bytes()

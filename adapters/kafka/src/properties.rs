@@ -167,6 +167,16 @@ pub(crate) fn native(client: &mut ClientConfig, config: &KafkaConfig) {
     }
 }
 
+/// The largest record that the client takes, in bytes. At least what a broker takes by its default (`message.max.bytes`), so that a
+/// copy goes of whatever was read.
+pub(crate) fn largest_record(config: &KafkaConfig, header_room: usize) -> usize {
+    let mut asked = config.native.iter().rev().filter(|(name, _)| name == "message.max.bytes");
+    asked
+        .next()
+        .and_then(|(_, value)| value.parse().ok())
+        .unwrap_or_else(|| (config.max_payload + header_room + 4096).max(1_048_588))
+}
+
 /// What publishing needs on top.
 pub(crate) fn producer(common: &ClientConfig, config: &KafkaConfig, header_room: usize) -> ClientConfig {
     let mut client = common.clone();
@@ -178,7 +188,7 @@ pub(crate) fn producer(common: &ClientConfig, config: &KafkaConfig, header_room:
         .set("request.timeout.ms", "10000")
         .set("retry.backoff.ms", "50")
         .set("retry.backoff.max.ms", "500")
-        .set("message.max.bytes", (config.max_payload + header_room + 4096).max(1_000_000).to_string())
+        .set("message.max.bytes", largest_record(config, header_room).to_string())
         // our own bound is the one that holds
         .set("queue.buffering.max.messages", (config.max_pending * 2).max(100_000).to_string())
         .set("queue.buffering.max.kbytes", "2097151")

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use postrider_core::{
     Capabilities, Confirm, Confirms, DrainReport, Env, Error, ErrorKind, Outgoing, PublishError,
-    PublishOrder, Publisher, Result, check_address, check_size, retry_tier,
+    PublishOrder, Publisher, Result, check_address, check_size, fit_copy, retry_tier,
 };
 use rdkafka::error::RDKafkaErrorCode as Code;
 use rdkafka::producer::BaseRecord;
@@ -18,14 +18,18 @@ use tokio::task::JoinSet;
 use crate::broker::KafkaBroker;
 use crate::config::KafkaConfig;
 use crate::confirms::{Room, Slots, Target};
-use crate::connection::Connection;
+use crate::connection::{Connection, HEADER_ROOM};
 use crate::convert;
 use crate::error;
 use crate::naming::Naming;
 use crate::partitioner::{Place, Topic};
+use crate::properties;
 
 /// The byte bound is counted in pieces of this size, since a semaphore counts to 2^29 at most on every machine.
 const PIECE: usize = 1024;
+
+/// What a record takes beside key, headers and body: it goes in a batch of its own at worst.
+const FRAME: usize = 256;
 
 /// How long a topic that wasn't there isn't asked for again.
 const MISSING: Duration = Duration::from_millis(500);
@@ -41,6 +45,8 @@ pub(crate) struct Outbox {
     bytes: Arc<Semaphore>,
     all_bytes: u32,
     deadline: Duration,
+    /// The largest record that the client takes.
+    largest: usize,
     capabilities: Capabilities,
     topics: Topics,
     closed: AtomicBool,
@@ -126,6 +132,7 @@ impl Outbox {
             bytes: Arc::new(Semaphore::new(all_bytes as usize)),
             all_bytes,
             deadline: config.send_deadline,
+            largest: properties::largest_record(config, HEADER_ROOM),
             capabilities,
             topics: Topics::default(),
             closed: AtomicBool::new(false),
@@ -134,8 +141,8 @@ impl Outbox {
         }
     }
 
-    /// The topic of a message that may be sent.
-    fn check(&self, message: &Outgoing<'_>) -> Result<String> {
+    /// The topic of a message that may be sent; of a copy, leaves out what the client wouldn't take.
+    fn check(&self, message: &mut Outgoing<'_>) -> Result<String> {
         if self.closed.load(Relaxed) {
             return Err(Error::new(ErrorKind::Closed, "publish", "the publisher is closed; connect again"));
         }
@@ -150,6 +157,9 @@ impl Outbox {
         let channel = message.address.channel();
         postrider_core::Channel::new(channel)?;
         check_address(message, &self.capabilities)?;
+        let most = self.largest.saturating_sub(message.envelope.payload().len() + FRAME);
+        fit_copy(message, most, convert::copy_len)?;
+        let channel = message.address.channel();
         match message.address.group() {
             Some(group) => self.naming.redrive(channel, group),
             None => self.naming.topic(channel),
@@ -219,8 +229,8 @@ impl Outbox {
     }
 
     #[allow(clippy::async_yields_async, reason = "the confirm is awaited by whoever wants the outcome")]
-    async fn send(&self, message: Outgoing<'_>) -> Confirm {
-        let topic = match self.check(&message) {
+    async fn send(&self, mut message: Outgoing<'_>) -> Confirm {
+        let topic = match self.check(&mut message) {
             Ok(topic) => topic,
             Err(error) => return Confirm::failed(error),
         };
@@ -280,8 +290,8 @@ impl Outbox {
     }
 
     #[expect(clippy::result_large_err, reason = "the message is given back, not an error made")]
-    fn try_send<'a>(&self, message: Outgoing<'a>) -> std::result::Result<Confirm, Outgoing<'a>> {
-        let topic = match self.check(&message) {
+    fn try_send<'a>(&self, mut message: Outgoing<'a>) -> std::result::Result<Confirm, Outgoing<'a>> {
+        let topic = match self.check(&mut message) {
             Ok(topic) => topic,
             Err(error) => return Ok(Confirm::failed(error)),
         };

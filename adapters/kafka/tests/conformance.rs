@@ -72,11 +72,17 @@ impl Factory for Kafka {
             for (key, value) in headers {
                 all = all.insert(Header { key, value: Some(*value) });
             }
-            let producer: BaseProducer = plain().create().expect("a plain producer");
+            let large = plain().set("message.max.bytes", "1048588").create();
+            let producer: BaseProducer = large.expect("a plain producer");
             let record: BaseRecord<'_, (), [u8]> = BaseRecord::to(&topic).payload(&body[..]).headers(all);
             producer.send(record).map_err(|(e, _)| e).expect("it is taken");
             producer.flush(Duration::from_secs(10)).expect("it is stored");
         })
+    }
+
+    fn foreign_header_bytes(&self) -> usize {
+        // a broker's default for a whole record is 1,048,588 bytes
+        1_048_300
     }
 
     fn delete<'a>(&'a self, settings: &'a Settings, what: Doomed<'a>) -> BoxFuture<'a, bool> {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use postrider_core::{
     Adapter, Confirm, DrainReport, Env, Envelope, Error, ErrorKind, Outgoing, PublishError, Publisher,
-    Receipt, check_address, check_size,
+    Receipt, check_address, check_size, fit_copy,
 };
 
 use crate::broker::{MemoryBroker, SEND_DEADLINE};
@@ -16,7 +16,7 @@ impl Publisher for MemoryBroker {
         self.environment()
     }
 
-    async fn send(&self, message: Outgoing<'_>) -> Confirm {
+    async fn send(&self, mut message: Outgoing<'_>) -> Confirm {
         let fault = self.faults().map(crate::FaultPlan::roll).unwrap_or_default();
         if let Some(delay) = fault.delay {
             self.environment().sleep(delay).await;
@@ -29,7 +29,7 @@ impl Publisher for MemoryBroker {
                 .temporary(true);
             return self.count(Confirm::failed(error), Outcome::Failed);
         }
-        let channel = match self.checked(&message) {
+        let channel = match self.checked(&mut message) {
             Ok(channel) => channel,
             Err(error) => return self.count(Confirm::failed(error), Outcome::Failed),
         };
@@ -55,7 +55,7 @@ impl Publisher for MemoryBroker {
         if self.faults().is_some() || self.has_failures() || message.address.group().is_some() {
             return Err(message);
         }
-        let channel = match self.checked(&message) {
+        let channel = match self.checked(&mut message) {
             Ok(channel) => channel,
             Err(error) => return Ok(self.count(Confirm::failed(error), Outcome::Failed)),
         };
@@ -89,7 +89,11 @@ pub(crate) enum Outcome {
 }
 
 impl MemoryBroker {
-    fn checked(&self, message: &Outgoing<'_>) -> Result<Arc<Channel>, Error> {
+    /// The channel of what may be sent; of a copy, leaves out what has no room in the bound of a whole channel.
+    fn checked(&self, message: &mut Outgoing<'_>) -> Result<Arc<Channel>, Error> {
+        let most = self.config().max_bytes.saturating_sub(message.envelope.payload().len());
+        fit_copy(message, most, |envelope| envelope.headers().byte_len())?;
+        let message = &*message;
         let Outgoing { address, envelope, .. } = message;
         self.check_open("publish")?;
         check_address(message, self.capabilities())?;

@@ -22,8 +22,8 @@ const MOST: usize = u16::MAX as usize;
 const ROOM: usize = 7 * 1024;
 /// Headers of fewer bytes in memory fit on the wire, however they are written there.
 const SMALL: usize = 16 * 1024;
-/// What a dead letter says, as far as there is no room for it: left out in this order.
-const LESS: [&str; 3] = ["postrider-dlq-error-chain", "postrider-dlq-error", "postrider-dlq-origin"];
+/// What makes a copy wait for its time is added last.
+const WAITING: usize = 1024;
 
 /// How many bytes of headers are more than a first publish may have; `None`: they fit.
 pub(crate) fn excess(envelope: &Envelope) -> Option<(usize, usize)> {
@@ -35,16 +35,14 @@ pub(crate) fn excess(envelope: &Envelope) -> Option<(usize, usize)> {
     (found > most).then_some((found, most))
 }
 
-/// The headers of a copy. What is said of its failure gives way where the message's own leave too little room.
-pub(crate) fn copy_headers(envelope: &Envelope, hop: &str) -> HeaderMap {
-    let mut map = headers(envelope, Some(hop));
-    let mut left_out = 0;
-    // what makes it wait for its time is added later
-    while wire_len(&map) > MOST - 1024 && left_out < LESS.len() {
-        left_out += 1;
-        map = written(envelope, Some(hop), &LESS[..left_out]);
-    }
-    map
+/// How many bytes of headers the server stores with a copy whose body is so long, on a connection that takes `largest` in all.
+pub(crate) fn room_of_copy(body: usize, largest: usize) -> usize {
+    MOST.min(largest.saturating_sub(body)).saturating_sub(WAITING)
+}
+
+/// How many bytes the headers of a copy take on the wire.
+pub(crate) fn copy_len(envelope: &Envelope) -> usize {
+    wire_len(&headers(envelope, None))
 }
 
 /// `NATS/1.0`, a line for each header, an empty line.
@@ -58,10 +56,6 @@ fn wire_len(map: &HeaderMap) -> usize {
 
 /// The headers of a message; `hop` says which copy it is.
 pub(crate) fn headers(envelope: &Envelope, hop: Option<&str>) -> HeaderMap {
-    written(envelope, hop, &[])
-}
-
-fn written(envelope: &Envelope, hop: Option<&str>, left_out: &[&str]) -> HeaderMap {
     let mut map = HeaderMap::new();
     let mut put = |name: &str, value: &str| append(&mut map, name, value);
     let mut name = String::with_capacity(32);
@@ -80,7 +74,6 @@ fn written(envelope: &Envelope, hop: Option<&str>, left_out: &[&str]) -> HeaderM
     put(MESSAGE_ID, &message_id(envelope, hop.unwrap_or_default()).to_string());
     for (index, (name, value)) in envelope.headers().iter().enumerate() {
         match value {
-            _ if left_out.contains(&name) => {}
             HeaderValue::Text(text) if is_plain(text) && is_token(name) => {
                 if name.get(..5).is_some_and(|start| start.eq_ignore_ascii_case("nats-")) {
                     // it would act on the server; it came from a foreign message and is only carried along
@@ -327,6 +320,7 @@ mod tests {
 
     #[test]
     fn what_is_said_of_a_failure_gives_way_to_the_message_s_own_headers() {
+        const LESS: [&str; 3] = ["postrider-dlq-error-chain", "postrider-dlq-error", "postrider-dlq-origin"];
         let letter = |own: usize| {
             let value = "v".repeat(own / 64);
             let built = Envelope::builder(Bytes::new());
@@ -338,7 +332,7 @@ mod tests {
             }
             said.insert_system("postrider-dlq-reason", "rejected");
             let fits = excess(&built).is_none();
-            (fits, copy_headers(&built.with_headers(said.freeze()), "dlq/g/0/s/1"))
+            (fits, fitted(built.with_headers(said.freeze())))
         };
         for (own, fits, left) in
             [(50_000, true, 3), (57_000, true, 3), (59_000, false, 2), (61_000, false, 1), (63_000, false, 0)]
@@ -348,7 +342,55 @@ mod tests {
             let told = LESS.iter().filter(|name| map.get(**name).is_some()).count();
             assert_eq!(told, left, "{own}");
             assert!(map.get("postrider-dlq-reason").is_some() && wire_len(&map) <= MOST, "{own}");
+            assert!(map.get("postrider-dropped-headers").is_none(), "{own}");
         }
+    }
+
+    /// The headers of a dead letter, as it goes out.
+    fn fitted(letter: Envelope) -> HeaderMap {
+        let hop: std::sync::Arc<str> = "dlq/g/0/s/1".into();
+        let mut options = postrider_core::PublishOptions::default();
+        options.hop = Some(hop.clone());
+        let mut message = postrider_core::Outgoing::new("o.g.dlq", letter).with(options);
+        postrider_core::fit_copy(&mut message, room_of_copy(0, 1 << 20), copy_len).unwrap();
+        headers(&message.envelope, Some(&hop))
+    }
+
+    #[test]
+    fn a_foreign_message_that_fits_the_server_has_a_letter_that_does_however_it_is_written() {
+        let letter_of = |fields: &[(String, String)]| {
+            let mut map = HeaderMap::new();
+            fields.iter().for_each(|(name, value)| append(&mut map, name, value));
+            assert!(wire_len(&map) <= MOST, "the server takes it: {}", wire_len(&map));
+            let read = super::envelope(Some(&map), Bytes::new(), "s", 1, 0);
+            let mut said = postrider_core::HeadersMut::from_headers(read.headers());
+            said.insert_system("postrider-dlq-reason", "oversize");
+            let map = fitted(read.with_headers(said.freeze()));
+            assert!(wire_len(&map) <= MOST - WAITING, "{}", wire_len(&map));
+            assert!(map.get("postrider-dlq-reason").is_some());
+            map
+        };
+        let field = |name: &str, value: String| (name.to_owned(), value);
+        // tabs are written in base64, what would act under a longer name, attributes in escapes
+        let tabs: Vec<_> =
+            (0..50).map(|n| field(&format!("t{n}"), format!("a{}b", "\t".repeat(1250)))).collect();
+        let acting: Vec<_> = (0..4000).map(|n| field(&format!("Nats-{n}"), "v".into())).collect();
+        let escaped = [field("ce-subject", "\u{e9}".repeat(15_000)), field("ce-id", "\u{e9}".repeat(15_000))];
+        for (fields, gone) in [(&tabs[..], 10..20), (&acting[..], 1000..3000), (&escaped[..], 1..3)] {
+            let map = letter_of(fields);
+            let told = map.get("postrider-dropped-headers").expect("some are gone").as_str();
+            let count: usize = told.split(' ').next().unwrap().parse().unwrap();
+            assert!(gone.contains(&count), "{told}");
+        }
+        let whole = letter_of(&[field("mine", "v".repeat(60_000))]);
+        assert!(whole.get("mine").is_some() && whole.get("postrider-dropped-headers").is_none());
+    }
+
+    #[test]
+    fn a_large_body_leaves_less_room_for_a_copy_s_headers() {
+        assert_eq!(room_of_copy(0, 1 << 20), MOST - WAITING);
+        assert_eq!(room_of_copy((1 << 20) - 5000, 1 << 20), 5000 - WAITING);
+        assert_eq!(room_of_copy(1 << 21, 1 << 20), 0);
     }
 
     #[test]

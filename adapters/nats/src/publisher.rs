@@ -10,7 +10,7 @@ use async_nats::{Message, StatusCode};
 use futures_util::{FutureExt, StreamExt};
 use postrider_core::{
     Capabilities, Confirm, Confirmed, DrainReport, Env, Error, ErrorKind, Outgoing, PublishError,
-    PublishOrder, Receipt, Result, check_address, check_size, key_slot,
+    PublishOrder, Receipt, Result, check_address, check_size, fit_copy, key_slot,
 };
 use serde::Deserialize;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -98,7 +98,8 @@ impl Outbox {
         })
     }
 
-    fn check(&self, message: &Outgoing<'_>) -> Result<()> {
+    /// Refuses what can't be sent; of a copy, leaves out what the server wouldn't store.
+    fn check(&self, message: &mut Outgoing<'_>) -> Result<()> {
         if self.closed.load(Relaxed) {
             return Err(Error::new(ErrorKind::Closed, "publish", "the publisher is closed; connect again"));
         }
@@ -115,7 +116,9 @@ impl Outbox {
             return Err(Error::new(ErrorKind::TooLarge, "publish", text).with("id", message.envelope.id()));
         }
         postrider_core::Channel::new(message.address.channel())?;
-        check_address(message, &self.capabilities)
+        check_address(message, &self.capabilities)?;
+        let largest = self.connection.client.max_payload();
+        fit_copy(message, convert::room_of_copy(message.envelope.payload().len(), largest), convert::copy_len)
     }
 
     fn pieces(&self, message: &Outgoing<'_>) -> u32 {
@@ -132,10 +135,7 @@ impl Outbox {
             None => (self.keyless.fetch_add(1, Relaxed) % u64::from(postrider_core::KEY_SLOTS)) as u32,
         };
         let naming = self.topology.naming();
-        let mut headers = match message.options.hop.as_deref() {
-            Some(hop) => convert::copy_headers(envelope, hop),
-            None => convert::headers(envelope, None),
-        };
+        let mut headers = convert::headers(envelope, message.options.hop.as_deref());
         let subject = match (message.address.group(), message.options.delay) {
             (None, _) => naming.slot(channel, slot),
             (Some(group), None) => naming.redrive(channel, group),
@@ -214,8 +214,8 @@ impl Outbox {
         Confirm::tracked(Arc::clone(&self.slots) as Arc<dyn postrider_core::Confirms>, token)
     }
 
-    pub(crate) async fn send(&self, message: Outgoing<'_>) -> Confirm {
-        if let Err(error) = self.check(&message) {
+    pub(crate) async fn send(&self, mut message: Outgoing<'_>) -> Confirm {
+        if let Err(error) = self.check(&mut message) {
             return Confirm::failed(error);
         }
         let allowed = message.options.deadline.unwrap_or(self.deadline);
@@ -256,8 +256,11 @@ impl Outbox {
     }
 
     #[expect(clippy::result_large_err, reason = "the message is given back, not an error made")]
-    pub(crate) fn try_send<'a>(&self, message: Outgoing<'a>) -> std::result::Result<Confirm, Outgoing<'a>> {
-        if let Err(error) = self.check(&message) {
+    pub(crate) fn try_send<'a>(
+        &self,
+        mut message: Outgoing<'a>,
+    ) -> std::result::Result<Confirm, Outgoing<'a>> {
+        if let Err(error) = self.check(&mut message) {
             return Ok(Confirm::failed(error));
         }
         let key = self.key(&message);

@@ -59,6 +59,11 @@ impl Factory for Nats {
         })
     }
 
+    fn foreign_header_bytes(&self) -> usize {
+        // the server stores 64 KiB of them
+        65_100
+    }
+
     fn delete<'a>(&'a self, settings: &'a Settings, what: Doomed<'a>) -> BoxFuture<'a, bool> {
         Box::pin(async move {
             let naming = Naming::new(Some(&settings.tenant)).expect("a good tenant");

@@ -179,6 +179,16 @@ impl Link {
         self.0.state.borrow().clone()
     }
 
+    /// The largest frame that client and broker have agreed on, in bytes, while there is a connection.
+    pub(crate) fn frame(&self) -> Option<usize> {
+        self.0
+            .state
+            .borrow()
+            .connection
+            .as_ref()
+            .map(|connection| connection.configuration().frame_max() as usize)
+    }
+
     /// Resolves when there is a connection.
     pub(crate) async fn up(&self) -> (u64, Arc<lapin::Connection>) {
         let mut state = self.0.state.clone();

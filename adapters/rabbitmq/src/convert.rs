@@ -106,6 +106,27 @@ pub(crate) fn properties(envelope: &Envelope, send: u64) -> BasicProperties {
     properties.with_headers(table)
 }
 
+/// How many bytes the frame of a message's properties has, headers included. It isn't split, as bodies are.
+pub(crate) fn frame_len(envelope: &Envelope) -> usize {
+    /// Around it 8; class, weight, length of the body and flags; delivery mode, priority and timestamp.
+    const FIXED: usize = 8 + 14 + 10;
+    let properties = properties(envelope, 0);
+    let texts = [
+        properties.content_type(),
+        properties.content_encoding(),
+        properties.message_id(),
+        properties.correlation_id(),
+        properties.reply_to(),
+        properties.kind(),
+        properties.app_id(),
+    ];
+    let texts = texts.into_iter().flatten().map(|text| 1 + text.as_str().len());
+    let table = properties.headers().clone().unwrap_or_default();
+    let mut written = Vec::new();
+    field::encode(&AMQPValue::FieldTable(table), &mut written);
+    FIXED + texts.sum::<usize>() + written.len()
+}
+
 /// Which send a message was that the broker returned.
 pub(crate) fn returned(properties: &BasicProperties) -> Option<u64> {
     match properties.headers().as_ref()?.inner().get(SEND) {

@@ -2,12 +2,12 @@
 
 use std::hash::BuildHasher;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use postrider_core::{
-    Capabilities, Confirm, Confirms, DrainReport, Env, Error, ErrorKind, Health, Outgoing, PublishError,
-    PublishOrder, Result, check_address, check_size, key_slot, retry_tier,
+    Capabilities, Confirm, Confirms, DrainReport, Env, Error, ErrorKind, Health, MessageId, Outgoing,
+    PublishError, PublishOrder, Result, check_address, check_size, fit_copy, key_slot, retry_tier,
 };
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -15,18 +15,24 @@ use tokio::task::JoinSet;
 use crate::config::{OnUnknown, RabbitmqConfig};
 use crate::confirms::{Sent, Slots};
 use crate::connection::Link;
+use crate::convert;
 use crate::driver::Driver;
 use crate::foreign::Destination;
 use crate::naming::Naming;
 
 /// The byte bound is counted in pieces of this size, since a semaphore counts to 2^29 at most on every machine.
 const PIECE: usize = 1024;
+/// What the broker adds to a message's headers in their one frame: its counts, and where and why the message waited or died.
+const ADDED: usize = 4 * 1024;
+/// Properties that are shorter in memory fit into such a frame, however they are written there.
+const SMALL: usize = 16 * 1024;
 /// How often deadlines are looked at.
 const TICK: Duration = Duration::from_millis(50);
 
 /// The publishing half.
 #[derive(Debug)]
 pub(crate) struct Outbox {
+    link: Link,
     naming: Naming,
     env: Env,
     slots: Arc<Slots>,
@@ -34,6 +40,8 @@ pub(crate) struct Outbox {
     bytes: Arc<Semaphore>,
     all_bytes: u32,
     deadline: Duration,
+    /// The largest frame of the last connection, in bytes.
+    frame: AtomicUsize,
     capabilities: Capabilities,
     keyless: AtomicU64,
     closed: AtomicBool,
@@ -51,7 +59,7 @@ impl Outbox {
     ) -> Self {
         let slots = Arc::new(Slots::default());
         let driver = Driver {
-            link,
+            link: link.clone(),
             slots: Arc::clone(&slots),
             env: env.clone(),
             resend: config.on_unknown == OnUnknown::Resend,
@@ -62,6 +70,8 @@ impl Outbox {
         tasks.spawn(deadlines(Arc::clone(&slots), env.clone()));
         let all_bytes = u32::try_from(config.max_pending_bytes.div_ceil(PIECE)).unwrap_or(u32::MAX >> 4);
         Self {
+            frame: AtomicUsize::new(link.frame().unwrap_or(SMALL)),
+            link,
             naming,
             env,
             slots,
@@ -77,8 +87,9 @@ impl Outbox {
         }
     }
 
-    /// Where the message goes: an exchange, and the routing key if it isn't the key's slot.
-    fn check(&self, message: &Outgoing<'_>) -> Result<Destination> {
+    /// Where the message goes: an exchange, and the routing key if it isn't the key's slot. Of a copy, leaves out what the broker
+    /// wouldn't take.
+    fn check(&self, message: &mut Outgoing<'_>) -> Result<Destination> {
         if self.closed.load(Relaxed) {
             return Err(Error::new(ErrorKind::Closed, "publish", "the publisher is closed; connect again"));
         }
@@ -86,6 +97,7 @@ impl Outbox {
         let usable =
             if message.options.hop.is_some() { usize::MAX } else { self.capabilities.usable_payload() };
         check_size(&message.envelope, usable)?;
+        self.fit(message)?;
         let channel = message.address.channel();
         postrider_core::Channel::new(channel)?;
         check_address(message, &self.capabilities)?;
@@ -101,6 +113,32 @@ impl Outbox {
             destination.routing_key = Some(String::new());
         }
         Ok(destination)
+    }
+
+    /// A larger frame would end the connection under all others.
+    fn fit(&self, message: &mut Outgoing<'_>) -> Result<()> {
+        if let Some(frame) = self.link.frame() {
+            self.frame.store(frame, Relaxed);
+        }
+        let most = self.frame.load(Relaxed).saturating_sub(ADDED);
+        let id = match message.envelope.id() {
+            MessageId::Text(id) => id.len(),
+            MessageId::Uuid(_) => 36,
+        };
+        if most > 4 * SMALL && message.envelope.headers().byte_len() + id <= SMALL {
+            return Ok(());
+        }
+        if message.options.hop.is_some() {
+            return fit_copy(message, most, convert::frame_len);
+        }
+        let found = convert::frame_len(&message.envelope);
+        if found <= most {
+            return Ok(());
+        }
+        let text = format!(
+            "headers and attributes take {found} bytes on the wire, and this broker's frames have room for {most}; send less in them"
+        );
+        Err(Error::new(ErrorKind::TooLarge, "publish", text).with("id", message.envelope.id()))
     }
 
     fn pieces(&self, message: &Outgoing<'_>) -> u32 {
@@ -131,8 +169,8 @@ impl Outbox {
         Confirm::tracked(Arc::clone(&self.slots) as Arc<dyn Confirms>, token)
     }
 
-    pub(crate) async fn send(&self, message: Outgoing<'_>) -> Confirm {
-        let destination = match self.check(&message) {
+    pub(crate) async fn send(&self, mut message: Outgoing<'_>) -> Confirm {
+        let destination = match self.check(&mut message) {
             Ok(destination) => destination,
             Err(error) => return Confirm::failed(error),
         };
@@ -160,8 +198,11 @@ impl Outbox {
     }
 
     #[expect(clippy::result_large_err, reason = "the message is given back, not an error made")]
-    pub(crate) fn try_send<'a>(&self, message: Outgoing<'a>) -> std::result::Result<Confirm, Outgoing<'a>> {
-        let destination = match self.check(&message) {
+    pub(crate) fn try_send<'a>(
+        &self,
+        mut message: Outgoing<'a>,
+    ) -> std::result::Result<Confirm, Outgoing<'a>> {
+        let destination = match self.check(&mut message) {
             Ok(destination) => destination,
             Err(error) => return Ok(Confirm::failed(error)),
         };

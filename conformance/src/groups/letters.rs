@@ -5,11 +5,12 @@ use std::num::NonZeroUsize;
 
 use postrider_core::{
     BoxLetters, Broker, Classify, Envelope, ErrorKind, HandlerError, Letter, Letters, Origin, Reason,
-    RouteOptions,
+    Redrive, RouteOptions,
 };
 
-use super::failure::{channel_of, dead_letters, handle};
+use super::failure::{channel_of, dead_letters, handle, text};
 use super::faults::own_broker;
+use super::redrive::{handle_all, redrive_all};
 use crate::kit::{Bench, QUIET, number_of, within};
 use crate::record::Outcome::{self, Passed, Skipped};
 
@@ -205,5 +206,60 @@ pub async fn missing_channel_is_told(bench: Bench) -> Outcome {
     assert!(error.to_string().contains("no.such.dlq"), "{error}");
     let error = bench.broker.letters("no such").await.expect_err("that is no name");
     assert_eq!(error.kind(), ErrorKind::Config, "{error}");
+    Passed
+}
+
+/// A foreign message may have all the headers that its broker stores, or such as take more room in a copy; its dead letter has ours
+/// besides. The largest of its own give way, the letter says so, and the route goes on.
+pub async fn letter_of_large_foreign_headers(bench: Bench) -> Outcome {
+    let channel = channel_of(&bench).await;
+    let huge = "v".repeat(bench.factory().foreign_header_bytes() - 100);
+    bench.foreign(&channel, &[("small", "1"), ("huge", &huge)], b"\xff\0 the largest").await;
+    // within all bounds as it is; what can't stand in a line is written in another way, which is longer
+    let (names, value) = ((0..40).map(|n| format!("tab-{n}")).collect::<Vec<_>>(), "\tv\t".repeat(400));
+    let tabs: Vec<_> = names.iter().map(|name| (&**name, &*value)).collect();
+    bench.foreign(&channel, &tabs, b"\xfe\0 the growing").await;
+    bench.publish_keys(&channel, &["k"; 3]).await;
+    let report = handle(&bench, RouteOptions::new(&*channel, "g"), async |envelope: Envelope| {
+        if envelope.payload().len() > 1 {
+            return Err(HandlerError::msg("a bug")).permanent();
+        }
+        Ok(())
+    })
+    .await;
+    assert_eq!((report.routes[0].handled, report.routes[0].dead_lettered), (3, 2));
+
+    let mut letters = open(&bench.broker, &channel).await;
+    let mut all = read(&mut letters, 10).await;
+    letters.leave().await.expect("it can be left");
+    all.sort_by_key(|letter| letter.envelope.payload().clone());
+    let [growing, largest] = &all[..] else { panic!("there are two letters: {all:?}") };
+    assert_eq!(&largest.envelope.payload()[..], b"\xff\0 the largest");
+    assert_eq!(&growing.envelope.payload()[..], b"\xfe\0 the growing");
+    assert_eq!(largest.failure().reason, Some(Reason::Oversize));
+    assert_eq!(growing.failure().reason, Some(Reason::Rejected));
+    for letter in &all {
+        let failure = letter.failure();
+        assert_eq!((failure.group.as_deref(), failure.redrives), (Some("g"), 0));
+        assert!(failure.error.is_some() && failure.origin.is_some(), "there is room for that: {failure:?}");
+    }
+    assert_eq!(text(&largest.envelope, "small"), "1");
+    let has = |letter: &Letter, name: &str| letter.envelope.headers().get(name).is_some();
+    let kept = names.iter().filter(|name| has(growing, name)).count();
+    assert!(kept >= 30, "{kept} of 40 is too few: no more than needed goes");
+    for (letter, gone) in [(largest, usize::from(!has(largest, "huge"))), (growing, 40 - kept)] {
+        if gone > 0 {
+            let told = text(&letter.envelope, "postrider-dropped-headers");
+            assert!(told.starts_with(&format!("{gone} of ")), "{gone} are gone: {told}");
+        } else {
+            assert!(!has(letter, "postrider-dropped-headers"), "nothing is gone");
+        }
+    }
+
+    // the first breaks the bounds again where it has kept its headers; the other comes through
+    let sent = redrive_all(&bench, &channel, &Redrive::new()).await;
+    assert_eq!(sent, 2);
+    let handled = handle_all(&bench, &channel).await;
+    assert!(handled.iter().any(|(envelope, _)| envelope.payload() == growing.envelope.payload()));
     Passed
 }

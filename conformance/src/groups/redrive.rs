@@ -14,7 +14,7 @@ use crate::kit::{Bench, number, number_of, within};
 use crate::record::Outcome::{self, Passed};
 
 /// Sends back all that is open; answers how many were sent.
-async fn redrive_all(bench: &Bench, channel: &str, how: &Redrive) -> usize {
+pub(super) async fn redrive_all(bench: &Bench, channel: &str, how: &Redrive) -> usize {
     let mut letters = open(&bench.broker, channel).await;
     let mut sent = 0;
     loop {
@@ -35,7 +35,7 @@ async fn count(bench: &Bench, channel: &str) -> u64 {
 }
 
 /// Runs group `g` until nothing is left; answers what it handled.
-async fn handle_all(bench: &Bench, channel: &str) -> Vec<(Envelope, u32)> {
+pub(super) async fn handle_all(bench: &Bench, channel: &str) -> Vec<(Envelope, u32)> {
     let seen: Arc<Mutex<Vec<(Envelope, u32)>>> = Arc::default();
     let into = Arc::clone(&seen);
     handle(bench, RouteOptions::new(channel, "g"), move |envelope: Envelope, attempt: Attempt| {

@@ -93,6 +93,11 @@ impl Factory for Version {
         })
     }
 
+    fn foreign_header_bytes(&self) -> usize {
+        // they go in one frame, of 128 KiB by default; the queue adds its count
+        130_700
+    }
+
     fn delete<'a>(&'a self, settings: &'a Settings, what: Doomed<'a>) -> BoxFuture<'a, bool> {
         Box::pin(async move {
             let naming = Naming::new(Some(&settings.tenant)).expect("a good tenant");
