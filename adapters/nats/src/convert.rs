@@ -360,7 +360,9 @@ mod tests {
     fn a_foreign_message_that_fits_the_server_has_a_letter_that_does_however_it_is_written() {
         let letter_of = |fields: &[(String, String)]| {
             let mut map = HeaderMap::new();
-            fields.iter().for_each(|(name, value)| append(&mut map, name, value));
+            for (name, value) in fields {
+                append(&mut map, name, value);
+            }
             assert!(wire_len(&map) <= MOST, "the server takes it: {}", wire_len(&map));
             let read = super::envelope(Some(&map), Bytes::new(), "s", 1, 0);
             let mut said = postrider_core::HeadersMut::from_headers(read.headers());

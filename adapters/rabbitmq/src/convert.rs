@@ -353,6 +353,20 @@ mod tests {
     }
 
     #[test]
+    fn every_byte_of_the_one_frame_is_counted() {
+        let built = || Envelope::builder(Bytes::from_static(b"x")).type_name("t");
+        let len =
+            |builder: postrider_core::EnvelopeBuilder| frame_len(&builder.build(&Env::seeded(1)).unwrap());
+        let bare = len(built());
+        // a header has a length of one byte, its name, a letter, a length of four bytes, its value
+        assert_eq!(len(built().header("mine", "value")), bare + 1 + 4 + 1 + 4 + 5);
+        // an attribute's header, and the property that says it too
+        assert_eq!(len(built().correlation_id("c")), bare + (1 + 25 + 1 + 4 + 1) + (1 + 1));
+        let typed = built().attribute(Attribute::ContentType, "a/b");
+        assert_eq!(len(typed), bare + 1 + 3);
+    }
+
+    #[test]
     fn null_is_not_empty_and_deliveries_are_counted() {
         let null = postrider_core::EnvelopeBuilder::null().build(&Env::seeded(1)).unwrap();
         assert!(through(&null).is_null());
