@@ -12,6 +12,7 @@ mod docs;
 mod faults;
 mod fuzz;
 mod house;
+mod instructions;
 mod interrupt;
 mod ports;
 mod set;
@@ -47,6 +48,8 @@ enum Command {
     Simulate(simulate::Options),
     /// Speed beside a hand-written loop, in one run
     Bench(bench::Options),
+    /// How many instructions a message costs, beside what it cost before
+    Instructions(instructions::Options),
     /// The reference and the book
     Docs,
     /// Install the cargo tools that `test` needs, where they are missing
@@ -61,6 +64,7 @@ fn main() -> ExitCode {
         Command::Fuzz(options) => fuzz::main(&options),
         Command::Simulate(options) => simulate::main(&options),
         Command::Bench(options) => bench::main(&options),
+        Command::Instructions(options) => instructions::main(&options),
         Command::Docs => docs::main(),
         Command::Tools => tools::main(),
     };

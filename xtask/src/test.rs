@@ -16,7 +16,7 @@ use crate::house::House;
 use crate::interrupt::{Interrupt, Interrupted, typed};
 use crate::set::Set;
 use crate::steps::{Steps, Verdict};
-use crate::{docs, faults, fuzz, simulate, tools};
+use crate::{docs, faults, fuzz, instructions, simulate, tools};
 
 /// The book's page of what the conformance suite found.
 const PAGE: &str = "docs/src/brokers/conformance.md";
@@ -124,6 +124,7 @@ impl Run {
         // the fault run has brokers of its own; these have done their work
         drop(set);
         let Self { house, interrupt, steps, .. } = &mut *self;
+        steps.step("instructions", || instructions::compare(house, interrupt))?;
         steps.step("simulation", || simulate::short(house, interrupt))?;
         steps.step("fuzz", || fuzz::short(house, interrupt))?;
         self.faults()?;

@@ -54,24 +54,60 @@ fn wire_len(map: &HeaderMap) -> usize {
     12 + lines.sum::<usize>()
 }
 
+/// Names of attributes that need not be made for each message.
+macro_rules! attribute_names {
+    ($($name:literal),+) => {
+        fn attribute_name(attribute: &str) -> Option<HeaderName> {
+            Some(match attribute {
+                $($name => {
+                    static NAME: HeaderName = HeaderName::from_static(concat!("ce-", $name));
+                    NAME.clone()
+                })+
+                _ => return format!("{PREFIX}{attribute}").parse().ok(),
+            })
+        }
+    };
+}
+
+attribute_names!(
+    "specversion",
+    "id",
+    "time",
+    "schemaversion",
+    "type",
+    "source",
+    "subject",
+    "partitionkey",
+    "partitionkeyencoding",
+    "correlationid",
+    "causationid",
+    "traceparent"
+);
+
+static SPECVERSION_NAME: HeaderName = HeaderName::from_static("ce-specversion");
+static CONTENT_TYPE_NAME: HeaderName = HeaderName::from_static(CONTENT_TYPE);
+static MESSAGE_ID_NAME: HeaderName = HeaderName::from_static(MESSAGE_ID);
+
 /// The headers of a message; `hop` says which copy it is.
 pub(crate) fn headers(envelope: &Envelope, hop: Option<&str>) -> HeaderMap {
     let mut map = HeaderMap::new();
-    let mut put = |name: &str, value: &str| append(&mut map, name, value);
-    let mut name = String::with_capacity(32);
+    // of each attribute there is one
     envelope.write_attributes(|attribute, text| {
-        name.clear();
-        name.push_str(PREFIX);
-        name.push_str(attribute);
-        put(&name, &escape(text));
+        if let Some(name) = attribute_name(attribute) {
+            map.insert(name, NatsValue::from(&*escape(text)));
+        }
     });
-    if let Some(text) = envelope.content_type() {
-        put(CONTENT_TYPE, text);
+    if let Some(text) = envelope.content_type()
+        && let Ok(value) = text.parse::<NatsValue>()
+    {
+        map.insert(CONTENT_TYPE_NAME.clone(), value);
     }
     if envelope.is_null() {
-        put(NULL, "1");
+        append(&mut map, NULL, "1");
     }
-    put(MESSAGE_ID, &message_id(envelope, hop.unwrap_or_default()).to_string());
+    let id = message_id(envelope, hop.unwrap_or_default()).to_string();
+    map.insert(MESSAGE_ID_NAME.clone(), NatsValue::from(id));
+    let mut put = |name: &str, value: &str| append(&mut map, name, value);
     for (index, (name, value)) in envelope.headers().iter().enumerate() {
         match value {
             HeaderValue::Text(text) if is_plain(text) && is_token(name) => {
@@ -102,11 +138,11 @@ pub(crate) fn envelope(
     position: u64,
     time_ms: u64,
 ) -> Envelope {
-    let null = headers.is_some_and(|map| map.get(NULL).is_some_and(|value| value.as_str() == "1"))
-        && body.is_empty();
+    let null = body.is_empty()
+        && headers.is_some_and(|map| map.get(NULL).is_some_and(|value| value.as_str() == "1"));
     let mut reader = WireReader::new((!null).then_some(body));
     let mut encoded: Vec<(usize, &str)> = Vec::new();
-    let ours = headers.is_some_and(|map| map.get("ce-specversion").is_some());
+    let ours = headers.is_some_and(|map| map.get(SPECVERSION_NAME.clone()).is_some());
     for (name, values) in headers.into_iter().flat_map(HeaderMap::iter) {
         let name: &str = name.as_ref();
         for value in values {
