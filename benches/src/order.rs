@@ -1,29 +1,70 @@
-//! The message that is measured with.
+//! The messages that are measured with.
 
 use postrider::Message;
 use serde::{Deserialize, Serialize};
 
-/// 256 bytes as JSON.
+/// How many keys the orders have.
+pub(crate) const CUSTOMERS: u64 = 10_000;
+/// Where numbers begin, so that all have as many digits.
+const FIRST: u64 = 1_000_000_000_000_000;
+
+/// An order; its JSON is as long as asked for.
 #[derive(Clone, Debug, Message, Serialize, Deserialize)]
 #[message(name = "order.placed", version = 1, key = "customer")]
 pub(crate) struct OrderPlaced {
     pub(crate) customer: u64,
-    pub(crate) total_cents: u64,
+    /// Its number in the run, or when it was sent.
+    serial: u64,
     pub(crate) note: String,
 }
 
-/// How many keys the orders have.
-const CUSTOMERS: u64 = 1_000;
+/// What a transforming handler makes of an order; as long as the order.
+#[derive(Clone, Debug, Message, Serialize, Deserialize)]
+#[message(name = "invoice", version = 1, key = "customer")]
+pub(crate) struct Invoiced {
+    customer: u64,
+    serial: u64,
+    note: String,
+}
 
 impl OrderPlaced {
-    /// One whose JSON is about 256 bytes long, whatever its number.
-    pub(crate) fn template() -> Self {
-        Self { customer: 100, total_cents: 10_000_000, note: "n".repeat(207) }
+    /// One whose JSON has that many bytes, whatever its number.
+    pub(crate) fn template(bytes: usize) -> Self {
+        let bare = Self { customer: CUSTOMERS, serial: FIRST, note: String::new() };
+        let length = serde_json::to_vec(&bare).map_or(0, |json| json.len());
+        Self { note: "n".repeat(bytes.saturating_sub(length)), ..bare }
     }
 
-    /// Makes it another customer's.
+    /// Makes it the order of that number, of one customer of many.
     pub(crate) fn number(&mut self, number: u64) {
-        (self.customer, self.total_cents) = (100 + number % (CUSTOMERS - 100), 10_000_000 + number);
+        self.numbered(number, CUSTOMERS);
+    }
+
+    /// Makes it the order of that number, of one customer among so many, 90,000 at most where its length is to stay.
+    pub(crate) fn numbered(&mut self, number: u64, customers: u64) {
+        (self.customer, self.serial) = (CUSTOMERS + number % customers, FIRST + number);
+    }
+
+    /// Its number in the run.
+    pub(crate) fn serial(&self) -> u64 {
+        self.serial - FIRST
+    }
+
+    /// The key as it goes on the wire.
+    pub(crate) fn key(&self) -> String {
+        self.customer.to_string()
+    }
+
+    /// As a transforming handler does it.
+    pub(crate) fn invoice(self) -> Invoiced {
+        Invoiced { customer: self.customer, serial: self.serial, note: self.note }
+    }
+}
+
+impl Invoiced {
+    /// The key as it goes on the wire.
+    pub(crate) fn key(&self) -> String {
+        self.customer.to_string()
     }
 }
 
@@ -32,11 +73,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_is_256_bytes_of_json() {
-        let mut order = OrderPlaced::template();
-        for number in [0, 17, 999_999] {
-            order.number(number);
-            assert_eq!(serde_json::to_vec(&order).unwrap().len(), 256);
+    fn it_is_as_long_as_asked_for() {
+        for bytes in [256, 4096] {
+            let mut order = OrderPlaced::template(bytes);
+            for number in [0, 17, 9_999_999] {
+                order.number(number);
+                assert_eq!(serde_json::to_vec(&order).unwrap().len(), bytes);
+                assert_eq!(order.serial(), number);
+            }
         }
     }
 }

@@ -1,49 +1,122 @@
-//! Rounds: both subjects in turns, so that whatever else the machine does falls on both.
-
-use std::time::Duration;
+//! Rounds: all subjects in turns, so that whatever else the machine does falls on all of them.
 
 use anyhow::Result;
-use tokio::runtime::Builder;
 
-/// Messages a second, of each round.
-#[derive(Debug)]
-pub(crate) struct Figures {
-    pub(crate) postrider: Vec<f64>,
-    pub(crate) best: Vec<f64>,
+use crate::case::{Case, Direction, Kind, Subject};
+use crate::ground::Ground;
+use crate::job::Job;
+use crate::meter::Measured;
+
+/// How long a run must last to tell how many messages a round needs.
+const PILOT: f64 = 0.25;
+/// Messages of the run that allocations are counted in.
+const COUNTED: u64 = 20_000;
+
+/// How much is measured.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Extent {
+    pub(crate) rounds: usize,
+    /// Seconds that a round is to last.
+    pub(crate) seconds: f64,
 }
 
-/// Runs both subjects by turns, after a round that doesn't count.
-pub(crate) fn rounds<P, B>(
-    rounds: u32,
-    messages: u64,
-    postrider: impl Fn(u64) -> P,
-    best: impl Fn(u64) -> B,
-) -> Result<Figures>
-where
-    P: Future<Output = Result<Duration>> + Send + 'static,
-    B: Future<Output = Result<Duration>> + Send + 'static,
-{
-    let mut figures = Figures { postrider: Vec::new(), best: Vec::new() };
-    let warm = (messages / 10).max(1);
-    rate(warm, postrider(warm))?;
-    rate(warm, best(warm))?;
-    for round in 1..=rounds {
-        // who goes first changes, so that neither always runs on what the other left
-        let first = (round % 2 == 0).then(|| rate(messages, best(messages))).transpose()?;
-        let ours = rate(messages, postrider(messages))?;
-        let theirs = first.map_or_else(|| rate(messages, best(messages)), Ok)?;
-        eprintln!("round {round}/{rounds}: postrider {ours:.0}/s, best {theirs:.0}/s");
-        figures.postrider.push(ours);
-        figures.best.push(theirs);
+/// All runs of one subject in one case.
+pub(crate) struct Runs {
+    pub(crate) subject: Subject,
+    pub(crate) rounds: Vec<Measured>,
+    /// Allocations a message.
+    pub(crate) allocations: Option<f64>,
+}
+
+/// Who is measured in a case.
+pub(crate) fn subjects(kind: Kind, case: Case) -> Vec<Subject> {
+    match (kind, case) {
+        // there is no client whose documentation shows a loop; and half the usual loop's rate is another question
+        (Kind::Memory, _) | (_, Case::Latency) => vec![Subject::Postrider, Subject::Best],
+        (Kind::Kafka, Case::Publish) => {
+            vec![Subject::Postrider, Subject::Usual, Subject::Best, Subject::Narrow]
+        }
+        _ => vec![Subject::Postrider, Subject::Usual, Subject::Best],
     }
-    Ok(figures)
 }
 
-/// On a runtime of its own with the machine's cores.
-fn rate(messages: u64, subject: impl Future<Output = Result<Duration>> + Send + 'static) -> Result<f64> {
-    let runtime = Builder::new_multi_thread().enable_all().build()?;
-    let took = runtime.block_on(async { tokio::spawn(subject).await? })?;
-    Ok(messages as f64 / took.as_secs_f64())
+/// Measures a case: finds how many messages a round takes, then runs the rounds, each begun by another subject.
+pub(crate) fn measure(ground: &Ground, job: &Job, extent: Extent) -> Result<Vec<Runs>> {
+    let mut jobs: Vec<_> =
+        subjects(job.broker, job.case).into_iter().map(|subject| Job { subject, ..job.clone() }).collect();
+    let rates = jobs.iter().map(|job| pilot(ground, job)).collect::<Result<Vec<_>>>()?;
+    // latency is taken at the same rate of all
+    let half = rates.iter().copied().fold(f64::INFINITY, f64::min) / 2.0;
+    for (job, rate) in jobs.iter_mut().zip(&rates) {
+        let rate = if job.case == Case::Latency { half } else { *rate };
+        job.rate = (job.case == Case::Latency).then_some(half);
+        job.messages = messages(rate * extent.seconds * 1.1);
+        ground.clear(job)?;
+    }
+    let mut runs: Vec<_> = jobs
+        .iter()
+        .map(|job| Runs { subject: job.subject, rounds: Vec::new(), allocations: None })
+        .collect();
+    for round in 0..extent.rounds {
+        for turn in 0..jobs.len() {
+            let at = (round + turn) % jobs.len();
+            let measured = ground.run(&jobs[at], false)?;
+            eprintln!(
+                "{}, round {}/{}: {:.0}/s in {:.1} s, {:.1} µs of CPU a message{}",
+                jobs[at],
+                round + 1,
+                extent.rounds,
+                measured.rate(),
+                measured.seconds,
+                measured.cpu_per_million(),
+                told(&measured),
+            );
+            runs[at].rounds.push(measured);
+        }
+    }
+    for (job, runs) in jobs.iter_mut().zip(&mut runs) {
+        ground.clear(job)?;
+        if job.case.direction() != Direction::Through && job.subject != Subject::Narrow {
+            // fewer messages: only how many allocations they need is looked at
+            job.messages = job.messages.min(COUNTED);
+            let counted = ground.run(job, true)?;
+            runs.allocations = counted.allocations.map(|n| n as f64 / counted.messages as f64);
+            ground.clear(job)?;
+        }
+    }
+    Ok(runs)
+}
+
+fn told(measured: &Measured) -> String {
+    let doubled = match measured.doubled {
+        0 => String::new(),
+        n => format!(", {n} doubled"),
+    };
+    match measured.latency_us {
+        Some([p50, p99, p999]) => format!(", p50 {p50:.0} µs, p99 {p99:.0} µs, p99.9 {p999:.0} µs{doubled}"),
+        None => doubled,
+    }
+}
+
+/// How many messages a second the subject manages, roughly.
+fn pilot(ground: &Ground, job: &Job) -> Result<f64> {
+    let mut messages = if job.case == Case::PublishOne && job.broker != Kind::Memory { 500 } else { 10_000 };
+    loop {
+        let job = Job { messages, ..job.clone() };
+        ground.clear(&job)?;
+        let measured = ground.run(&job, false)?;
+        if measured.seconds >= PILOT || messages > 4_000_000 {
+            return Ok(measured.rate());
+        }
+        // more than enough for the next time, but never a leap into the blue
+        let factor = (PILOT * 1.5 / measured.seconds.max(1e-6)).clamp(2.0, 20.0);
+        messages = self::messages(messages as f64 * factor);
+    }
+}
+
+/// A round number.
+fn messages(about: f64) -> u64 {
+    (about / 500.0).ceil().max(1.0) as u64 * 500
 }
 
 /// The middle one; of two, the mean.

@@ -1,0 +1,7 @@
+//! The bench as it is run for speed.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    postrider_bench::main(None)
+}

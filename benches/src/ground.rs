@@ -1,0 +1,126 @@
+//! What stands at the broker before and after each run: topology and backlog, and that nothing is left and nothing is missing.
+
+use anyhow::{Context as _, Result, ensure};
+use tokio::runtime::Runtime;
+
+use crate::case::{Case, Direction, Kind};
+use crate::job::Job;
+use crate::meter::Measured;
+use crate::{kafka, nats, postrider, rabbitmq};
+
+/// Prepares and checks runs.
+pub(crate) struct Ground {
+    runtime: Runtime,
+}
+
+impl Ground {
+    pub(crate) fn new() -> Result<Self> {
+        Ok(Self { runtime: Runtime::new()? })
+    }
+
+    /// One run of a job in a process of its own, with what it needs made before, and what it left checked after.
+    pub(crate) fn run(&self, job: &Job, allocations: bool) -> Result<Measured> {
+        if job.broker == Kind::Memory {
+            return job.apart(allocations);
+        }
+        let before = self.runtime.block_on(prepare(job)).with_context(|| format!("{job}: not prepared"))?;
+        let measured = job.apart(allocations)?;
+        let checked = self.runtime.block_on(check(job, &measured, before));
+        checked.with_context(|| format!("{job}: the broker's books don't balance"))?;
+        Ok(measured)
+    }
+
+    /// Removes what was made for a subject.
+    pub(crate) fn clear(&self, job: &Job) -> Result<()> {
+        self.runtime.block_on(clear(job)).with_context(|| format!("{job}: not cleared away"))
+    }
+
+    /// What answers at that URL.
+    pub(crate) fn version(&self, kind: Kind, url: &str) -> Result<String> {
+        self.runtime.block_on(async {
+            match kind {
+                Kind::Memory => Ok(format!("postrider {}", env!("CARGO_PKG_VERSION"))),
+                Kind::Nats => nats::ground::version(url).await,
+                Kind::Kafka => Ok(kafka::ground::version()),
+                Kind::Rabbitmq => rabbitmq::ground::version(url).await,
+            }
+        })
+    }
+}
+
+/// Answers how many orders and invoices are stored before the run.
+async fn prepare(job: &Job) -> Result<(u64, u64)> {
+    let direction = job.case.direction();
+    if !job.broker.keeps() {
+        clear(job).await?;
+    }
+    let broker = postrider::declare(job).await?;
+    let mut before = stored(job).await?;
+    if direction == Direction::Out {
+        if before.0 != job.messages {
+            ensure!(before.0 == 0, "{} orders are there already", before.0);
+            postrider::fill(job, &broker).await?;
+            before = stored(job).await?;
+            ensure!(before.0 == job.messages, "{} of {} orders are stored", before.0, job.messages);
+        } else {
+            rewind(job).await?;
+            postrider::declare(job).await?;
+            before.1 = stored(job).await?.1;
+        }
+    }
+    Ok(before)
+}
+
+async fn check(job: &Job, measured: &Measured, before: (u64, u64)) -> Result<()> {
+    match job.case.direction() {
+        Direction::In => {
+            let stored = stored(job).await?.0 - before.0;
+            ensure!(stored == job.messages, "{} confirmed, {stored} stored", job.messages);
+        }
+        Direction::Out | Direction::Through => {
+            let left = left(job).await?;
+            ensure!(left == 0, "all handled, but {left} are left unacknowledged");
+        }
+    }
+    if job.case == Case::Transform {
+        let invoices = stored(job).await?.1 - before.1;
+        let most = job.messages + measured.doubled;
+        ensure!((job.messages..=most).contains(&invoices), "{} orders, {invoices} invoices", job.messages);
+    }
+    Ok(())
+}
+
+async fn clear(job: &Job) -> Result<()> {
+    match job.broker {
+        Kind::Memory => Ok(()),
+        Kind::Nats => nats::ground::clear(job).await,
+        Kind::Kafka => kafka::ground::clear(job).await,
+        Kind::Rabbitmq => rabbitmq::ground::clear(job).await,
+    }
+}
+
+async fn rewind(job: &Job) -> Result<()> {
+    match job.broker {
+        Kind::Memory | Kind::Rabbitmq => Ok(()),
+        Kind::Nats => nats::ground::rewind(job).await,
+        Kind::Kafka => kafka::ground::rewind(job).await,
+    }
+}
+
+async fn stored(job: &Job) -> Result<(u64, u64)> {
+    match job.broker {
+        Kind::Memory => Ok((0, 0)),
+        Kind::Nats => nats::ground::stored(job).await,
+        Kind::Kafka => kafka::ground::stored(job).await,
+        Kind::Rabbitmq => rabbitmq::ground::stored(job).await,
+    }
+}
+
+async fn left(job: &Job) -> Result<u64> {
+    match job.broker {
+        Kind::Memory => Ok(0),
+        Kind::Nats => nats::ground::left(job).await,
+        Kind::Kafka => kafka::ground::left(job).await,
+        Kind::Rabbitmq => rabbitmq::ground::left(job).await,
+    }
+}

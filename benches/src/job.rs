@@ -1,0 +1,116 @@
+//! One run of one subject: what it is told, and what the loops of all brokers have in common.
+
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use clap::Args;
+
+use crate::case::{Case, Kind, Subject};
+use crate::meter::{CountAllocations, Measured, Meter};
+use crate::order::OrderPlaced;
+use crate::tally::Tally;
+use crate::{kafka, memory, nats, postrider, rabbitmq};
+
+/// How many messages `publish-all` hands over at once.
+pub(crate) const BATCH: u64 = 500;
+/// The channel that is published to, or read.
+pub(crate) const ORDERS: &str = "orders";
+/// The channel of what a transforming handler makes.
+pub(crate) const INVOICES: &str = "invoices";
+/// The group that reads orders.
+pub(crate) const BILLING: &str = "billing";
+
+/// What a process that runs one subject is told.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Job {
+    #[arg(long)]
+    pub(crate) broker: Kind,
+    #[arg(long)]
+    pub(crate) case: Case,
+    #[arg(long)]
+    pub(crate) subject: Subject,
+    /// Bytes of JSON
+    #[arg(long)]
+    pub(crate) payload: usize,
+    #[arg(long)]
+    pub(crate) messages: u64,
+    /// Messages a second; as fast as possible unless said
+    #[arg(long)]
+    pub(crate) rate: Option<f64>,
+    #[arg(long, default_value = "memory:")]
+    pub(crate) url: String,
+    #[arg(skip)]
+    pub(crate) count: Option<CountAllocations>,
+}
+
+impl Job {
+    /// Runs it in this process.
+    pub(crate) fn here(self) -> Result<Measured> {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+        let job = Arc::new(self);
+        runtime.block_on(async { tokio::spawn(async move { job.run().await }).await? })
+    }
+
+    async fn run(&self) -> Result<Measured> {
+        match (self.subject, self.broker) {
+            (Subject::Postrider, _) => postrider::run(self).await,
+            (Subject::Usual, Kind::Nats) => nats::usual::run(self).await,
+            (Subject::Usual, Kind::Kafka) => kafka::usual::run(self).await,
+            (Subject::Usual, Kind::Rabbitmq) => rabbitmq::usual::run(self).await,
+            (Subject::Best, Kind::Nats) => nats::best::run(self).await,
+            (Subject::Best | Subject::Narrow, Kind::Kafka) => kafka::best::run(self).await,
+            (Subject::Best, Kind::Rabbitmq) => rabbitmq::best::run(self).await,
+            (Subject::Best, Kind::Memory) => memory::run(self).await,
+            (subject, kind) => bail!("there is no {} on {}", subject.name(), kind.name()),
+        }
+    }
+
+    /// Runs it in a process of its own, so that processor time, memory and allocations are its own; with allocations counted where
+    /// asked for.
+    pub(crate) fn apart(&self, allocations: bool) -> Result<Measured> {
+        let mut program = std::env::current_exe().context("this program's path is unknown")?;
+        if allocations {
+            program.set_file_name("postrider-bench-allocations");
+        }
+        let mut command = Command::new(&program);
+        command.args(["run", "--broker", self.broker.name(), "--case", self.case.name()]);
+        command.args(["--subject", self.subject.name(), "--payload", &self.payload.to_string()]);
+        command.args(["--messages", &self.messages.to_string(), "--url", &self.url]);
+        if let Some(rate) = self.rate {
+            command.args(["--rate", &rate.to_string()]);
+        }
+        let output = command.stderr(Stdio::inherit()).output();
+        let output = output.with_context(|| format!("{} could not be run", program.display()))?;
+        ensure!(output.status.success(), "{self} has failed");
+        serde_json::from_slice(&output.stdout).with_context(|| format!("{self} said something unreadable"))
+    }
+
+    pub(crate) fn tally(&self) -> Tally {
+        Tally::of(self.messages, self.case == Case::Latency, self.count)
+    }
+
+    pub(crate) fn order(&self) -> OrderPlaced {
+        OrderPlaced::template(self.payload)
+    }
+
+    /// Measures what only publishes.
+    pub(crate) async fn publishing(&self, publish: impl Future<Output = Result<()>>) -> Result<Measured> {
+        let meter = Meter::new(self.count);
+        meter.begin();
+        publish.await?;
+        Ok(meter.end(self.messages))
+    }
+}
+
+impl std::fmt::Display for Job {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { broker, case, subject, payload, .. } = self;
+        write!(f, "{} {} {} B: {}", broker.name(), case.name(), payload, subject.name())
+    }
+}
+
+/// What a tally found once its subject has stopped.
+pub(crate) fn found(tally: &Tally) -> Result<Measured> {
+    tally.measured().context("not every message was handled")
+}

@@ -1,0 +1,60 @@
+//! What stands at the NATS server before and after a run.
+
+use anyhow::{Context as _, Result};
+use async_nats::jetstream::{self, Context};
+
+use super::Names;
+use crate::job::Job;
+
+async fn server(job: &Job) -> Result<Context> {
+    Ok(jetstream::new(async_nats::connect(&job.url).await?))
+}
+
+/// Removes the subject's streams.
+pub(crate) async fn clear(job: &Job) -> Result<()> {
+    let (js, names) = (server(job).await?, Names::of(job)?);
+    for stream in [names.stream, names.invoices] {
+        // one that was never made can't be removed
+        let _ = js.delete_stream(&stream).await;
+    }
+    Ok(())
+}
+
+/// Lets the group begin anew with the first message.
+pub(crate) async fn rewind(job: &Job) -> Result<()> {
+    let (js, names) = (server(job).await?, Names::of(job)?);
+    for consumer in &names.consumers {
+        js.delete_consumer_from_stream(consumer, &names.stream).await?;
+    }
+    // invoices of the run before
+    if let Ok(stream) = js.get_stream(&names.invoices).await {
+        stream.purge().await?;
+    }
+    Ok(())
+}
+
+/// How many orders, and how many invoices, are stored.
+pub(crate) async fn stored(job: &Job) -> Result<(u64, u64)> {
+    let (js, names) = (server(job).await?, Names::of(job)?);
+    let orders = js.get_stream(&names.stream).await?.cached_info().state.messages;
+    let invoices = js.get_stream(&names.invoices).await.map_or(0, |s| s.cached_info().state.messages);
+    Ok((orders, invoices))
+}
+
+/// How many orders the group has not read, or read and not acknowledged.
+pub(crate) async fn left(job: &Job) -> Result<u64> {
+    let (js, names) = (server(job).await?, Names::of(job)?);
+    let stream = js.get_stream(&names.stream).await?;
+    let mut left = 0;
+    for consumer in &names.consumers {
+        let info = stream.consumer_info(consumer).await.context("the consumer is gone")?;
+        left += info.num_pending + info.num_ack_pending as u64;
+    }
+    Ok(left)
+}
+
+/// The server's version.
+pub(crate) async fn version(url: &str) -> Result<String> {
+    let client = async_nats::connect(url).await?;
+    Ok(format!("nats-server {}", client.server_info().version))
+}

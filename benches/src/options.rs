@@ -1,0 +1,174 @@
+//! The command line: a whole bench, one run of one subject, or a table of figures that were written before.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use clap::{Parser, Subcommand};
+
+use crate::case::{Case, Kind, Subject};
+use crate::floors;
+use crate::ground::Ground;
+use crate::job::Job;
+use crate::meter::CountAllocations;
+use crate::report::Report;
+use crate::rounds::{self, Extent};
+use crate::table;
+
+/// Where versions of clients stand.
+const LOCK: &str = include_str!("../../Cargo.lock");
+
+/// Measures postrider beside the loop that the client's documentation shows and the fastest honest loop, in turns.
+#[derive(Parser)]
+#[command(name = "bench", args_conflicts_with_subcommands = true)]
+pub(crate) struct Options {
+    #[command(subcommand)]
+    action: Option<Action>,
+    /// Only this broker; may be given again. A real one is found by POSTRIDER_TEST_NATS_URL and the like
+    #[arg(long, value_name = "BROKER")]
+    broker: Vec<Kind>,
+    /// Only this case; may be given again
+    #[arg(long, value_name = "CASE")]
+    case: Vec<Case>,
+    /// Only bodies of so many bytes of JSON, at least 128; may be given again (256 and 4096 unless said)
+    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(128..=512 * 1024))]
+    payload: Vec<u32>,
+    /// 256 B, five of the cases, 3 rounds of 0.7 s instead of 5 rounds of 3 s
+    #[arg(long)]
+    quick: bool,
+    /// Rounds, each of all subjects
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    rounds: Option<u16>,
+    /// Seconds that a round is to last at least
+    #[arg(long, value_name = "SECONDS")]
+    seconds: Option<f64>,
+    /// Write the figures there as JSON, after each case
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+#[derive(Subcommand)]
+enum Action {
+    /// One run of one subject in this process; what the bench calls itself by
+    #[command(hide = true)]
+    Run(Job),
+    /// Print the tables of figures that were written by `--json`, as Markdown
+    Markdown {
+        /// What `--json` wrote
+        file: PathBuf,
+    },
+}
+
+impl Options {
+    pub(crate) fn run(self, count: Option<CountAllocations>) -> Result<()> {
+        match self.action {
+            Some(Action::Run(job)) => {
+                println!("{}", serde_json::to_string(&Job { count, ..job }.here()?)?);
+                Ok(())
+            }
+            Some(Action::Markdown { file }) => {
+                let text = std::fs::read_to_string(&file);
+                let text = text.with_context(|| format!("{} can't be read", file.display()))?;
+                print!("{}", table::markdown(&serde_json::from_str(&text)?));
+                Ok(())
+            }
+            None => self.bench(),
+        }
+    }
+
+    fn bench(&self) -> Result<()> {
+        let or = |given: &[_], all: &[_]| if given.is_empty() { all.to_vec() } else { given.to_vec() };
+        let kinds = or(&self.broker, &Kind::ALL);
+        let quick = self.quick;
+        let cases = match (&*self.case, quick) {
+            ([], true) => Case::QUICK.to_vec(),
+            ([], false) => Case::ALL.to_vec(),
+            (given, _) => given.to_vec(),
+        };
+        let payloads = match (&*self.payload, quick) {
+            ([], true) => vec![256],
+            ([], false) => vec![256, 4096],
+            (given, _) => given.to_vec(),
+        };
+        let extent = Extent {
+            rounds: self.rounds.map_or(if quick { 3 } else { 5 }, usize::from),
+            seconds: self.seconds.unwrap_or(if quick { 0.7 } else { 3.0 }),
+        };
+        ensure!(extent.seconds > 0.0, "a round must last longer than nothing");
+        let ground = Ground::new()?;
+        let mut report = Report::new(extent);
+        report.versions = clients();
+        for kind in kinds {
+            let url = url(kind)?;
+            report.versions.push(ground.version(kind, &url)?);
+            for case in &cases {
+                for payload in &payloads {
+                    let job = Job {
+                        broker: kind,
+                        case: *case,
+                        subject: Subject::Postrider,
+                        payload: *payload as usize,
+                        messages: 0,
+                        rate: None,
+                        url: url.clone(),
+                        count: None,
+                    };
+                    let runs = rounds::measure(&ground, &job, extent)?;
+                    report.add(&job, &runs);
+                    if let Some(file) = &self.json {
+                        write(&report, file)?;
+                    }
+                }
+            }
+        }
+        report.weak = floors::weak(&report);
+        println!("{}", table::text(&report));
+        if let Some(file) = &self.json {
+            write(&report, file)?;
+        }
+        if !report.weak.is_empty() {
+            bail!("{}", report.weak.join("\n"));
+        }
+        println!("nothing was left in any queue, and every confirmed message was stored or handled");
+        Ok(())
+    }
+}
+
+fn url(kind: Kind) -> Result<String> {
+    let Some(variable) = kind.variable() else {
+        return Ok("memory:".to_owned());
+    };
+    let name = kind.name();
+    std::env::var(variable)
+        .with_context(|| format!("{variable} doesn't say where {name} is; `cargo xtask bench` brings one up"))
+}
+
+fn write(report: &Report, file: &Path) -> Result<()> {
+    let json = serde_json::to_string_pretty(report)?;
+    std::fs::write(file, json + "\n").with_context(|| format!("{} can't be written", file.display()))
+}
+
+/// The versions of the clients that both loops use.
+fn clients() -> Vec<String> {
+    let version = |name: &str| {
+        let (_, rest) = LOCK.split_once(&format!("name = \"{name}\"\nversion = \""))?;
+        Some(format!("{name} {}", rest.split('"').next()?))
+    };
+    ["async-nats", "rdkafka", "lapin", "tokio"].into_iter().filter_map(version).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_holds_together() {
+        Options::command().debug_assert();
+    }
+
+    #[test]
+    fn clients_have_versions() {
+        assert_eq!(clients().len(), 4, "{:?}", clients());
+    }
+}

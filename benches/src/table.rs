@@ -1,0 +1,123 @@
+//! The figures as tables for people: on the terminal, and as Markdown for the book.
+
+use std::fmt::Write as _;
+
+use crate::report::Report;
+
+/// As the page of the book has it.
+pub(crate) fn markdown(report: &Report) -> String {
+    let mut out = String::new();
+    let machine = &report.machine;
+    let _ = writeln!(
+        out,
+        "{} cores ({}), {}, {}; {} rounds of at least {} s.\n",
+        machine.cores,
+        machine.processor.as_deref().unwrap_or("unknown"),
+        mib(machine.memory_bytes),
+        machine.system.as_deref().unwrap_or("unknown"),
+        report.rounds,
+        report.seconds
+    );
+    let _ = writeln!(out, "Versions: {}.\n", report.versions.join(", "));
+    out.push_str(
+        "| broker | case | bytes | postrider/s | usual/s | best/s | to best | least … most | target | to usual | CPU to best | allocations (best) | peak memory (best) |\n",
+    );
+    out.push_str("|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n");
+    for row in &report.results {
+        let _ = writeln!(
+            out,
+            "| {} | {} | {} | {:.0} | {} | {:.0} | {:.2} | {:.2} … {:.2} | {:.2} | {} | {:.2} | {} ({}) | {} ({}) |",
+            row.broker,
+            row.case,
+            row.payload,
+            row.postrider,
+            row.usual.map_or("–".into(), |usual| format!("{usual:.0}")),
+            row.best,
+            row.ratio,
+            row.ratio_min,
+            row.ratio_max,
+            row.target,
+            row.ratio_usual.map_or("–".into(), |ratio| format!("{ratio:.2}")),
+            row.cpu_ratio,
+            few(row.allocs_per_message),
+            few(row.best_allocs_per_message),
+            mib(row.peak_rss_bytes),
+            mib(row.best_peak_rss_bytes),
+        );
+    }
+    if !report.latency.is_empty() {
+        out.push_str("\n| broker | bytes | messages/s | p50 | p99 | p99.9 | added p50 | added p99 (allowed) | added p99.9 |\n");
+        out.push_str("|---|--:|--:|--:|--:|--:|--:|--:|--:|\n");
+    }
+    for row in &report.latency {
+        let _ = writeln!(
+            out,
+            "| {} | {} | {:.0} | {:.0} µs | {:.0} µs | {:.0} µs | {:+.0} µs | {:+.0} µs ({:.0} µs) | {:+.0} µs |",
+            row.broker,
+            row.payload,
+            row.rate,
+            row.p50_us,
+            row.p99_us,
+            row.p999_us,
+            row.added_p50_us,
+            row.added_p99_us,
+            row.allowed_p99_us,
+            row.added_p999_us,
+        );
+    }
+    out
+}
+
+/// As the terminal has it.
+pub(crate) fn text(report: &Report) -> String {
+    let mut out = format!(
+        "{:<9}{:<14}{:>6}{:>12}{:>11}{:>12}{:>7}  {:<12}{:>7}{:>9}{:>7}{:>13}{:>10}\n",
+        "broker", "case", "bytes", "postrider/s", "usual/s", "best/s", "ratio", "spread", "target", "to usual", "CPU", "allocs", "peak RSS"
+    );
+    for row in &report.results {
+        let _ = writeln!(
+            out,
+            "{:<9}{:<14}{:>6}{:>12.0}{:>11}{:>12.0}{:>7.2}  {:<12}{:>7.2}{:>9}{:>7.2}{:>13}{:>10}{}",
+            row.broker,
+            row.case,
+            row.payload,
+            row.postrider,
+            row.usual.map_or("-".into(), |usual| format!("{usual:.0}")),
+            row.best,
+            row.ratio,
+            format!("{:.2}-{:.2}", row.ratio_min, row.ratio_max),
+            row.target,
+            row.ratio_usual.map_or("-".into(), |ratio| format!("{ratio:.2}")),
+            row.cpu_ratio,
+            format!("{} / {}", few(row.allocs_per_message), few(row.best_allocs_per_message)),
+            mib(row.peak_rss_bytes),
+            if row.ratio < row.target { "  below" } else { "" },
+        );
+    }
+    for row in &report.latency {
+        let _ = writeln!(
+            out,
+            "{:<9}{:<14}{:>6} at {:.0}/s: p50 {:.0} µs ({:+.0}), p99 {:.0} µs ({:+.0}, {:.0} allowed), p99.9 {:.0} µs ({:+.0})",
+            row.broker,
+            row.case,
+            row.payload,
+            row.rate,
+            row.p50_us,
+            row.added_p50_us,
+            row.p99_us,
+            row.added_p99_us,
+            row.allowed_p99_us,
+            row.p999_us,
+            row.added_p999_us
+        );
+    }
+    out
+}
+
+fn few(allocations: Option<f64>) -> String {
+    allocations.map_or("?".into(), |n| format!("{n:.1}"))
+}
+
+fn mib(bytes: Option<u64>) -> String {
+    bytes.map_or("?".into(), |bytes| format!("{} MiB", bytes >> 20))
+}
