@@ -34,18 +34,6 @@ impl Ground {
     pub(crate) fn clear(&self, job: &Job) -> Result<()> {
         self.runtime.block_on(clear(job)).with_context(|| format!("{job}: not cleared away"))
     }
-
-    /// What answers at that URL.
-    pub(crate) fn version(&self, kind: Kind, url: &str) -> Result<String> {
-        self.runtime.block_on(async {
-            match kind {
-                Kind::Memory => Ok(format!("postrider {}", env!("CARGO_PKG_VERSION"))),
-                Kind::Nats => nats::ground::version(url).await,
-                Kind::Kafka => Ok(kafka::ground::version()),
-                Kind::Rabbitmq => rabbitmq::ground::version(url).await,
-            }
-        })
-    }
 }
 
 /// Answers how many orders and invoices are stored before the run.

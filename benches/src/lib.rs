@@ -21,6 +21,7 @@ mod report;
 mod rounds;
 mod table;
 mod tally;
+mod versions;
 
 use std::process::ExitCode;
 

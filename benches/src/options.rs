@@ -13,9 +13,7 @@ use crate::meter::CountAllocations;
 use crate::report::Report;
 use crate::rounds::{self, Extent};
 use crate::table;
-
-/// Where versions of clients stand.
-const LOCK: &str = include_str!("../../Cargo.lock");
+use crate::versions::versions;
 
 /// Measures postrider beside the loop that the client's documentation shows and the fastest honest loop, in turns.
 #[derive(Parser)]
@@ -96,10 +94,9 @@ impl Options {
         ensure!(extent.seconds > 0.0, "a round must last longer than nothing");
         let ground = Ground::new()?;
         let mut report = Report::new(extent);
-        report.versions = clients();
+        report.versions = versions(&kinds);
         for kind in kinds {
             let url = url(kind)?;
-            report.versions.push(ground.version(kind, &url)?);
             for case in &cases {
                 for payload in &payloads {
                     let job = Job {
@@ -147,15 +144,6 @@ fn write(report: &Report, file: &Path) -> Result<()> {
     std::fs::write(file, json + "\n").with_context(|| format!("{} can't be written", file.display()))
 }
 
-/// The versions of the clients that both loops use.
-fn clients() -> Vec<String> {
-    let version = |name: &str| {
-        let (_, rest) = LOCK.split_once(&format!("name = \"{name}\"\nversion = \""))?;
-        Some(format!("{name} {}", rest.split('"').next()?))
-    };
-    ["async-nats", "rdkafka", "lapin", "tokio"].into_iter().filter_map(version).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory as _;
@@ -165,10 +153,5 @@ mod tests {
     #[test]
     fn the_command_line_holds_together() {
         Options::command().debug_assert();
-    }
-
-    #[test]
-    fn clients_have_versions() {
-        assert_eq!(clients().len(), 4, "{:?}", clients());
     }
 }

@@ -1,2 +1,224 @@
-use crate::{job::Job, meter::Measured};
-pub(crate) async fn run(_: &Job) -> anyhow::Result<Measured> { todo!() }
+//! The fastest honest loop on `rdkafka`'s safe interface: threads of our own around `BaseProducer` and `BaseConsumer`, no lingering
+//! and a wide window, a short back-off of full fetch queues, offsets stored here and committed by the client without waiting.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::DeliveryResult;
+use rdkafka::producer::{BaseProducer, BaseRecord, ProducerContext};
+use rdkafka::{ClientContext, Message as _};
+use tokio::runtime::Handle;
+use tokio::task::spawn_blocking;
+
+use super::Names;
+use crate::case::{Case, Subject};
+use crate::job::{BATCH, Job, found};
+use crate::meter::Measured;
+use crate::order::OrderPlaced;
+use crate::pace::Pace;
+use crate::tally::Tally;
+
+/// Messages in flight.
+const WINDOW: u64 = 10_000;
+/// The window that the other is held against.
+const NARROW: u64 = 256;
+const TICK: Duration = Duration::from_millis(100);
+
+/// Counts deliveries; those of a transforming loop it also tells by number.
+#[derive(Debug, Default)]
+struct Deliveries {
+    count: AtomicU64,
+    failed: AtomicBool,
+    /// Which were delivered since somebody looked; kept only if `tell` is set.
+    numbers: Mutex<Vec<usize>>,
+    tell: bool,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Context(Arc<Deliveries>);
+
+impl ClientContext for Context {}
+
+impl ProducerContext for Context {
+    type DeliveryOpaque = usize;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, number: usize) {
+        if result.is_err() {
+            self.0.failed.store(true, Relaxed);
+        }
+        if self.0.tell {
+            self.0.numbers.lock().unwrap_or_else(PoisonError::into_inner).push(number);
+        }
+        self.0.count.fetch_add(1, Relaxed);
+    }
+}
+
+/// A producer that is polled by who sends.
+struct Sender {
+    producer: BaseProducer<Context>,
+    deliveries: Arc<Deliveries>,
+    sent: u64,
+}
+
+impl Sender {
+    fn new(job: &Job, tell: bool) -> Result<Self> {
+        let deliveries = Arc::new(Deliveries { tell, ..Deliveries::default() });
+        let producer = super::client(job)?
+            .set("enable.idempotence", "true")
+            .set("acks", "all")
+            .set("linger.ms", "0")
+            .set("partitioner", "murmur2_random")
+            .set("message.timeout.ms", "30000")
+            .create_with_context(Context(Arc::clone(&deliveries)))?;
+        Ok(Self { producer, deliveries, sent: 0 })
+    }
+
+    fn out(&self) -> u64 {
+        self.sent - self.deliveries.count.load(Relaxed)
+    }
+
+    fn send(&mut self, topic: &str, key: &str, body: &[u8]) -> Result<()> {
+        let mut record = BaseRecord::with_opaque_to(topic, self.sent as usize).key(key).payload(body);
+        while let Err((error, back)) = self.producer.send(record) {
+            if error != KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull) {
+                return Err(error.into());
+            }
+            self.producer.poll(TICK);
+            record = back;
+        }
+        self.sent += 1;
+        Ok(())
+    }
+
+    /// Returns when at most so many are out.
+    fn settle(&self, most: u64) -> Result<()> {
+        while self.out() > most {
+            self.producer.poll(TICK);
+        }
+        ensure!(!self.deliveries.failed.load(Relaxed), "a delivery has failed");
+        Ok(())
+    }
+}
+
+/// Runs it.
+pub(crate) async fn run(job: &Job) -> Result<Measured> {
+    let names = Arc::new(Names::of(job)?);
+    let sender = Sender::new(job, job.case == Case::Transform)?;
+    if let Case::PublishOne | Case::Publish | Case::PublishAll = job.case {
+        let work = job.clone();
+        return job.publishing(async { spawn_blocking(move || publish(&work, sender, &names, None)).await? }).await;
+    }
+    let tally = job.tally();
+    let consuming = spawn_blocking({
+        let (job, names, tally) = (job.clone(), Arc::clone(&names), tally.clone());
+        let output = if job.case == Case::Transform { Some(Sender::new(&job, true)?) } else { None };
+        move || consume(&job, &names, &tally, output)
+    });
+    if job.case == Case::Latency {
+        let (job, tally) = (job.clone(), tally.clone());
+        spawn_blocking(move || publish(&job, sender, &names, Some(&tally))).await??;
+    }
+    consuming.await??;
+    found(&tally)
+}
+
+fn publish(job: &Job, mut sender: Sender, names: &Names, tally: Option<&Tally>) -> Result<()> {
+    let runtime = Handle::current();
+    let mut order = job.order();
+    let mut pace = Pace::new(job.rate);
+    let (window, rest) = match (job.case, job.subject) {
+        (Case::PublishOne, _) => (1, 0),
+        (Case::PublishAll, _) => (BATCH, 0),
+        (_, Subject::Narrow) => (NARROW, NARROW - 1),
+        _ => (WINDOW, WINDOW - 1),
+    };
+    for number in 0..job.messages {
+        if let Some(tally) = tally {
+            tally.sent(number, runtime.block_on(pace.wait(number)));
+            if number.is_multiple_of(64) {
+                sender.producer.poll(Duration::ZERO);
+            }
+        }
+        if sender.out() >= window {
+            sender.settle(rest)?;
+        }
+        order.number(number);
+        sender.send(&names.orders, &order.key(), &serde_json::to_vec(&order)?)?;
+    }
+    sender.settle(0)
+}
+
+fn consume(job: &Job, names: &Names, tally: &Tally, mut output: Option<Sender>) -> Result<()> {
+    let consumer: BaseConsumer = super::client(job)?
+        .set("group.id", &names.group)
+        .set("enable.auto.commit", "true")
+        .set("auto.commit.interval.ms", "100")
+        .set("enable.auto.offset.store", "false")
+        .set("auto.offset.reset", "earliest")
+        .set("fetch.queue.backoff.ms", "10")
+        .create()?;
+    consumer.subscribe(&[&names.orders])?;
+    let mut pending = Pending::default();
+    let wait = if output.is_some() { Duration::from_millis(1) } else { TICK };
+    while !tally.is_full() || !pending.out.is_empty() {
+        if let Some(output) = &mut output {
+            output.producer.poll(Duration::ZERO);
+            pending.store(&consumer, &names.orders, output)?;
+            if output.out() >= WINDOW || tally.is_full() {
+                output.producer.poll(Duration::from_millis(1));
+                continue;
+            }
+        }
+        // several at once, so that deliveries are looked at once for all of them
+        for turn in 0..256 {
+            let Some(message) = consumer.poll(if turn == 0 { wait } else { Duration::ZERO }) else { break };
+            let message = message?;
+            let order: OrderPlaced = serde_json::from_slice(message.payload().context("no body")?)?;
+            tally.add(&order);
+            if let Some(output) = &mut output {
+                let invoice = order.invoice();
+                output.send(&names.invoices, &invoice.key(), &serde_json::to_vec(&invoice)?)?;
+                pending.out.push_back((message.partition(), message.offset(), false));
+            } else {
+                consumer.store_offset(&names.orders, message.partition(), message.offset())?;
+            }
+            if tally.is_full() {
+                break;
+            }
+        }
+    }
+    match consumer.commit_consumer_state(CommitMode::Sync) {
+        // the client had written down everything already
+        Ok(()) | Err(KafkaError::ConsumerCommit(RDKafkaErrorCode::NoOffset)) => Ok(()),
+        Err(error) => bail!("the place can't be written down: {error}"),
+    }
+}
+
+/// The orders whose invoices are out, from that of number `first` on.
+#[derive(Default)]
+struct Pending {
+    out: VecDeque<(i32, i64, bool)>,
+    first: usize,
+}
+
+impl Pending {
+    /// Stores the places of the orders whose invoices are delivered, up to the first that isn't.
+    fn store(&mut self, consumer: &BaseConsumer, topic: &str, output: &Sender) -> Result<()> {
+        output.settle(u64::MAX)?;
+        let numbers = std::mem::take(&mut *output.deliveries.numbers.lock().unwrap_or_else(PoisonError::into_inner));
+        for number in numbers {
+            self.out.get_mut(number - self.first).context("a delivery of nothing")?.2 = true;
+        }
+        while let Some(&(partition, offset, true)) = self.out.front() {
+            consumer.store_offset(topic, partition, offset)?;
+            self.out.pop_front();
+            self.first += 1;
+        }
+        Ok(())
+    }
+}

@@ -52,9 +52,3 @@ pub(crate) async fn left(job: &Job) -> Result<u64> {
     }
     Ok(left)
 }
-
-/// The server's version.
-pub(crate) async fn version(url: &str) -> Result<String> {
-    let client = async_nats::connect(url).await?;
-    Ok(format!("nats-server {}", client.server_info().version))
-}
