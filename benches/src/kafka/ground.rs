@@ -65,15 +65,15 @@ pub(crate) async fn rewind(job: &Job) -> Result<()> {
 pub(crate) async fn stored(job: &Job) -> Result<(u64, u64)> {
     let names = Names::of(job)?;
     let reader = reader(job, &names)?;
-    let count = |topic| anyhow::Ok(edges(&reader, topic)?.iter().map(|edge| (edge.2 - edge.1) as u64).sum());
-    Ok((count(&names.orders)?, count(&names.invoices)?))
+    let sum = |edges: Vec<(i32, i64, i64)>| edges.iter().map(|edge| (edge.2 - edge.1) as u64).sum();
+    Ok((sum(edges(&reader, &names.orders).await?), sum(edges(&reader, &names.invoices).await?)))
 }
 
 /// How many orders the group has not written down as done.
 pub(crate) async fn left(job: &Job) -> Result<u64> {
     let names = Names::of(job)?;
     let reader = reader(job, &names)?;
-    let edges = edges(&reader, &names.orders)?;
+    let edges = edges(&reader, &names.orders).await?;
     let mut list = TopicPartitionList::new();
     for (number, ..) in &edges {
         list.add_partition(&names.orders, *number);
@@ -92,14 +92,23 @@ pub(crate) async fn left(job: &Job) -> Result<u64> {
 }
 
 /// Number, first and next offset of each partition; none where there is no topic.
-fn edges(reader: &BaseConsumer, topic: &str) -> Result<Vec<(i32, i64, i64)>> {
+async fn edges(reader: &BaseConsumer, topic: &str) -> Result<Vec<(i32, i64, i64)>> {
     let all = reader.fetch_metadata(None, PATIENCE)?;
     let Some(found) = all.topics().iter().find(|found| found.name() == topic) else {
         return Ok(Vec::new());
     };
-    let edge = |number| {
-        let (low, high) = reader.fetch_watermarks(topic, number, PATIENCE)?;
-        Ok((number, low, high))
-    };
-    found.partitions().iter().map(|partition| edge(partition.id())).collect()
+    let deadline = Instant::now() + PATIENCE;
+    let mut edges = Vec::new();
+    for number in found.partitions().iter().map(|partition| partition.id()) {
+        let (low, high) = loop {
+            match reader.fetch_watermarks(topic, number, PATIENCE) {
+                Ok(edge) => break edge,
+                // a topic that was just made may be shown before its leaders know of it
+                Err(_) if Instant::now() < deadline => tokio::time::sleep(LOOK).await,
+                Err(error) => return Err(error.into()),
+            }
+        };
+        edges.push((number, low, high));
+    }
+    Ok(edges)
 }

@@ -105,6 +105,10 @@ impl Output {
         }
     }
 
+    async fn close(self) -> Result<()> {
+        Ok(self.channel.close(200, "done".into()).await?)
+    }
+
     /// The number of the next that is confirmed.
     async fn confirmed(&mut self) -> Result<u64> {
         let (number, confirmation) = self.out.next().await.context("nothing is out")?;
@@ -138,7 +142,7 @@ async fn publish(job: &Job, mut output: Output, names: &Names, tally: Option<&Ta
     while output.len() > 0 {
         output.confirmed().await?;
     }
-    Ok(())
+    output.close().await
 }
 
 /// What is to be acknowledged on a channel: everything up to the last.
@@ -163,8 +167,8 @@ impl Acks {
     /// The broker has all of them.
     async fn finish(&mut self) -> Result<()> {
         self.tell(1).await?;
-        // an answer on the channel comes after what was sent before
-        Ok(self.channel.basic_qos(1, BasicQosOptions::default()).await?)
+        // the answer comes after all that was sent before
+        Ok(self.channel.close(200, "done".into()).await?)
     }
 }
 
@@ -209,7 +213,7 @@ async fn transform(
                 continue;
             }
             Some(delivery) = consumer.next(), if output.len() < WINDOW => delivery?,
-            () = &mut full, if out.is_empty() => return acks.finish().await,
+            () = &mut full, if out.is_empty() => break,
         };
         let order: OrderPlaced = serde_json::from_slice(&delivery.data)?;
         tally.add(&order);
@@ -218,4 +222,6 @@ async fn transform(
         output.send(delivery.delivery_tag, &names.invoices, slot, body).await;
         out.push_back(false);
     }
+    output.close().await?;
+    acks.finish().await
 }

@@ -31,12 +31,14 @@ pub(crate) async fn run(job: &Job) -> Result<Measured> {
         connection.close(200, "done".into()).await?;
         return Ok(measured);
     }
-    let (tally, mut tasks) = (job.tally(), JoinSet::new());
+    let (tally, mut tasks, mut channels) = (job.tally(), JoinSet::new(), Vec::new());
     for queue in &names.queues {
         let (options, arguments) = (BasicConsumeOptions::default(), FieldTable::default());
         let channel = connection.create_channel().await?;
         let consumer = channel.basic_consume(queue.as_str().into(), "usual".into(), options, arguments).await?;
         let output = if job.case == Case::Transform { Some(confirming(&connection).await?) } else { None };
+        // kept, since one that is dropped closes by itself and the connection then can't be closed in good order
+        channels.extend([Some(channel), output.clone()]);
         tasks.spawn(consume(consumer, output, Arc::clone(&names), tally.clone()));
     }
     while let Some(task) = tasks.join_next().await {
