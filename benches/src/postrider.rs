@@ -162,8 +162,7 @@ pub(crate) async fn declare(job: &Job) -> Result<Broker> {
     use postrider::{Channel, Group, GroupName, Order, SubscribeOptions};
     let broker = postrider::connect(&url(job, job.messages)).await?;
     let group = |channel, group| {
-        let mut options =
-            SubscribeOptions::new(Channel::new(channel)?, Group::Named(GroupName::new(group)?));
+        let mut options = SubscribeOptions::new(Channel::new(channel)?, Group::Named(GroupName::new(group)?));
         options.order = if job.case == Case::ConsumeKeyed { Order::Key } else { Order::None };
         anyhow::Ok(Declare::Group(options))
     };

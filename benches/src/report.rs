@@ -186,8 +186,12 @@ impl Machine {
         Self {
             cores: std::thread::available_parallelism().map_or(1, usize::from),
             processor: line("/proc/cpuinfo", "model name"),
-            memory_bytes: memory.and_then(|text| text.split(' ').next()?.parse::<u64>().ok()).map(|kib| kib * 1024),
-            system: fs::read_to_string("/proc/sys/kernel/osrelease").ok().map(|text| format!("Linux {}", text.trim())),
+            memory_bytes: memory
+                .and_then(|text| text.split(' ').next()?.parse::<u64>().ok())
+                .map(|kib| kib * 1024),
+            system: fs::read_to_string("/proc/sys/kernel/osrelease")
+                .ok()
+                .map(|text| format!("Linux {}", text.trim())),
         }
     }
 }

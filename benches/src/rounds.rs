@@ -53,10 +53,8 @@ pub(crate) fn measure(ground: &Ground, job: &Job, extent: Extent) -> Result<Vec<
         job.messages = messages(rate * extent.seconds * 1.1);
         ground.clear(job)?;
     }
-    let mut runs: Vec<_> = jobs
-        .iter()
-        .map(|job| Runs { subject: job.subject, rounds: Vec::new(), allocations: None })
-        .collect();
+    let mut runs: Vec<_> =
+        jobs.iter().map(|job| Runs { subject: job.subject, rounds: Vec::new(), allocations: None }).collect();
     for round in 0..extent.rounds {
         for turn in 0..jobs.len() {
             let at = (round + turn) % jobs.len();

@@ -72,7 +72,19 @@ pub(crate) fn markdown(report: &Report) -> String {
 pub(crate) fn text(report: &Report) -> String {
     let mut out = format!(
         "{:<9}{:<14}{:>6}{:>12}{:>11}{:>12}{:>7}  {:<12}{:>7}{:>9}{:>7}{:>13}{:>10}\n",
-        "broker", "case", "bytes", "postrider/s", "usual/s", "best/s", "ratio", "spread", "target", "to usual", "CPU", "allocs", "peak RSS"
+        "broker",
+        "case",
+        "bytes",
+        "postrider/s",
+        "usual/s",
+        "best/s",
+        "ratio",
+        "spread",
+        "target",
+        "to usual",
+        "CPU",
+        "allocs",
+        "peak RSS"
     );
     for row in &report.results {
         let _ = writeln!(

@@ -111,7 +111,9 @@ pub(crate) async fn run(job: &Job) -> Result<Measured> {
     let sender = Sender::new(job, job.case == Case::Transform)?;
     if let Case::PublishOne | Case::Publish | Case::PublishAll = job.case {
         let work = job.clone();
-        return job.publishing(async { spawn_blocking(move || publish(&work, sender, &names, None)).await? }).await;
+        return job
+            .publishing(async { spawn_blocking(move || publish(&work, sender, &names, None)).await? })
+            .await;
     }
     let tally = job.tally();
     let consuming = spawn_blocking({
@@ -210,7 +212,8 @@ impl Pending {
     /// Stores the places of the orders whose invoices are delivered, up to the first that isn't.
     fn store(&mut self, consumer: &BaseConsumer, topic: &str, output: &Sender) -> Result<()> {
         output.settle(u64::MAX)?;
-        let numbers = std::mem::take(&mut *output.deliveries.numbers.lock().unwrap_or_else(PoisonError::into_inner));
+        let numbers =
+            std::mem::take(&mut *output.deliveries.numbers.lock().unwrap_or_else(PoisonError::into_inner));
         for number in numbers {
             self.out.get_mut(number - self.first).context("a delivery of nothing")?.2 = true;
         }

@@ -119,7 +119,12 @@ fn ready(answers: &mut Subscriber, out: u64) -> Result<u64> {
     Ok(taken)
 }
 
-async fn consume(job: &Job, client: &Client, names: &Arc<Names>, tally: &Tally) -> Result<JoinSet<Result<()>>> {
+async fn consume(
+    job: &Job,
+    client: &Client,
+    names: &Arc<Names>,
+    tally: &Tally,
+) -> Result<JoinSet<Result<()>>> {
     let mut tasks = JoinSet::new();
     for consumer in &names.consumers {
         let pull = Pull::open(client, &names.stream, consumer, job.case == Case::ConsumeKeyed).await?;

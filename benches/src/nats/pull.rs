@@ -68,7 +68,8 @@ impl Pull {
                 bail!("the connection is closed");
             };
             if let Some(status) = message.status {
-                let header = |name| message.headers.as_ref()?.get(name).map(|value| value.as_str().to_owned());
+                let header =
+                    |name| message.headers.as_ref()?.get(name).map(|value| value.as_str().to_owned());
                 match (status.as_u16(), header("Nats-Pending-Messages")) {
                     (100, _) => {}
                     (404 | 408 | 409, Some(left)) => self.asked -= left.parse::<usize>()?.min(self.asked),

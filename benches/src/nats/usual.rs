@@ -61,7 +61,13 @@ async fn publish(job: &Job, js: &Context, names: &Names) -> Result<()> {
     Ok(())
 }
 
-async fn consume(case: Case, consumer: PullConsumer, js: Context, names: Arc<Names>, tally: Tally) -> Result<()> {
+async fn consume(
+    case: Case,
+    consumer: PullConsumer,
+    js: Context,
+    names: Arc<Names>,
+    tally: Tally,
+) -> Result<()> {
     let mut messages = if case == Case::ConsumeKeyed {
         consumer.stream().group(GROUP).messages().await?
     } else {

@@ -47,7 +47,8 @@ pub(crate) async fn run(job: &Job) -> Result<Measured> {
         let channel = connection.create_channel().await?;
         channel.basic_qos(PREFETCH, BasicQosOptions::default()).await?;
         let (options, arguments) = (BasicConsumeOptions::default(), FieldTable::default());
-        let consumer = channel.basic_consume(queue.as_str().into(), "best".into(), options, arguments).await?;
+        let consumer =
+            channel.basic_consume(queue.as_str().into(), "best".into(), options, arguments).await?;
         let acks = Acks { channel, last: 0, told: 0 };
         if job.case == Case::Transform {
             let output = Output::open(&writing).await?;
@@ -167,6 +168,7 @@ impl Acks {
     /// The broker has all of them.
     async fn finish(&mut self) -> Result<()> {
         self.tell(1).await?;
+        super::settle().await;
         // the answer comes after all that was sent before
         Ok(self.channel.close(200, "done".into()).await?)
     }

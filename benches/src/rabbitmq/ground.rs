@@ -51,7 +51,8 @@ pub(crate) async fn stored(job: &Job) -> Result<(u64, u64)> {
     for queue in &names.queues {
         orders += ready(&channel, queue).await?;
     }
-    let invoices = if job.case == crate::case::Case::Transform { ready(&channel, &names.archive).await? } else { 0 };
+    let invoices =
+        if job.case == crate::case::Case::Transform { ready(&channel, &names.archive).await? } else { 0 };
     connection.close(200, "looked".into()).await?;
     Ok((orders, invoices))
 }

@@ -35,7 +35,8 @@ pub(crate) async fn run(job: &Job) -> Result<Measured> {
     for queue in &names.queues {
         let (options, arguments) = (BasicConsumeOptions::default(), FieldTable::default());
         let channel = connection.create_channel().await?;
-        let consumer = channel.basic_consume(queue.as_str().into(), "usual".into(), options, arguments).await?;
+        let consumer =
+            channel.basic_consume(queue.as_str().into(), "usual".into(), options, arguments).await?;
         let output = if job.case == Case::Transform { Some(confirming(&connection).await?) } else { None };
         // kept, since one that is dropped closes by itself and the connection then can't be closed in good order
         channels.extend([Some(channel), output.clone()]);
@@ -44,6 +45,7 @@ pub(crate) async fn run(job: &Job) -> Result<Measured> {
     while let Some(task) = tasks.join_next().await {
         task??;
     }
+    super::settle().await;
     connection.close(200, "done".into()).await?;
     found(&tally)
 }
@@ -87,7 +89,12 @@ async fn publish(job: &Job, channel: &Channel, names: &Names) -> Result<()> {
     Ok(())
 }
 
-async fn consume(mut consumer: Consumer, output: Option<Channel>, names: Arc<Names>, tally: Tally) -> Result<()> {
+async fn consume(
+    mut consumer: Consumer,
+    output: Option<Channel>,
+    names: Arc<Names>,
+    tally: Tally,
+) -> Result<()> {
     let watching = tally.clone();
     let mut full = pin!(watching.full());
     loop {
