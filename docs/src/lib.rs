@@ -80,5 +80,6 @@ pub mod brokers_conformance {}
 
 #[doc = include_str!("brokers/faults.md")]
 pub mod brokers_faults {}
+
 #[doc = include_str!("brokers/performance.md")]
 pub mod brokers_performance {}

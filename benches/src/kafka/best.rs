@@ -1,16 +1,22 @@
-//! The fastest honest loop on `rdkafka`'s safe interface: threads of our own around `BaseProducer` and `BaseConsumer`, no lingering
-//! and a wide window, a short back-off of full fetch queues, offsets stored here and committed by the client without waiting.
+//! The fastest honest loop on `rdkafka`'s safe interface: threads of our own around a producer whose deliveries are counted and a
+//! `BaseConsumer`, no lingering and a wide window, a short back-off of full fetch queues, offsets stored here and committed by the
+//! client without waiting. (`BaseProducer::poll` returns at its deadline only, also when something came, so the producer is one
+//! with a thread that polls.)
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{
+    AtomicBool, AtomicU64,
+    Ordering::{Relaxed, SeqCst},
+};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::Thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::DeliveryResult;
-use rdkafka::producer::{BaseProducer, BaseRecord, ProducerContext};
+use rdkafka::producer::{BaseRecord, ProducerContext, ThreadedProducer};
 use rdkafka::{ClientContext, Message as _};
 use tokio::runtime::Handle;
 use tokio::task::spawn_blocking;
@@ -33,6 +39,9 @@ const TICK: Duration = Duration::from_millis(100);
 #[derive(Debug, Default)]
 struct Deliveries {
     count: AtomicU64,
+    /// Who waits is woken when so many are delivered.
+    awaited: AtomicU64,
+    waiting: Mutex<Option<Thread>>,
     failed: AtomicBool,
     /// Which were delivered since somebody looked; kept only if `tell` is set.
     numbers: Mutex<Vec<usize>>,
@@ -54,20 +63,26 @@ impl ProducerContext for Context {
         if self.0.tell {
             self.0.numbers.lock().unwrap_or_else(PoisonError::into_inner).push(number);
         }
-        self.0.count.fetch_add(1, Relaxed);
+        let count = self.0.count.fetch_add(1, SeqCst) + 1;
+        if count >= self.0.awaited.load(SeqCst)
+            && let Some(thread) = &*self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+        {
+            thread.unpark();
+        }
     }
 }
 
-/// A producer that is polled by who sends.
+/// A producer that counts what is out.
 struct Sender {
-    producer: BaseProducer<Context>,
+    producer: ThreadedProducer<Context>,
     deliveries: Arc<Deliveries>,
     sent: u64,
 }
 
 impl Sender {
     fn new(job: &Job, tell: bool) -> Result<Self> {
-        let deliveries = Arc::new(Deliveries { tell, ..Deliveries::default() });
+        let deliveries =
+            Arc::new(Deliveries { tell, awaited: AtomicU64::new(u64::MAX), ..Deliveries::default() });
         let producer = super::client(job)?
             .set("enable.idempotence", "true")
             .set("acks", "all")
@@ -79,7 +94,7 @@ impl Sender {
     }
 
     fn out(&self) -> u64 {
-        self.sent - self.deliveries.count.load(Relaxed)
+        self.sent - self.deliveries.count.load(SeqCst)
     }
 
     fn send(&mut self, topic: &str, key: &str, body: &[u8]) -> Result<()> {
@@ -88,7 +103,7 @@ impl Sender {
             if error != KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull) {
                 return Err(error.into());
             }
-            self.producer.poll(TICK);
+            self.settle(self.out() / 2)?;
             record = back;
         }
         self.sent += 1;
@@ -97,8 +112,16 @@ impl Sender {
 
     /// Returns when at most so many are out.
     fn settle(&self, most: u64) -> Result<()> {
-        while self.out() > most {
-            self.producer.poll(TICK);
+        if self.out() > most {
+            let waiting = || self.deliveries.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+            *waiting() = Some(std::thread::current());
+            self.deliveries.awaited.store(self.sent - most, SeqCst);
+            while self.out() > most {
+                // woken; the time-out is for one that was woken by an earlier wish
+                std::thread::park_timeout(TICK);
+            }
+            self.deliveries.awaited.store(u64::MAX, SeqCst);
+            *waiting() = None;
         }
         ensure!(!self.deliveries.failed.load(Relaxed), "a delivery has failed");
         Ok(())
@@ -136,15 +159,12 @@ fn publish(job: &Job, mut sender: Sender, names: &Names, tally: Option<&Tally>) 
     let (window, rest) = match (job.case, job.subject) {
         (Case::PublishOne, _) => (1, 0),
         (Case::PublishAll, _) => (BATCH, 0),
-        (_, Subject::Narrow) => (NARROW, NARROW - 1),
-        _ => (WINDOW, WINDOW - 1),
+        (_, Subject::Narrow) => (NARROW, NARROW / 2),
+        _ => (WINDOW, WINDOW / 2),
     };
     for number in 0..job.messages {
         if let Some(tally) = tally {
             tally.sent(number, runtime.block_on(pace.wait(number)));
-            if number.is_multiple_of(64) {
-                sender.producer.poll(Duration::ZERO);
-            }
         }
         if sender.out() >= window {
             sender.settle(rest)?;
@@ -169,11 +189,13 @@ fn consume(job: &Job, names: &Names, tally: &Tally, mut output: Option<Sender>) 
     let wait = if output.is_some() { Duration::from_millis(1) } else { TICK };
     while !tally.is_full() || !pending.out.is_empty() {
         if let Some(output) = &mut output {
-            output.producer.poll(Duration::ZERO);
             pending.store(&consumer, &names.orders, output)?;
-            if output.out() >= WINDOW || tally.is_full() {
-                output.producer.poll(Duration::from_millis(1));
+            if tally.is_full() {
+                output.settle(0)?;
                 continue;
+            }
+            if output.out() >= WINDOW {
+                output.settle(WINDOW / 2)?;
             }
         }
         // several at once, so that deliveries are looked at once for all of them
