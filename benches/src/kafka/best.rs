@@ -87,6 +87,8 @@ impl Sender {
             .set("enable.idempotence", "true")
             .set("acks", "all")
             .set("linger.ms", "0")
+            // or a small request waits for the answer to the one before it
+            .set("socket.nagle.disable", "true")
             .set("partitioner", "murmur2_random")
             .set("message.timeout.ms", "30000")
             .create_with_context(Context(Arc::clone(&deliveries)))?;
@@ -183,6 +185,7 @@ fn consume(job: &Job, names: &Names, tally: &Tally, mut output: Option<Sender>) 
         .set("enable.auto.offset.store", "false")
         .set("auto.offset.reset", "earliest")
         .set("fetch.queue.backoff.ms", "10")
+        .set("socket.nagle.disable", "true")
         .create()?;
     consumer.subscribe(&[&names.orders])?;
     let mut pending = Pending::default();
