@@ -62,8 +62,8 @@ async fn prepare(job: &Job) -> Result<(u64, u64)> {
 async fn check(job: &Job, measured: &Measured, before: (u64, u64)) -> Result<()> {
     match job.case.direction() {
         Direction::In => {
-            let stored = stored(job).await?.0 - before.0;
-            ensure!(stored == job.messages, "{} confirmed, {stored} stored", job.messages);
+            let (confirmed, stored) = (job.messages + job.first().messages, stored(job).await?.0 - before.0);
+            ensure!(stored == confirmed, "{confirmed} confirmed, {stored} stored");
         }
         Direction::Out | Direction::Through => {
             let left = left(job).await?;

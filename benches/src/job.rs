@@ -94,7 +94,12 @@ impl Job {
         OrderPlaced::template(self.payload)
     }
 
-    /// Measures what only publishes.
+    /// The one message that is sent before what only publishes is measured, so that connecting is left out on every client.
+    pub(crate) fn first(&self) -> Self {
+        Self { messages: 1, case: Case::PublishOne, ..self.clone() }
+    }
+
+    /// Measures what only publishes; [`Job::first`] was sent before.
     pub(crate) async fn publishing(&self, publish: impl Future<Output = Result<()>>) -> Result<Measured> {
         let meter = Meter::new(self.count);
         meter.begin();

@@ -49,6 +49,7 @@ pub(crate) async fn run(job: &Job) -> Result<Measured> {
     match job.case {
         Case::PublishOne | Case::Publish | Case::PublishAll => {
             broker.declare(ORDERS).await?;
+            publish(&job.first(), &broker, None).await?;
             job.publishing(publish(job, &broker, None)).await
         }
         Case::Latency => {

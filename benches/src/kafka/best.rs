@@ -133,12 +133,16 @@ impl Sender {
 /// Runs it.
 pub(crate) async fn run(job: &Job) -> Result<Measured> {
     let names = Arc::new(Names::of(job)?);
-    let sender = Sender::new(job, job.case == Case::Transform)?;
+    let mut sender = Sender::new(job, false)?;
     if let Case::PublishOne | Case::Publish | Case::PublishAll = job.case {
-        let work = job.clone();
-        return job
-            .publishing(async { spawn_blocking(move || publish(&work, sender, &names, None)).await? })
-            .await;
+        let (first, work) = (job.first(), job.clone());
+        let sending = spawn_blocking(move || {
+            publish(&first, &mut sender, &names, None)?;
+            anyhow::Ok((sender, names))
+        });
+        let (mut sender, names) = sending.await??;
+        let sending = async { spawn_blocking(move || publish(&work, &mut sender, &names, None)).await? };
+        return job.publishing(sending).await;
     }
     let tally = job.tally();
     let consuming = spawn_blocking({
@@ -148,13 +152,13 @@ pub(crate) async fn run(job: &Job) -> Result<Measured> {
     });
     if job.case == Case::Latency {
         let (job, tally) = (job.clone(), tally.clone());
-        spawn_blocking(move || publish(&job, sender, &names, Some(&tally))).await??;
+        spawn_blocking(move || publish(&job, &mut sender, &names, Some(&tally))).await??;
     }
     consuming.await??;
     found(&tally)
 }
 
-fn publish(job: &Job, mut sender: Sender, names: &Names, tally: Option<&Tally>) -> Result<()> {
+fn publish(job: &Job, sender: &mut Sender, names: &Names, tally: Option<&Tally>) -> Result<()> {
     let runtime = Handle::current();
     let mut order = job.order();
     let mut pace = Pace::new(job.rate);

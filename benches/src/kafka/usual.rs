@@ -25,6 +25,7 @@ pub(crate) async fn run(job: &Job) -> Result<Measured> {
     let names = Names::of(job)?;
     if let Case::PublishOne | Case::Publish | Case::PublishAll = job.case {
         let producer = super::client(job)?.set("message.timeout.ms", "30000").create()?;
+        publish(&job.first(), &producer, &names).await?;
         return job.publishing(publish(job, &producer, &names)).await;
     }
     consume(job, &names).await

@@ -38,6 +38,7 @@ pub(crate) async fn run(job: &Job) -> Result<Measured> {
     let names = Arc::new(Names::of(job)?);
     match job.case {
         Case::PublishOne | Case::Publish | Case::PublishAll => {
+            publish(&job.first(), &client, &names, None).await?;
             job.publishing(publish(job, &client, &names, None)).await
         }
         Case::Latency => {

@@ -27,6 +27,7 @@ pub(crate) async fn run(job: &Job) -> Result<Measured> {
     let js = jetstream::new(async_nats::connect(&job.url).await?);
     let names = Arc::new(Names::of(job)?);
     if let Case::PublishOne | Case::Publish | Case::PublishAll = job.case {
+        publish(&job.first(), &js, &names).await?;
         return job.publishing(publish(job, &js, &names)).await;
     }
     let (tally, mut tasks) = (job.tally(), JoinSet::new());

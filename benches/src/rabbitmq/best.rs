@@ -35,6 +35,7 @@ const TOGETHER: u64 = 100;
 pub(crate) async fn run(job: &Job) -> Result<Measured> {
     let (connection, names) = (super::connect(&job.url).await?, Arc::new(Names::of(job)?));
     if let Case::PublishOne | Case::Publish | Case::PublishAll = job.case {
+        publish(&job.first(), Output::open(&connection).await?, &names, None).await?;
         let output = Output::open(&connection).await?;
         let measured = job.publishing(publish(job, output, &names, None)).await?;
         connection.close(200, "done".into()).await?;

@@ -27,6 +27,7 @@ pub(crate) async fn run(job: &Job) -> Result<Measured> {
     let (connection, names) = (super::connect(&job.url).await?, Arc::new(Names::of(job)?));
     if let Case::PublishOne | Case::Publish | Case::PublishAll = job.case {
         let channel = confirming(&connection).await?;
+        publish(&job.first(), &channel, &names).await?;
         let measured = job.publishing(publish(job, &channel, &names)).await?;
         connection.close(200, "done".into()).await?;
         return Ok(measured);
