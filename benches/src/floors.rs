@@ -3,9 +3,12 @@
 use crate::case::Kind;
 use crate::report::{Report, Row};
 
+/// What a floor is measured from.
+type Other = fn(&Row) -> Option<f64>;
+
 /// Says where **best** is weak.
 pub(crate) fn weak(report: &Report) -> Vec<String> {
-    let floors: [(Kind, &str, f64, fn(&Row) -> Option<f64>, &str); 4] = [
+    let floors: [(Kind, &str, f64, Other, &str); 4] = [
         (Kind::Kafka, "consume", 4.0, |row| row.usual, "usual"),
         (Kind::Kafka, "publish", 1.8, |row| row.narrow, "a window of 256"),
         (Kind::Rabbitmq, "consume", 2.0, |row| row.usual, "awaited acknowledgements"),

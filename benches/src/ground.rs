@@ -45,15 +45,15 @@ async fn prepare(job: &Job) -> Result<(u64, u64)> {
     let broker = postrider::declare(job).await?;
     let mut before = stored(job).await?;
     if direction == Direction::Out {
-        if before.0 != job.messages {
+        if before.0 == job.messages {
+            rewind(job).await?;
+            postrider::declare(job).await?;
+            before.1 = stored(job).await?.1;
+        } else {
             ensure!(before.0 == 0, "{} orders are there already", before.0);
             postrider::fill(job, &broker).await?;
             before = stored(job).await?;
             ensure!(before.0 == job.messages, "{} of {} orders are stored", before.0, job.messages);
-        } else {
-            rewind(job).await?;
-            postrider::declare(job).await?;
-            before.1 = stored(job).await?.1;
         }
     }
     Ok(before)

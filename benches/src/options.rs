@@ -21,7 +21,7 @@ use crate::versions::versions;
 pub(crate) struct Options {
     #[command(subcommand)]
     action: Option<Action>,
-    /// Only this broker; may be given again. A real one is found by POSTRIDER_TEST_NATS_URL and the like
+    /// Only this broker; may be given again. A real one is found by `POSTRIDER_TEST_NATS_URL` and the like
     #[arg(long, value_name = "BROKER")]
     broker: Vec<Kind>,
     /// Only this case; may be given again

@@ -17,7 +17,7 @@ use crate::tally::Tally;
 
 /// How many confirms are outstanding before the oldest is awaited.
 const WINDOW: usize = 4_096;
-const DEADLINE: Duration = Duration::from_secs(60);
+const DEADLINE: Duration = Duration::from_mins(1);
 
 #[handler(channel = "orders", group = "billing", order = none)]
 async fn bill(order: OrderPlaced, State(tally): State<Tally>) {

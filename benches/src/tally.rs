@@ -95,7 +95,9 @@ impl Tally {
         let mut measured = self.0.measured.borrow().clone()?;
         measured.doubled = self.0.doubled.load(Relaxed);
         if !self.0.times.is_empty() {
-            let mut times: Vec<_> = self.0.times.iter().map(|(_, took)| took.load(Relaxed)).collect();
+            // the first half came while members were still joining their group
+            let settled = &self.0.times[self.0.times.len() / 2..];
+            let mut times: Vec<_> = settled.iter().map(|(_, took)| took.load(Relaxed)).collect();
             times.sort_unstable();
             let at = |share: f64| {
                 let index = ((times.len() as f64 * share) as usize).min(times.len() - 1);

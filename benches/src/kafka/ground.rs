@@ -7,6 +7,7 @@ use rdkafka::admin::{AdminClient, AdminOptions};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::RDKafkaErrorCode;
+use rdkafka::metadata::MetadataPartition;
 use rdkafka::{Offset, TopicPartitionList};
 
 use super::Names;
@@ -99,7 +100,7 @@ async fn edges(reader: &BaseConsumer, topic: &str) -> Result<Vec<(i32, i64, i64)
     };
     let deadline = Instant::now() + PATIENCE;
     let mut edges = Vec::new();
-    for number in found.partitions().iter().map(|partition| partition.id()) {
+    for number in found.partitions().iter().map(MetadataPartition::id) {
         let (low, high) = loop {
             match reader.fetch_watermarks(topic, number, PATIENCE) {
                 Ok(edge) => break edge,

@@ -155,7 +155,7 @@ struct Acks {
 }
 
 impl Acks {
-    async fn tell(&mut self, at_least: u64) -> Result<()> {
+    fn tell(&mut self, at_least: u64) -> Result<()> {
         if self.last - self.told < at_least {
             return Ok(());
         }
@@ -168,7 +168,7 @@ impl Acks {
 
     /// The broker has all of them.
     async fn finish(&mut self) -> Result<()> {
-        self.tell(1).await?;
+        self.tell(1)?;
         super::settle().await;
         // the answer comes after all that was sent before
         Ok(self.channel.close(200, "done".into()).await?)
@@ -189,7 +189,7 @@ async fn handle(mut consumer: Consumer, mut acks: Acks, tally: Tally) -> Result<
             let order: OrderPlaced = serde_json::from_slice(&delivery.data)?;
             tally.add(&order);
             acks.last = delivery.delivery_tag;
-            acks.tell(TOGETHER).await?;
+            acks.tell(TOGETHER)?;
             next = consumer.next().now_or_never().flatten();
         }
         // a wake-up for each delivery costs more than all else: let several come
@@ -218,7 +218,7 @@ async fn transform(
                     out.pop_front();
                     acks.last += 1;
                 }
-                acks.tell(TOGETHER).await?;
+                acks.tell(TOGETHER)?;
                 continue;
             }
             Some(delivery) = consumer.next(), if output.len() < WINDOW => delivery?,
