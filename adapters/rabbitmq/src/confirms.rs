@@ -26,6 +26,8 @@ pub(crate) struct Sent {
     pub(crate) exchange: String,
     pub(crate) routing_key: Cow<'static, str>,
     pub(crate) envelope: Envelope,
+    /// A dead letter, a retry's or a redrive's: whoever makes one knows whether it is still wanted once the connection is back.
+    pub(crate) is_copy: bool,
 }
 
 #[derive(Debug)]
@@ -318,7 +320,7 @@ mod tests {
 
     fn sent() -> Sent {
         let envelope = Envelope::builder(Bytes::new()).build(&Env::seeded(1)).unwrap();
-        Sent { exchange: "c".into(), routing_key: "~00".into(), envelope }
+        Sent { exchange: "c".into(), routing_key: "~00".into(), envelope, is_copy: false }
     }
 
     fn open(slots: &Slots, room: &Arc<Semaphore>, key: Option<u64>) -> Option<u64> {

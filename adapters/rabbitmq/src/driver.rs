@@ -98,7 +98,7 @@ impl Driver {
                 self.slots.resolve(token, Err(PublishError::Failed(error)));
             } else if missing.contains(&sent.exchange) {
                 self.slots.resolve(token, Err(PublishError::Failed(no_channel(&sent))));
-            } else if self.resend {
+            } else if self.resend && !sent.is_copy {
                 self.slots.requeue(token, room);
             } else {
                 let message = "the connection was lost before the answer";

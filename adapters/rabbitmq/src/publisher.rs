@@ -155,7 +155,8 @@ impl Outbox {
             None => (self.keyless.fetch_add(1, Relaxed) % u64::from(postrider_core::KEY_SLOTS)) as u32,
         };
         let routing_key = routing_key.unwrap_or_else(|| Naming::slot(slot())).into();
-        Sent { exchange: exchange.unwrap_or_default(), routing_key, envelope: message.envelope.clone() }
+        let (exchange, is_copy) = (exchange.unwrap_or_default(), message.options.hop.is_some());
+        Sent { exchange, routing_key, envelope: message.envelope.clone(), is_copy }
     }
 
     /// What tells keys apart that have one unresolved send at most.
