@@ -218,8 +218,9 @@ pub(crate) fn consumer(
         .set("max.poll.interval.ms", poll_interval.as_millis().to_string())
         .set("fetch.error.backoff.ms", "100")
         .set("fetch.queue.backoff.ms", "10")
-        // each partition has a queue of its own, to which these bounds apply
-        .set("queued.min.messages", (window.messages * 2).clamp(1_000, 100_000).to_string())
+        // each partition has a queue of its own, to which these bounds apply. One that is full isn't fetched for until the back-off is
+        // over, so it holds what is handled meanwhile
+        .set("queued.min.messages", (window.messages * 20).clamp(1_000, 100_000).to_string())
         .set("queued.max.messages.kbytes", (window.bytes / 1024).clamp(1_024, 16_384).to_string())
         .set("coordinator.query.interval.ms", "1000");
     match config.group_protocol {
