@@ -29,7 +29,7 @@ fn main() -> ExitCode {
 fn run(arguments: &[&str]) -> Result<()> {
     let (case, count) = match arguments {
         ["--list"] => {
-            CASES.iter().for_each(|case| println!("{case}"));
+            println!("{}", CASES.join("\n"));
             return Ok(());
         }
         [case, count] => (*case, count.parse().context("COUNT is a number")?),
