@@ -304,9 +304,13 @@ signal() {
 # stopped PIDFILE SECONDS: wait until no thread of the process runs. A signal to stop takes effect only
 # when one of the threads gets to run, and until then the others go on.
 stopped() {
-  local pid end=$((SECONDS + $2))
+  local pid states end=$((SECONDS + $2))
   pid=$(pid_of "$1") || return 0
-  while cat "/proc/$pid/task/"*/status 2>/dev/null | grep '^State:' | grep -qv 'T (stopped)'; do
+  while
+    # a thread may end while it is looked at
+    states=$(cat "/proc/$pid/task/"*/status 2>/dev/null || true)
+    grep '^State:' <<<"$states" | grep -v 'T (stopped)\|Z (zombie)' >/dev/null
+  do
     ((SECONDS < end)) || return 1
     sleep 0.01
   done

@@ -43,13 +43,15 @@ impl Codec for Json {
     const CONTENT_TYPE: &'static str = "application/json";
 
     fn encode<T: Serialize>(message: &T) -> Result<Bytes, BoxError> {
-        // written where there is room already, and copied once its size is known: nothing grows, and nothing too large is kept
+        // written where there is room already, and copied once its size is known, so that little grows; what is large goes as it is
         let mut written = WRITTEN.take();
         written.clear();
-        let encoded = serde_json::to_writer(&mut written, message).map(|()| Bytes::copy_from_slice(&written));
-        if written.capacity() <= KEPT {
-            WRITTEN.set(written);
+        let done = serde_json::to_writer(&mut written, message);
+        if written.capacity() > KEPT {
+            return Ok(done.map(|()| written.into())?);
         }
+        let encoded = done.map(|()| Bytes::copy_from_slice(&written));
+        WRITTEN.set(written);
         Ok(encoded?)
     }
 

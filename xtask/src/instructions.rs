@@ -50,6 +50,9 @@ fn run(house: &House, interrupt: &Interrupt, bless: bool) -> Result<bool> {
     }
     let program = house.target.join("release").join(PROGRAM);
     let list = Command::new(&program).arg("--list").output().context("it could not be run")?;
+    if !list.status.success() {
+        bail!("{PROGRAM} told no cases:\n{}", String::from_utf8_lossy(&list.stderr));
+    }
     let mut counted = Baseline::new();
     for case in String::from_utf8_lossy(&list.stdout).lines() {
         eprintln!("counting the instructions of `{case}`");
@@ -57,7 +60,8 @@ fn run(house: &House, interrupt: &Interrupt, bless: bool) -> Result<bool> {
         for _ in 0..TIMES {
             let few = instructions(&program, case, RUNS.0)?;
             let many = instructions(&program, case, RUNS.1)?;
-            costs.push(many.saturating_sub(few) / (RUNS.1 - RUNS.0));
+            let more = many.checked_sub(few).with_context(|| format!("`{case}`: more work took less"))?;
+            costs.push(more / (RUNS.1 - RUNS.0));
         }
         costs.sort_unstable();
         counted.insert(case.to_owned(), costs[TIMES / 2]);

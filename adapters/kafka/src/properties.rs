@@ -221,7 +221,7 @@ pub(crate) fn consumer(
         // each partition has a queue of its own, to which these bounds apply. One that is full isn't fetched for until the back-off is
         // over, so it holds what is handled meanwhile
         .set("queued.min.messages", (window.messages * 20).clamp(1_000, 100_000).to_string())
-        .set("queued.max.messages.kbytes", (window.bytes / 1024).clamp(1_024, 16_384).to_string())
+        .set("queued.max.messages.kbytes", (window.bytes / 1024).clamp(1_024, 4_096).to_string())
         .set("coordinator.query.interval.ms", "1000");
     match config.group_protocol {
         GroupProtocol::Classic => {

@@ -118,7 +118,8 @@ impl Outbox {
         postrider_core::Channel::new(message.address.channel())?;
         check_address(message, &self.capabilities)?;
         let largest = self.connection.client.max_payload();
-        fit_copy(message, convert::room_of_copy(message.envelope.payload().len(), largest), convert::copy_len)
+        let (body, waits) = (message.envelope.payload().len(), message.options.delay.is_some());
+        fit_copy(message, convert::room_of_copy(body, largest, waits), convert::copy_len)
     }
 
     fn pieces(&self, message: &Outgoing<'_>) -> u32 {

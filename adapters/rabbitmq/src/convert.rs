@@ -1,11 +1,11 @@
 //! Envelopes as AMQP messages and back: the wire format's column for RabbitMQ.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use bytes::Bytes;
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable, ShortString};
-use postrider_core::{Envelope, HeaderValue, MessageId, WireReader, rfc3339};
+use postrider_core::{Envelope, HeaderValue, Headers, MessageId, WireReader, rfc3339};
 
 use crate::field;
 
@@ -82,7 +82,12 @@ pub(crate) fn properties(envelope: &Envelope, send: u64) -> BasicProperties {
         properties = properties.with_timestamp(envelope.time_ms() / 1000);
     }
     let headers = envelope.headers();
+    let (mut values, mut written) = (by_name(headers), HashSet::new());
     for (index, (name, value)) in headers.iter().enumerate() {
+        let earlier = match &values {
+            Some(_) => !written.insert(name),
+            None => headers.iter().take(index).any(|(earlier, _)| earlier == name),
+        };
         let text = value.as_text().and_then(short);
         match (name, text, value) {
             (ENCODING, Some(text), _) => properties = properties.with_content_encoding(text),
@@ -92,11 +97,18 @@ pub(crate) fn properties(envelope: &Envelope, send: u64) -> BasicProperties {
             _ => {
                 let moved = acts(name).then(|| format!("{MOVED}{name}"));
                 let wire = moved.as_deref().unwrap_or(name);
-                if headers.iter().take(index).any(|(earlier, _)| earlier == name) {
+                if earlier {
                     continue; // an AMQP table has each name once: all its values went with the first
                 }
-                if headers.iter().skip(index + 1).any(|(later, _)| later == name) {
-                    put(wire, field::array(headers.get_all(name).map(field::value)));
+                let all = match &mut values {
+                    Some(values) => values.remove(name).unwrap_or_default(),
+                    None if headers.iter().skip(index + 1).any(|(later, _)| later == name) => {
+                        headers.get_all(name).collect()
+                    }
+                    None => Vec::new(),
+                };
+                if all.len() > 1 {
+                    put(wire, field::array(all.into_iter().map(field::value)));
                 } else {
                     put(wire, field::value(value));
                 }
@@ -104,6 +116,15 @@ pub(crate) fn properties(envelope: &Envelope, send: u64) -> BasicProperties {
         }
     }
     properties.with_headers(table)
+}
+
+/// The values of each name, where there are so many that looking for a name each time would take long.
+fn by_name(headers: &Headers) -> Option<HashMap<&str, Vec<HeaderValue<'_>>>> {
+    const FEW: usize = 16;
+    headers.iter().nth(FEW)?;
+    let mut values: HashMap<_, Vec<_>> = HashMap::new();
+    headers.iter().for_each(|(name, value)| values.entry(name).or_default().push(value));
+    Some(values)
 }
 
 /// How many bytes the frame of a message's properties has, headers included. It isn't split, as bodies are.
@@ -433,5 +454,30 @@ mod tests {
             super::envelope(&properties, Bytes::copy_from_slice(&body.0), || "orders/7".into())
         };
         vectors::check("rabbitmq", write, read);
+    }
+
+    #[test]
+    fn many_headers_are_written_as_few_are_and_in_no_time() {
+        let envelope = |names: &dyn Fn(usize) -> String, count: usize| {
+            let mut headers = postrider_core::HeadersMut::new();
+            for n in 0..count {
+                headers.insert_foreign(&names(n), HeaderValue::Int(n as i64));
+            }
+            Envelope::builder(Bytes::new())
+                .build(&postrider_core::Env::seeded(1))
+                .unwrap()
+                .with_headers(headers.freeze())
+        };
+        let table = |envelope: &Envelope| properties(envelope, 0).headers().clone().unwrap_or_default();
+        // each name twice
+        let few = table(&envelope(&|n| format!("h{}", n / 2), 16));
+        let many = table(&envelope(&|n| format!("h{}", n / 2), 18));
+        assert_eq!(few.inner().get("h7"), many.inner().get("h7"));
+        assert!(matches!(many.inner().get("h8"), Some(AMQPValue::FieldArray(_))), "{many:?}");
+        let began = std::time::Instant::now();
+        let hostile = table(&envelope(&|n| format!("{n}"), 15_000));
+        assert!(hostile.inner().contains_key("14999"));
+        // looking for each name each time would take many times as long, also here
+        assert!(began.elapsed() < std::time::Duration::from_secs(5), "{:?}", began.elapsed());
     }
 }

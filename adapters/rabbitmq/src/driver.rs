@@ -102,8 +102,12 @@ impl Driver {
                 self.slots.requeue(token, room);
             } else {
                 let message = "the connection was lost before the answer";
-                let lost = || Error::new(ErrorKind::Connection, "publish", message);
-                let why = failed.clone().map_or_else(lost, |e| error::of("publish", e));
+                let lost = Error::new(ErrorKind::Connection, "publish", message);
+                // what ended the channel may have been another's
+                let why = match failed.clone() {
+                    Some(error) => lost.because(error),
+                    None => lost,
+                };
                 self.slots.fail(token, why);
             }
         }

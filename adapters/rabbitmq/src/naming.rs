@@ -110,7 +110,7 @@ impl Naming {
     /// # Errors
     /// A name longer than AMQP has room for.
     pub fn strikes(&self, channel: &str, group: &str) -> Result<String> {
-        checked(format!("{}{SEPARATOR}{group}{SEPARATOR}strikes", self.exchange(channel)?))
+        checked(format!("{}{SEPARATOR}{group}{SEPARATOR}suspects", self.exchange(channel)?))
     }
 
     /// The queue of a member's own copy.

@@ -26,6 +26,8 @@ const PIECE: usize = 1024;
 const ADDED: usize = 4 * 1024;
 /// Properties that are shorter in memory fit into such a frame, however they are written there.
 const SMALL: usize = 16 * 1024;
+/// The largest frame of a broker that nobody has set otherwise, in bytes.
+const FRAME: usize = 128 * 1024;
 /// How often deadlines are looked at.
 const TICK: Duration = Duration::from_millis(50);
 
@@ -70,7 +72,7 @@ impl Outbox {
         tasks.spawn(deadlines(Arc::clone(&slots), env.clone()));
         let all_bytes = u32::try_from(config.max_pending_bytes.div_ceil(PIECE)).unwrap_or(u32::MAX >> 4);
         Self {
-            frame: AtomicUsize::new(link.frame().unwrap_or(SMALL)),
+            frame: AtomicUsize::new(link.frame().unwrap_or(FRAME)),
             link,
             naming,
             env,

@@ -20,6 +20,8 @@ use crate::error;
 /// The most bytes of notes that are kept; the oldest go, by the segment.
 const MOST: i64 = 4 * 1024 * 1024;
 const SEGMENT: i64 = 1024 * 1024;
+/// How many messages are known at most; beyond, all are forgotten, and what was begun counts anew.
+const KNOWN: usize = 65_536;
 /// How many notes may be on the way here.
 const AHEAD: u16 = 256;
 const PERSISTENT: u8 = 2;
@@ -180,6 +182,9 @@ impl Reading {
                     self.known.remove(&fingerprint);
                 }
                 Some(Note::Strikes { fingerprint, strikes }) => {
+                    if self.known.len() >= KNOWN {
+                        self.known.clear();
+                    }
                     self.known.insert(fingerprint, strikes);
                 }
                 // somebody else's mark, or what isn't ours to understand

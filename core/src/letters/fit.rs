@@ -59,7 +59,7 @@ pub fn fit_copy(message: &mut Outgoing<'_>, most: usize, len: impl Fn(&Envelope)
     Ok(())
 }
 
-/// The envelope without what it has to lose to fit. What can't be made to fit comes as short as it gets.
+/// The envelope without what it has to lose to fit. What can't be made to fit says at least what it is.
 fn fitted(source: &Envelope, fits: impl Fn(&Envelope) -> bool) -> Envelope {
     for less in 1..=LESS.len() {
         let copy = without(source, &LESS[..less], &[]);
@@ -79,7 +79,11 @@ fn fitted(source: &Envelope, fits: impl Fn(&Envelope) -> bool) -> Envelope {
             low = middle + 1;
         }
     }
-    let gone = &parts[..high.min(parts.len())];
+    let mut gone = &parts[..high.min(parts.len())];
+    if !fits(&without(source, &LESS, gone)) {
+        // the broker refuses it either way
+        gone = &parts[..parts.partition_point(|part| !part.says_what_it_is())];
+    }
     let copies = (0..LESS.len()).map(|less| without(source, &LESS[..less], gone));
     let fitting = copies.into_iter().find(fits);
     fitting.unwrap_or_else(|| without(source, &LESS, gone))
@@ -118,8 +122,13 @@ fn parts(source: &Envelope) -> Vec<Part<'_>> {
         }
         parts.push(Part { what: What::Header(index), name, bytes: name.len() + bytes });
     }
+    let mut seen = Vec::new();
     for (attribute, value) in source.headers().attributes() {
         let name = attribute.as_str();
+        if seen.contains(&attribute) {
+            continue; // only the first goes on the wire
+        }
+        seen.push(attribute);
         parts.push(Part { what: What::Attribute(attribute), name, bytes: name.len() + length(value) });
     }
     if let MessageId::Text(id) = source.id()
