@@ -82,12 +82,9 @@ pub(crate) fn properties(envelope: &Envelope, send: u64) -> BasicProperties {
         properties = properties.with_timestamp(envelope.time_ms() / 1000);
     }
     let headers = envelope.headers();
-    let (mut values, mut written) = (by_name(headers), HashSet::new());
+    let mut many = Many::of(headers);
     for (index, (name, value)) in headers.iter().enumerate() {
-        let earlier = match &values {
-            Some(_) => !written.insert(name),
-            None => headers.iter().take(index).any(|(earlier, _)| earlier == name),
-        };
+        let earlier = many.as_mut().map(|many| !many.written.insert(name));
         let text = value.as_text().and_then(short);
         match (name, text, value) {
             (ENCODING, Some(text), _) => properties = properties.with_content_encoding(text),
@@ -97,11 +94,11 @@ pub(crate) fn properties(envelope: &Envelope, send: u64) -> BasicProperties {
             _ => {
                 let moved = acts(name).then(|| format!("{MOVED}{name}"));
                 let wire = moved.as_deref().unwrap_or(name);
-                if earlier {
+                if earlier.unwrap_or_else(|| headers.iter().take(index).any(|(earlier, _)| earlier == name)) {
                     continue; // an AMQP table has each name once: all its values went with the first
                 }
-                let all = match &mut values {
-                    Some(values) => values.remove(name).unwrap_or_default(),
+                let all = match &mut many {
+                    Some(many) => many.values.remove(name).unwrap_or_default(),
                     None if headers.iter().skip(index + 1).any(|(later, _)| later == name) => {
                         headers.get_all(name).collect()
                     }
@@ -118,13 +115,24 @@ pub(crate) fn properties(envelope: &Envelope, send: u64) -> BasicProperties {
     properties.with_headers(table)
 }
 
-/// The values of each name, where there are so many that looking for a name each time would take long.
-fn by_name(headers: &Headers) -> Option<HashMap<&str, Vec<HeaderValue<'_>>>> {
+/// So many headers that looking for a name each time would take long.
+struct Many<'a> {
+    values: HashMap<&'a str, Vec<HeaderValue<'a>>>,
+    /// Names that were come to.
+    written: HashSet<&'a str>,
+}
+
+impl<'a> Many<'a> {
     const FEW: usize = 16;
-    headers.iter().nth(FEW)?;
-    let mut values: HashMap<_, Vec<_>> = HashMap::new();
-    headers.iter().for_each(|(name, value)| values.entry(name).or_default().push(value));
-    Some(values)
+
+    fn of(headers: &'a Headers) -> Option<Self> {
+        if headers.len() <= Self::FEW {
+            return None;
+        }
+        let mut values: HashMap<_, Vec<_>> = HashMap::new();
+        headers.iter().for_each(|(name, value)| values.entry(name).or_default().push(value));
+        Some(Self { values, written: HashSet::new() })
+    }
 }
 
 /// How many bytes the frame of a message's properties has, headers included. It isn't split, as bodies are.
