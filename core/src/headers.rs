@@ -539,6 +539,23 @@ mod tests {
     }
 
     #[test]
+    fn what_outgrows_the_stack_is_whole_wherever_it_does() {
+        let text = "0123456789".repeat(Arena::FEW / 10 + 1);
+        for length in 0..text.len() {
+            let mut headers = HeadersMut::new();
+            headers.set(Attribute::Type, "t");
+            headers.insert("a", &text[..length]).unwrap();
+            headers.insert("b", "behind").unwrap();
+            let frozen = headers.freeze();
+            assert_eq!(frozen.get("a"), Some(HeaderValue::Text(&text[..length])), "{length}");
+            assert_eq!(frozen.get("b"), Some(HeaderValue::Text("behind")), "{length}");
+            assert_eq!(frozen.attribute(Attribute::Type), Some(HeaderValue::Text("t")), "{length}");
+            assert_eq!((frozen.get("c"), frozen.attribute(Attribute::Key)), (None, None), "{length}");
+            assert_eq!(HeadersMut::from_headers(&frozen).freeze(), frozen, "{length}");
+        }
+    }
+
+    #[test]
     fn bounds_hold_from_both_sides() {
         let mut headers = HeadersMut::new();
         assert!(headers.insert(&"n".repeat(MAX_HEADER_NAME), "").is_ok());
