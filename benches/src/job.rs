@@ -45,6 +45,15 @@ pub(crate) struct Job {
 }
 
 impl Job {
+    /// How many sends the usual loop collects before it awaits them all.
+    pub(crate) fn collected(&self) -> usize {
+        match self.case {
+            Case::PublishOne => 1,
+            Case::PublishAll => BATCH as usize,
+            _ => 1_000,
+        }
+    }
+
     /// Runs it in this process.
     pub(crate) fn here(self) -> Result<Measured> {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;

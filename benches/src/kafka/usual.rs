@@ -12,12 +12,10 @@ use rdkafka::producer::{FutureProducer, FutureRecord};
 
 use super::Names;
 use crate::case::Case;
-use crate::job::{BATCH, Job, found};
+use crate::job::{Job, found};
 use crate::meter::Measured;
 use crate::order::OrderPlaced;
 
-/// How many sends are collected before their deliveries are awaited.
-const COLLECTED: usize = 1_000;
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Runs it.
@@ -32,11 +30,7 @@ pub(crate) async fn run(job: &Job) -> Result<Measured> {
 }
 
 async fn publish(job: &Job, producer: &FutureProducer, names: &Names) -> Result<()> {
-    let collected = match job.case {
-        Case::PublishOne => 1,
-        Case::PublishAll => BATCH as usize,
-        _ => COLLECTED,
-    };
+    let collected = job.collected();
     let mut order = job.order();
     let mut sends = Vec::with_capacity(collected);
     for number in 0..job.messages {

@@ -14,13 +14,10 @@ use tokio::task::JoinSet;
 use super::Names;
 use super::pull::GROUP;
 use crate::case::Case;
-use crate::job::{BATCH, Job, found};
+use crate::job::{Job, found};
 use crate::meter::Measured;
 use crate::order::OrderPlaced;
 use crate::tally::Tally;
-
-/// How many publishes are collected before their acknowledgements are awaited.
-const COLLECTED: usize = 1_000;
 
 /// Runs it.
 pub(crate) async fn run(job: &Job) -> Result<Measured> {
@@ -43,11 +40,7 @@ pub(crate) async fn run(job: &Job) -> Result<Measured> {
 }
 
 async fn publish(job: &Job, js: &Context, names: &Names) -> Result<()> {
-    let collected = match job.case {
-        Case::PublishOne => 1,
-        Case::PublishAll => BATCH as usize,
-        _ => COLLECTED,
-    };
+    let collected = job.collected();
     let mut order = job.order();
     let mut acks = Vec::with_capacity(collected);
     for number in 0..job.messages {
