@@ -21,11 +21,12 @@ pub(crate) fn target(data: &[u8]) {
         same(&source, copy);
         assert_eq!(source.payload(), copy.payload());
         assert_eq!(users(&source), users(copy));
-        for (name, value) in copy.headers().iter().filter(|(name, _)| is_own(name)) {
-            assert!(value.as_bytes().map_or(8, <[u8]>::len) <= 2 * 1024, "{name}");
-        }
         let _ = format!("{copy:?}");
     }
+    // what a copy writes is bounded; the failure that a letter tells of waits for its retry as it came
+    bounded(&copies.letter, is_own);
+    bounded(&copies.retry, |name| name.starts_with(RETRY));
+    assert_eq!(failure(&source), failure(&copies.retry));
     let letter = copies.letter.headers();
     for name in ["reason", "error", "attempts", "origin", "redrives", "first-failed-at"] {
         assert_eq!(letter.get_all(&format!("{LETTER}{name}")).count(), 1, "{name}");
@@ -40,12 +41,27 @@ pub(crate) fn target(data: &[u8]) {
     holds(&copies.letter);
 }
 
+fn bounded(copy: &Envelope, written: impl Fn(&str) -> bool) {
+    for (name, value) in copy.headers().iter().filter(|(name, _)| written(name)) {
+        assert!(value.as_bytes().map_or(8, <[u8]>::len) <= 2 * 1024, "{name}");
+    }
+}
+
 fn is_own(name: &str) -> bool {
     name.starts_with(LETTER) || name.starts_with(RETRY)
 }
 
 /// The headers that are the user's, as they came.
 fn users(envelope: &Envelope) -> Vec<(String, String)> {
-    let users = envelope.headers().iter().filter(|(name, _)| !is_own(name) && *name != "postrider-origin-id");
-    users.map(|(name, value)| (name.to_owned(), format!("{value:?}"))).collect()
+    those(envelope, |name| !is_own(name) && name != "postrider-origin-id")
+}
+
+/// What a letter says of its failure.
+fn failure(envelope: &Envelope) -> Vec<(String, String)> {
+    those(envelope, |name| name.starts_with(LETTER))
+}
+
+fn those(envelope: &Envelope, wanted: impl Fn(&str) -> bool) -> Vec<(String, String)> {
+    let those = envelope.headers().iter().filter(|(name, _)| wanted(name));
+    those.map(|(name, value)| (name.to_owned(), format!("{value:?}"))).collect()
 }
