@@ -24,6 +24,7 @@ mod layer;
 mod letters;
 mod message;
 mod outcome;
+mod pending;
 mod policy;
 mod publish;
 mod rate;
@@ -66,6 +67,7 @@ pub use layer::{Layer, Layered, Stack};
 pub use letters::{BoxLetters, Failure, Letter, Letters, NoLetters, fit_copy};
 pub use message::{DecodeError, EnvelopeContext, IntoEnvelope, Key, Message, ToKey, decode};
 pub use outcome::{IntoOutcome, IntoOutputs, Outcome, OutputContext, Reason};
+pub use pending::{NewSend, Pending, Room};
 pub use policy::{
     Backoff, DeadLetterPolicy, Jitter, OnExpired, OnGap, OnlyIf, RETRY_TIERS, Retry, RouteOptions, Verdict,
     retry_tier,
