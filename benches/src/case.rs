@@ -45,6 +45,8 @@ pub(crate) enum Subject {
     Usual,
     /// The fastest honest loop on the client's public interface
     Best,
+    /// The fastest publisher, but of bodies that say nothing of themselves
+    Bare,
     /// The fastest publisher, but with 256 messages in flight: what the best one is held against on Kafka
     Narrow,
 }
@@ -151,6 +153,7 @@ impl Subject {
             Self::Postrider => "postrider",
             Self::Usual => "usual",
             Self::Best => "best",
+            Self::Bare => "bare",
             Self::Narrow => "narrow",
         }
     }

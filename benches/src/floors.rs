@@ -18,15 +18,17 @@ pub(crate) fn weak(report: &Report) -> Vec<String> {
     for (kind, case, floor, other, name) in floors {
         // larger bodies are bound by bytes, not by the loop
         for row in report.of(kind).filter(|row| row.case == case && row.payload == 256) {
+            // the usual loop sends bodies alone, and so must the one that is held against it
+            let best = if kind == Kind::Nats { row.bare.unwrap_or(row.best) } else { row.best };
             if let Some(other) = other(row)
-                && row.best < other * floor
+                && best < other * floor
             {
                 weak.push(format!(
                     "best is weak: {} {case} at {} B: {:.0}/s are {:.2} times {name}, {floor} are asked for",
                     kind.name(),
                     row.payload,
-                    row.best,
-                    row.best / other
+                    best,
+                    best / other
                 ));
             }
         }

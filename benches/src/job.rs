@@ -67,9 +67,9 @@ impl Job {
             (Subject::Usual, Kind::Nats) => nats::usual::run(self).await,
             (Subject::Usual, Kind::Kafka) => kafka::usual::run(self).await,
             (Subject::Usual, Kind::Rabbitmq) => rabbitmq::usual::run(self).await,
-            (Subject::Best, Kind::Nats) => nats::best::run(self).await,
-            (Subject::Best | Subject::Narrow, Kind::Kafka) => kafka::best::run(self).await,
-            (Subject::Best, Kind::Rabbitmq) => rabbitmq::best::run(self).await,
+            (Subject::Best | Subject::Bare, Kind::Nats) => nats::best::run(self).await,
+            (Subject::Best | Subject::Bare | Subject::Narrow, Kind::Kafka) => kafka::best::run(self).await,
+            (Subject::Best | Subject::Bare, Kind::Rabbitmq) => rabbitmq::best::run(self).await,
             (Subject::Best, Kind::Memory) => memory::run(self).await,
             (subject, kind) => bail!("there is no {} on {}", subject.name(), kind.name()),
         }

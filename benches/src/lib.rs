@@ -19,6 +19,7 @@ mod postrider;
 mod rabbitmq;
 mod report;
 mod rounds;
+mod stamp;
 mod table;
 mod tally;
 mod versions;

@@ -44,6 +44,8 @@ pub(crate) struct Row {
     pub(crate) postrider: f64,
     pub(crate) usual: Option<f64>,
     pub(crate) best: f64,
+    /// The best publisher of bodies alone.
+    pub(crate) bare: Option<f64>,
     /// The best publisher with 256 in flight.
     pub(crate) narrow: Option<f64>,
     pub(crate) ratio: f64,
@@ -51,6 +53,8 @@ pub(crate) struct Row {
     pub(crate) ratio_max: f64,
     /// postrider's rate to **usual**'s.
     pub(crate) ratio_usual: Option<f64>,
+    /// postrider's rate to **bare**'s.
+    pub(crate) ratio_bare: Option<f64>,
     /// postrider's processor time a message to **best**'s.
     pub(crate) cpu_ratio: f64,
     /// Processor seconds a million messages.
@@ -130,7 +134,7 @@ fn ratios(ours: &Runs, theirs: &Runs, of: impl Fn(&Measured) -> f64) -> Vec<f64>
 
 fn row(job: &Job, ours: &Runs, best: &Runs, runs: &[Runs]) -> Row {
     let ratio = ratios(ours, best, Measured::rate);
-    let usual = of(runs, Subject::Usual);
+    let (usual, bare) = (of(runs, Subject::Usual), of(runs, Subject::Bare));
     let rate = |runs: &Runs| median(&figures(runs, Measured::rate));
     let peak = |runs: &Runs| runs.rounds.iter().filter_map(|m| m.peak_rss_bytes).max();
     Row {
@@ -141,11 +145,13 @@ fn row(job: &Job, ours: &Runs, best: &Runs, runs: &[Runs]) -> Row {
         postrider: rate(ours),
         usual: usual.map(rate),
         best: rate(best),
+        bare: bare.map(rate),
         narrow: of(runs, Subject::Narrow).map(rate),
         ratio: median(&ratio),
         ratio_min: ratio.iter().copied().fold(f64::INFINITY, f64::min),
         ratio_max: ratio.iter().copied().fold(0.0, f64::max),
         ratio_usual: usual.map(|usual| median(&ratios(ours, usual, Measured::rate))),
+        ratio_bare: bare.map(|bare| median(&ratios(ours, bare, Measured::rate))),
         cpu_ratio: median(&ratios(ours, best, Measured::cpu_per_million)),
         cpu_per_million: median(&figures(ours, Measured::cpu_per_million)),
         cpu_per_million_best: median(&figures(best, Measured::cpu_per_million)),

@@ -34,7 +34,10 @@ pub(crate) fn subjects(kind: Kind, case: Case) -> Vec<Subject> {
         // there is no client whose documentation shows a loop; and half the usual loop's rate is another question
         (Kind::Memory, _) | (_, Case::Latency) => vec![Subject::Postrider, Subject::Best],
         (Kind::Kafka, Case::Publish) => {
-            vec![Subject::Postrider, Subject::Usual, Subject::Best, Subject::Narrow]
+            vec![Subject::Postrider, Subject::Usual, Subject::Best, Subject::Bare, Subject::Narrow]
+        }
+        (_, case) if case.direction() == Direction::In => {
+            vec![Subject::Postrider, Subject::Usual, Subject::Best, Subject::Bare]
         }
         _ => vec![Subject::Postrider, Subject::Usual, Subject::Best],
     }
@@ -74,7 +77,9 @@ pub(crate) fn measure(ground: &Ground, job: &Job, extent: Extent) -> Result<Vec<
     }
     for (job, runs) in jobs.iter_mut().zip(&mut runs) {
         ground.clear(job)?;
-        if job.case.direction() != Direction::Through && job.subject != Subject::Narrow {
+        if job.case.direction() != Direction::Through
+            && !matches!(job.subject, Subject::Narrow | Subject::Bare)
+        {
             // fewer messages: only how many allocations they need is looked at
             job.messages = job.messages.min(COUNTED);
             let counted = ground.run(job, true)?;

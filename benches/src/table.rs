@@ -20,13 +20,13 @@ pub(crate) fn markdown(report: &Report) -> String {
     );
     let _ = writeln!(out, "Versions: {}.\n", report.versions.join(", "));
     out.push_str(
-        "| broker | case | bytes | postrider/s | usual/s | best/s | to best | least … most | target | to usual | CPU to best | allocations (best) | peak memory (best) |\n",
+        "| broker | case | bytes | postrider/s | usual/s | best/s | to best | least … most | target | to usual | to bare | CPU to best | allocations (best) | peak memory (best) |\n",
     );
-    out.push_str("|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n");
+    out.push_str("|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n");
     for row in &report.results {
         let _ = writeln!(
             out,
-            "| {} | {} | {} | {:.0} | {} | {:.0} | {:.2} | {:.2} … {:.2} | {:.2} | {} | {:.2} | {} ({}) | {} ({}) |",
+            "| {} | {} | {} | {:.0} | {} | {:.0} | {:.2} | {:.2} … {:.2} | {:.2} | {} | {} | {:.2} | {} ({}) | {} ({}) |",
             row.broker,
             row.case,
             row.payload,
@@ -38,6 +38,7 @@ pub(crate) fn markdown(report: &Report) -> String {
             row.ratio_max,
             row.target,
             row.ratio_usual.map_or("–".into(), |ratio| format!("{ratio:.2}")),
+            row.ratio_bare.map_or("–".into(), |ratio| format!("{ratio:.2}")),
             row.cpu_ratio,
             few(row.allocs_per_message),
             few(row.best_allocs_per_message),
@@ -71,7 +72,7 @@ pub(crate) fn markdown(report: &Report) -> String {
 /// As the terminal has it.
 pub(crate) fn text(report: &Report) -> String {
     let mut out = format!(
-        "{:<9}{:<14}{:>6}{:>12}{:>11}{:>12}{:>7}  {:<12}{:>7}{:>9}{:>7}{:>13}{:>10}\n",
+        "{:<9}{:<14}{:>6}{:>12}{:>11}{:>12}{:>7}  {:<12}{:>7}{:>9}{:>8}{:>7}{:>13}{:>10}\n",
         "broker",
         "case",
         "bytes",
@@ -82,6 +83,7 @@ pub(crate) fn text(report: &Report) -> String {
         "spread",
         "target",
         "to usual",
+        "to bare",
         "CPU",
         "allocs",
         "peak RSS"
@@ -89,7 +91,7 @@ pub(crate) fn text(report: &Report) -> String {
     for row in &report.results {
         let _ = writeln!(
             out,
-            "{:<9}{:<14}{:>6}{:>12.0}{:>11}{:>12.0}{:>7.2}  {:<12}{:>7.2}{:>9}{:>7.2}{:>13}{:>10}{}",
+            "{:<9}{:<14}{:>6}{:>12.0}{:>11}{:>12.0}{:>7.2}  {:<12}{:>7.2}{:>9}{:>8}{:>7.2}{:>13}{:>10}{}",
             row.broker,
             row.case,
             row.payload,
@@ -100,6 +102,7 @@ pub(crate) fn text(report: &Report) -> String {
             format!("{:.2}-{:.2}", row.ratio_min, row.ratio_max),
             row.target,
             row.ratio_usual.map_or("-".into(), |ratio| format!("{ratio:.2}")),
+            row.ratio_bare.map_or("-".into(), |ratio| format!("{ratio:.2}")),
             row.cpu_ratio,
             format!("{} / {}", few(row.allocs_per_message), few(row.best_allocs_per_message)),
             mib(row.peak_rss_bytes),

@@ -15,7 +15,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::DeliveryResult;
+use rdkafka::message::{DeliveryResult, Header, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, ProducerContext, ThreadedProducer};
 use rdkafka::{ClientContext, Message as _};
 use tokio::runtime::Handle;
@@ -27,6 +27,7 @@ use crate::job::{BATCH, Job, found};
 use crate::meter::Measured;
 use crate::order::OrderPlaced;
 use crate::pace::Pace;
+use crate::stamp::{self, Said, Stamp};
 use crate::tally::Tally;
 
 /// Messages in flight.
@@ -75,6 +76,7 @@ impl ProducerContext for Context {
 /// A producer that counts what is out.
 struct Sender {
     producer: ThreadedProducer<Context>,
+    stamp: Option<Stamp>,
     deliveries: Arc<Deliveries>,
     sent: u64,
 }
@@ -92,15 +94,19 @@ impl Sender {
             .set("partitioner", "murmur2_random")
             .set("message.timeout.ms", "30000")
             .create_with_context(Context(Arc::clone(&deliveries)))?;
-        Ok(Self { producer, deliveries, sent: 0 })
+        Ok(Self { producer, stamp: Stamp::of(job), deliveries, sent: 0 })
     }
 
     fn out(&self) -> u64 {
         self.sent - self.deliveries.count.load(SeqCst)
     }
 
-    fn send(&mut self, topic: &str, key: &str, body: &[u8]) -> Result<()> {
+    fn send(&mut self, topic: &str, of: &str, key: &str, body: &[u8]) -> Result<()> {
         let mut record = BaseRecord::with_opaque_to(topic, self.sent as usize).key(key).payload(body);
+        if let Some(stamp) = &mut self.stamp {
+            let said = stamp.next()?;
+            record = record.timestamp(said.ms as i64).headers(headers(of, key, said));
+        }
         while let Err((error, back)) = self.producer.send(record) {
             if error != KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull) {
                 return Err(error.into());
@@ -128,6 +134,21 @@ impl Sender {
         ensure!(!self.deliveries.failed.load(Relaxed), "a delivery has failed");
         Ok(())
     }
+}
+
+fn headers(of: &str, key: &str, said: Said<'_>) -> OwnedHeaders {
+    let headers = [
+        ("ce_specversion", stamp::SPECVERSION),
+        ("ce_id", said.id),
+        ("ce_time", said.time),
+        ("ce_schemaversion", stamp::SCHEMA_VERSION),
+        ("ce_type", of),
+        ("ce_partitionkey", key),
+        ("ce_source", stamp::SOURCE),
+        ("content-type", stamp::CONTENT_TYPE),
+    ];
+    let empty = OwnedHeaders::new_with_capacity(headers.len());
+    headers.into_iter().fold(empty, |all, (key, value)| all.insert(Header { key, value: Some(value) }))
 }
 
 /// Runs it.
@@ -176,7 +197,7 @@ fn publish(job: &Job, sender: &mut Sender, names: &Names, tally: Option<&Tally>)
             sender.settle(rest)?;
         }
         order.number(number);
-        sender.send(&names.orders, &order.key(), &serde_json::to_vec(&order)?)?;
+        sender.send(&names.orders, stamp::ORDER, &order.key(), &serde_json::to_vec(&order)?)?;
     }
     sender.settle(0)
 }
@@ -213,7 +234,8 @@ fn consume(job: &Job, names: &Names, tally: &Tally, mut output: Option<Sender>) 
             tally.add(&order);
             if let Some(output) = &mut output {
                 let invoice = order.invoice();
-                output.send(&names.invoices, &invoice.key(), &serde_json::to_vec(&invoice)?)?;
+                let body = serde_json::to_vec(&invoice)?;
+                output.send(&names.invoices, stamp::INVOICE, &invoice.key(), &body)?;
                 pending.out.push_back((message.partition(), message.offset(), false));
             } else {
                 consumer.store_offset(&names.orders, message.partition(), message.offset())?;

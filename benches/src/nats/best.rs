@@ -6,7 +6,8 @@ use std::pin::pin;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use async_nats::{Client, ConnectOptions, Message, Subscriber};
+use async_nats::header::{HeaderName, HeaderValue};
+use async_nats::{Client, ConnectOptions, HeaderMap, Message, Subject, Subscriber};
 use bytes::Bytes;
 use futures_util::{FutureExt as _, StreamExt as _};
 use serde::Deserialize;
@@ -20,6 +21,7 @@ use crate::job::{BATCH, Job, found};
 use crate::meter::Measured;
 use crate::order::OrderPlaced;
 use crate::pace::Pace;
+use crate::stamp::{self, Said, Stamp};
 use crate::tally::Tally;
 
 /// Messages in flight.
@@ -75,7 +77,8 @@ fn check(answer: Option<Message>) -> Result<()> {
 async fn publish(job: &Job, client: &Client, names: &Names, tally: Option<&Tally>) -> Result<()> {
     let inbox = client.new_inbox();
     let mut answers = client.subscribe(inbox.clone()).await?;
-    let inbox = async_nats::Subject::from(inbox);
+    let inbox = Subject::from(inbox);
+    let mut stamp = Stamp::of(job);
     let mut order = job.order();
     let mut pace = Pace::new(job.rate);
     let (window, all_at_once) = match job.case {
@@ -99,13 +102,47 @@ async fn publish(job: &Job, client: &Client, names: &Names, tally: Option<&Tally
         }
         order.number(number);
         let body = serde_json::to_vec(&order)?;
-        client.publish_with_reply(names.order(&order.key()), inbox.clone(), body.into()).await?;
+        let key = order.key();
+        send(client, &mut stamp, stamp::ORDER, &key, names.order(&key), inbox.clone(), body).await?;
         out += 1;
     }
     for _ in 0..out {
         check(answers.next().await)?;
     }
     Ok(())
+}
+
+async fn send(
+    client: &Client,
+    stamp: &mut Option<Stamp>,
+    of: &str,
+    key: &str,
+    to: Subject,
+    reply: Subject,
+    body: Vec<u8>,
+) -> Result<()> {
+    Ok(match stamp {
+        Some(stamp) => {
+            let headers = headers(of, key, stamp.next()?);
+            client.publish_with_reply_and_headers(to, reply, headers, body.into()).await?;
+        }
+        None => client.publish_with_reply(to, reply, body.into()).await?,
+    })
+}
+
+fn headers(of: &str, key: &str, said: Said<'_>) -> HeaderMap {
+    let headers = [
+        (HeaderName::from_static("ce-specversion"), stamp::SPECVERSION),
+        (HeaderName::from_static("ce-id"), said.id),
+        (HeaderName::from_static("ce-time"), said.time),
+        (HeaderName::from_static("ce-schemaversion"), stamp::SCHEMA_VERSION),
+        (HeaderName::from_static("ce-type"), of),
+        (HeaderName::from_static("ce-partitionkey"), key),
+        (HeaderName::from_static("ce-source"), stamp::SOURCE),
+        (HeaderName::from_static("content-type"), stamp::CONTENT_TYPE),
+        (HeaderName::from_static("Nats-Msg-Id"), said.id),
+    ];
+    headers.into_iter().map(|(name, value)| (name, HeaderValue::from(value))).collect()
 }
 
 /// Takes the answers that are there.
@@ -131,7 +168,7 @@ async fn consume(
         let pull = Pull::open(client, &names.stream, consumer, job.case == Case::ConsumeKeyed).await?;
         let (client, tally) = (client.clone(), tally.clone());
         if job.case == Case::Transform {
-            tasks.spawn(transform(pull, client, Arc::clone(names), tally));
+            tasks.spawn(transform(pull, client, Arc::clone(names), tally, Stamp::of(job)));
         } else {
             tasks.spawn(handle(pull, client, tally));
         }
@@ -160,7 +197,13 @@ async fn acknowledge(client: &Client, message: Message) -> Result<()> {
 }
 
 /// Acknowledges an order when its invoice is confirmed.
-async fn transform(mut pull: Pull, client: Client, names: Arc<Names>, tally: Tally) -> Result<()> {
+async fn transform(
+    mut pull: Pull,
+    client: Client,
+    names: Arc<Names>,
+    tally: Tally,
+    mut stamp: Option<Stamp>,
+) -> Result<()> {
     let inbox = client.new_inbox();
     let mut answers = client.subscribe(format!("{inbox}.*")).await?;
     // the orders whose invoices are out, from the one of number `first` on
@@ -190,9 +233,9 @@ async fn transform(mut pull: Pull, client: Client, names: Arc<Names>, tally: Tal
         let order: OrderPlaced = serde_json::from_slice(&message.payload)?;
         tally.add(&order);
         let invoice = order.invoice();
-        let (to, body) = (names.invoice(&invoice.key()), serde_json::to_vec(&invoice)?);
-        let reply = format!("{inbox}.{}", first + out.len() as u64);
-        client.publish_with_reply(to, reply, body.into()).await?;
+        let (key, body) = (invoice.key(), serde_json::to_vec(&invoice)?);
+        let reply = format!("{inbox}.{}", first + out.len() as u64).into();
+        send(&client, &mut stamp, stamp::INVOICE, &key, names.invoice(&key), reply, body).await?;
         out.push_back(Some(message));
     }
 }

@@ -13,7 +13,7 @@ use lapin::message::Delivery;
 use lapin::options::{
     BasicAckOptions, BasicConsumeOptions, BasicPublishOptions, BasicQosOptions, ConfirmSelectOptions,
 };
-use lapin::types::{FieldTable, ShortString};
+use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{BasicProperties, Channel, Confirmation, Connection, Consumer};
 use tokio::task::JoinSet;
 
@@ -23,6 +23,7 @@ use crate::job::{BATCH, Job, found};
 use crate::meter::Measured;
 use crate::order::OrderPlaced;
 use crate::pace::Pace;
+use crate::stamp::{self, Said, Stamp};
 use crate::tally::Tally;
 
 /// Messages in flight.
@@ -35,8 +36,8 @@ const TOGETHER: u64 = 100;
 pub(crate) async fn run(job: &Job) -> Result<Measured> {
     let (connection, names) = (super::connect(&job.url).await?, Arc::new(Names::of(job)?));
     if let Case::PublishOne | Case::Publish | Case::PublishAll = job.case {
-        publish(&job.first(), Output::open(&connection).await?, &names, None).await?;
-        let output = Output::open(&connection).await?;
+        publish(&job.first(), Output::open(&connection, job).await?, &names, None).await?;
+        let output = Output::open(&connection, job).await?;
         let measured = job.publishing(publish(job, output, &names, None)).await?;
         connection.close(200, "done".into()).await?;
         return Ok(measured);
@@ -52,14 +53,14 @@ pub(crate) async fn run(job: &Job) -> Result<Measured> {
             channel.basic_consume(queue.as_str().into(), "best".into(), options, arguments).await?;
         let acks = Acks { channel, last: 0, told: 0 };
         if job.case == Case::Transform {
-            let output = Output::open(&writing).await?;
+            let output = Output::open(&writing, job).await?;
             tasks.spawn(transform(consumer, acks, output, Arc::clone(&names), tally.clone()));
         } else {
             tasks.spawn(handle(consumer, acks, tally.clone()));
         }
     }
     if job.case == Case::Latency {
-        publish(job, Output::open(&writing).await?, &names, Some(&tally)).await?;
+        publish(job, Output::open(&writing, job).await?, &names, Some(&tally)).await?;
     }
     while let Some(task) = tasks.join_next().await {
         task??;
@@ -75,25 +76,37 @@ type Confirming = Pin<Box<dyn Future<Output = (u64, lapin::Result<Confirmation>)
 /// Publishes whose confirms are awaited later, each with a number of the caller's.
 struct Output {
     channel: Channel,
+    stamp: Option<Stamp>,
     out: FuturesUnordered<Confirming>,
 }
 
 impl Output {
-    async fn open(connection: &Connection) -> Result<Self> {
+    async fn open(connection: &Connection, job: &Job) -> Result<Self> {
         let channel = connection.create_channel().await?;
         channel.confirm_select(ConfirmSelectOptions::default()).await?;
-        Ok(Self { channel, out: FuturesUnordered::new() })
+        Ok(Self { channel, stamp: Stamp::of(job), out: FuturesUnordered::new() })
     }
 
     fn len(&self) -> u64 {
         self.out.len() as u64
     }
 
-    async fn send(&mut self, number: u64, exchange: &ShortString, slot: ShortString, body: Vec<u8>) {
+    async fn send(
+        &mut self,
+        number: u64,
+        of: &str,
+        key: &str,
+        exchange: &ShortString,
+        slot: ShortString,
+        body: Vec<u8>,
+    ) -> Result<()> {
         let (channel, exchange) = (self.channel.clone(), exchange.clone());
+        let properties = match &mut self.stamp {
+            Some(stamp) => properties(of, key, stamp.next()?),
+            None => BasicProperties::default().with_delivery_mode(2),
+        };
         let mut publishing: Confirming = Box::pin(async move {
             let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
-            let properties = BasicProperties::default().with_delivery_mode(2);
             let confirmed = match channel.basic_publish(exchange, slot, options, &body, properties).await {
                 Ok(confirm) => confirm.await,
                 Err(error) => Err(error),
@@ -105,6 +118,7 @@ impl Output {
             Poll::Ready(done) => self.out.push(Box::pin(std::future::ready(done))),
             Poll::Pending => self.out.push(publishing),
         }
+        Ok(())
     }
 
     async fn close(self) -> Result<()> {
@@ -118,6 +132,28 @@ impl Output {
         ensure!(matches!(confirmation, Confirmation::Ack(None)), "the broker says {confirmation:?}");
         Ok(number)
     }
+}
+
+fn properties(of: &str, key: &str, said: Said<'_>) -> BasicProperties {
+    let headers = [
+        ("cloudEvents:specversion", stamp::SPECVERSION),
+        ("cloudEvents:id", said.id),
+        ("cloudEvents:time", said.time),
+        ("cloudEvents:schemaversion", stamp::SCHEMA_VERSION),
+        ("cloudEvents:type", of),
+        ("cloudEvents:partitionkey", key),
+        ("cloudEvents:source", stamp::SOURCE),
+    ];
+    let mut table = FieldTable::default();
+    for (name, value) in headers {
+        table.insert(name.into(), AMQPValue::LongString(value.into()));
+    }
+    BasicProperties::default()
+        .with_delivery_mode(2)
+        .with_content_type(stamp::CONTENT_TYPE.into())
+        .with_message_id(said.id.into())
+        .with_timestamp(said.ms / 1000)
+        .with_headers(table)
 }
 
 async fn publish(job: &Job, mut output: Output, names: &Names, tally: Option<&Tally>) -> Result<()> {
@@ -138,8 +174,8 @@ async fn publish(job: &Job, mut output: Output, names: &Names, tally: Option<&Ta
             }
         }
         order.number(number);
-        let body = serde_json::to_vec(&order)?;
-        output.send(number, &names.orders, names.slot(&order.key()), body).await;
+        let (key, body) = (order.key(), serde_json::to_vec(&order)?);
+        output.send(number, stamp::ORDER, &key, &names.orders, names.slot(&key), body).await?;
     }
     while output.len() > 0 {
         output.confirmed().await?;
@@ -227,8 +263,9 @@ async fn transform(
         let order: OrderPlaced = serde_json::from_slice(&delivery.data)?;
         tally.add(&order);
         let invoice = order.invoice();
-        let (slot, body) = (names.slot(&invoice.key()), serde_json::to_vec(&invoice)?);
-        output.send(delivery.delivery_tag, &names.invoices, slot, body).await;
+        let (key, body) = (invoice.key(), serde_json::to_vec(&invoice)?);
+        let slot = names.slot(&key);
+        output.send(delivery.delivery_tag, stamp::INVOICE, &key, &names.invoices, slot, body).await?;
         out.push_back(false);
     }
     output.close().await?;
