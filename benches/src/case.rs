@@ -47,7 +47,7 @@ pub(crate) enum Subject {
     Best,
     /// The fastest publisher, but of bodies that say nothing of themselves
     Bare,
-    /// The fastest publisher, but with 256 messages in flight: what the best one is held against on Kafka
+    /// The same with 256 messages in flight: what it is held against on Kafka
     Narrow,
 }
 

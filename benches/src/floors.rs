@@ -18,8 +18,8 @@ pub(crate) fn weak(report: &Report) -> Vec<String> {
     for (kind, case, floor, other, name) in floors {
         // larger bodies are bound by bytes, not by the loop
         for row in report.of(kind).filter(|row| row.case == case && row.payload == 256) {
-            // the usual loop sends bodies alone, and so must the one that is held against it
-            let best = if kind == Kind::Nats { row.bare.unwrap_or(row.best) } else { row.best };
+            // those send bodies alone, and so must the loop that is held against them
+            let best = row.bare.unwrap_or(row.best);
             if let Some(other) = other(row)
                 && best < other * floor
             {

@@ -46,7 +46,7 @@ pub(crate) struct Row {
     pub(crate) best: f64,
     /// The best publisher of bodies alone.
     pub(crate) bare: Option<f64>,
-    /// The best publisher with 256 in flight.
+    /// The same with 256 in flight.
     pub(crate) narrow: Option<f64>,
     pub(crate) ratio: f64,
     pub(crate) ratio_min: f64,

@@ -37,7 +37,7 @@ pub(crate) struct Said<'a> {
 impl Stamp {
     /// Of a subject that says something of its messages.
     pub(crate) fn of(job: &Job) -> Option<Self> {
-        (job.subject != Subject::Bare).then(|| Self {
+        (!matches!(job.subject, Subject::Bare | Subject::Narrow)).then(|| Self {
             last: Uuid::now_v7().as_u128(),
             ms: 0,
             time: String::new(),

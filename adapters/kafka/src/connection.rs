@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use postrider_core::{BrokerUrl, Env, Error, ErrorKind, Health, Receipt, Result};
+use postrider_core::{BrokerUrl, Env, Error, ErrorKind, Health, Receipt, Result, Window};
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
@@ -15,7 +15,7 @@ use serde::Deserialize;
 use tokio::sync::watch;
 
 use crate::config::KafkaConfig;
-use crate::confirms::Slots;
+use crate::confirms::Sends;
 use crate::error;
 use crate::properties;
 
@@ -29,7 +29,7 @@ pub(crate) const HEADER_ROOM: usize = 96 * 1024;
 #[derive(Debug)]
 pub(crate) struct Ears {
     up: watch::Sender<bool>,
-    slots: Arc<Slots>,
+    sends: Arc<Sends>,
     /// The first refusal of the credentials, and what ended the client for good.
     refused: Mutex<Option<Code>>,
     fatal: Mutex<Option<String>>,
@@ -65,7 +65,7 @@ impl ClientContext for Ears {
             let up = found.brokers.values().any(|broker| broker.state == "UP");
             self.up.send_if_modified(|known| std::mem::replace(known, up) != up);
             if let Some(producer) = found.eos.map(|eos| eos.producer_id).filter(|id| *id >= 0) {
-                self.slots.produced_by(producer as u64);
+                self.sends.produced_by(producer as u64);
             }
         }
     }
@@ -97,7 +97,7 @@ impl ProducerContext for Ears {
             Ok(message) => Ok(Receipt::new(message.partition() as u32, message.offset() as u64)),
             Err((error, _)) => Err(error::delivery(error.rdkafka_error_code().unwrap_or(Code::Unknown))),
         };
-        self.slots.delivered(token as u64, outcome);
+        self.sends.delivered(token as u64, outcome);
     }
 }
 
@@ -119,7 +119,7 @@ pub(crate) fn log(level: RDKafkaLogLevel, facility: &str, message: &str) {
 pub(crate) struct Connection {
     pub(crate) producer: Arc<ThreadedProducer<Ears>>,
     pub(crate) common: ClientConfig,
-    pub(crate) slots: Arc<Slots>,
+    pub(crate) sends: Arc<Sends>,
     up: watch::Receiver<bool>,
 }
 
@@ -134,17 +134,18 @@ impl Connection {
     pub(crate) async fn open(url: &BrokerUrl, config: &KafkaConfig, env: &Env) -> Result<Self> {
         let common = properties::common(url, config)?;
         let (sender, up) = watch::channel(true);
-        let slots = Arc::new(Slots::default());
+        let bound = Window { messages: config.max_pending, bytes: config.max_pending_bytes };
+        let sends = Arc::new(Sends::new(bound));
         let ears = Ears {
             up: sender,
-            slots: Arc::clone(&slots),
+            sends: Arc::clone(&sends),
             refused: Mutex::new(None),
             fatal: Mutex::new(None),
         };
         let producer: ThreadedProducer<Ears> = properties::producer(&common, config, HEADER_ROOM)
             .create_with_context(ears)
             .map_err(error::creation)?;
-        let connection = Self { producer: Arc::new(producer), common, slots, up };
+        let connection = Self { producer: Arc::new(producer), common, sends, up };
         connection.first_answer(url, config, env).await?;
         Ok(connection)
     }
@@ -263,7 +264,7 @@ impl Connection {
         self.producer.purge(flags);
         let left = until.saturating_duration_since(env.now()).max(Duration::from_millis(500));
         tokio::select! {
-            _ = self.slots.flushed() => {}
+            _ = self.sends.pending.flushed() => {}
             () = env.sleep(left) => {}
         }
     }

@@ -7,26 +7,22 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use postrider_core::{
-    Capabilities, Confirm, Confirms, DrainReport, Env, Error, ErrorKind, Outgoing, PublishError,
-    PublishOrder, Publisher, Result, check_address, check_size, fit_copy, retry_tier,
+    Capabilities, Confirm, Confirms, DrainReport, Env, Error, ErrorKind, NewSend, Outgoing, Pending,
+    PublishError, PublishOrder, Publisher, Result, check_address, check_size, fit_copy, retry_tier,
 };
 use rdkafka::error::RDKafkaErrorCode as Code;
 use rdkafka::producer::BaseRecord;
-use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use crate::broker::KafkaBroker;
 use crate::config::KafkaConfig;
-use crate::confirms::{Room, Slots, Target};
+use crate::confirms::{Sends, Target};
 use crate::connection::{Connection, HEADER_ROOM};
 use crate::convert;
 use crate::error;
 use crate::naming::Naming;
-use crate::partitioner::{Place, Topic};
+use crate::partitioner::Topic;
 use crate::properties;
-
-/// The byte bound is counted in pieces of this size, since a semaphore counts to 2^29 at most on every machine.
-const PIECE: usize = 1024;
 
 /// What a record takes beside key, headers and body: it goes in a batch of its own at worst.
 const FRAME: usize = 256;
@@ -40,10 +36,7 @@ pub(crate) struct Outbox {
     connection: Connection,
     naming: Naming,
     env: Env,
-    slots: Arc<Slots>,
-    messages: Arc<Semaphore>,
-    bytes: Arc<Semaphore>,
-    all_bytes: u32,
+    sends: Arc<Sends>,
     deadline: Duration,
     /// The largest record that the client takes.
     largest: usize,
@@ -59,6 +52,8 @@ pub(crate) struct Outbox {
 #[derive(Debug, Default)]
 struct Topics {
     known: RwLock<HashMap<String, Arc<Topic>>>,
+    /// The same by channel, of those that were published to: their names needn't be looked at and made for each message.
+    channels: RwLock<HashMap<String, Arc<Topic>, foldhash::fast::RandomState>>,
     missing: Mutex<HashMap<String, Instant>>,
 }
 
@@ -69,6 +64,19 @@ impl Topics {
 
     fn forget(&self, topic: &str) {
         self.known.write().unwrap_or_else(PoisonError::into_inner).remove(topic);
+        self.channels
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .retain(|_, found| *found.name != *topic);
+    }
+
+    fn of_channel(&self, channel: &str) -> Option<Arc<Topic>> {
+        self.channels.read().unwrap_or_else(PoisonError::into_inner).get(channel).cloned()
+    }
+
+    fn remember(&self, channel: &str, topic: &Arc<Topic>) {
+        let mut channels = self.channels.write().unwrap_or_else(PoisonError::into_inner);
+        channels.insert(channel.to_owned(), Arc::clone(topic));
     }
 
     /// Asks for the topic.
@@ -81,7 +89,7 @@ impl Topics {
         // a topic that was made this moment may not have reached the broker that is asked
         for wait in [20, 80, 0] {
             if let Some(count) = connection.partitions("publish", topic).await? {
-                let (producer, now) = (connection.slots.producer(), env.now());
+                let (producer, now) = (connection.sends.producer(), env.now());
                 let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
                 let found = match known.get(topic) {
                     // somebody else asked meanwhile
@@ -106,8 +114,8 @@ impl Topics {
 
 /// Why a message couldn't be handed over now.
 enum Refused {
-    /// The client has no room; the message's own room is given back.
-    Full(Room),
+    /// There is no room here, or the client has none.
+    Full,
     Failed(Error),
 }
 
@@ -119,18 +127,14 @@ impl Outbox {
         env: Env,
         capabilities: Capabilities,
     ) -> Self {
-        let slots = Arc::clone(&connection.slots);
+        let sends = Arc::clone(&connection.sends);
         let mut tasks = JoinSet::new();
-        tasks.spawn(watch(Arc::clone(&slots), env.clone()));
-        let all_bytes = u32::try_from(config.max_pending_bytes.div_ceil(PIECE)).unwrap_or(u32::MAX >> 4);
+        tasks.spawn(watch(Arc::clone(&sends), env.clone()));
         Self {
             connection,
             naming,
             env,
-            slots,
-            messages: Arc::new(Semaphore::new(config.max_pending)),
-            bytes: Arc::new(Semaphore::new(all_bytes as usize)),
-            all_bytes,
+            sends,
             deadline: config.send_deadline,
             largest: properties::largest_record(config, HEADER_ROOM),
             capabilities,
@@ -141,8 +145,8 @@ impl Outbox {
         }
     }
 
-    /// The topic of a message that may be sent; of a copy, leaves out what the client wouldn't take.
-    fn check(&self, message: &mut Outgoing<'_>) -> Result<String> {
+    /// Refuses what can't be sent; of a copy, leaves out what the client wouldn't take.
+    fn check(&self, message: &mut Outgoing<'_>) -> Result<()> {
         if self.closed.load(Relaxed) {
             return Err(Error::new(ErrorKind::Closed, "publish", "the publisher is closed; connect again"));
         }
@@ -154,12 +158,15 @@ impl Outbox {
             let text = "the Kafka adapter takes no properties of a single message; leave it out";
             return Err(Error::config("publish", text).with("property", name));
         }
+        let most = self.largest.saturating_sub(message.envelope.payload().len() + FRAME);
+        fit_copy(message, most, convert::copy_len)
+    }
+
+    /// The name of the topic that the message goes to.
+    fn topic(&self, message: &Outgoing<'_>) -> Result<String> {
         let channel = message.address.channel();
         postrider_core::Channel::new(channel)?;
         check_address(message, &self.capabilities)?;
-        let most = self.largest.saturating_sub(message.envelope.payload().len() + FRAME);
-        fit_copy(message, most, convert::copy_len)?;
-        let channel = message.address.channel();
         match message.address.group() {
             Some(group) => self.naming.redrive(channel, group),
             None => self.naming.topic(channel),
@@ -175,12 +182,6 @@ impl Outbox {
         }
     }
 
-    fn pieces(&self, message: &Outgoing<'_>) -> u32 {
-        u32::try_from(message.envelope.byte_len().div_ceil(PIECE))
-            .unwrap_or(u32::MAX)
-            .clamp(1, self.all_bytes)
-    }
-
     fn key(&self, message: &Outgoing<'_>) -> Option<u64> {
         (message.options.order == PublishOrder::PerKey)
             .then(|| message.envelope.key().map(|key| self.hash.hash_one(key)))
@@ -190,21 +191,40 @@ impl Outbox {
     /// The topic, if it is known and needn't be asked for again. While gates are being opened they aren't exchanged.
     fn known(&self, topic: &str) -> Option<Arc<Topic>> {
         let found = self.topics.get(topic)?;
-        (found.is_current(self.slots.producer(), self.env.now()) || found.is_opening()).then_some(found)
+        (found.is_current(self.sends.producer(), self.env.now()) || found.is_opening()).then_some(found)
     }
 
-    /// Hands over to the client, which copies the message and answers by its delivery report.
-    fn hand_over(
+    /// The topic that the message goes to, if it is known.
+    fn target(&self, message: &Outgoing<'_>) -> Result<Option<Arc<Topic>>> {
+        let (channel, plain) =
+            (message.address.channel(), message.address.group().is_none() && message.options.delay.is_none());
+        if plain
+            && let Some(found) = self.topics.of_channel(channel)
+            && found.is_current(self.sends.producer(), self.env.now())
+        {
+            return Ok(Some(found));
+        }
+        let found = self.known(&self.topic(message)?);
+        if let (Some(found), true) = (&found, plain) {
+            self.topics.remember(channel, found);
+        }
+        Ok(found)
+    }
+
+    /// Hands over to the client, which copies the message and answers by its delivery report. `open` opens the slot.
+    fn hand_over<R>(
         &self,
         message: &Outgoing<'_>,
-        topic: &Arc<Topic>,
-        place: Place,
-        room: Room,
-        key: Option<u64>,
+        target: Target,
         deadline: Instant,
+        open: impl FnOnce(&Pending<Target>, NewSend<Target>) -> std::result::Result<u64, R>,
     ) -> std::result::Result<Confirm, Refused> {
         let envelope = &message.envelope;
-        let token = self.slots.open(deadline, key, room, Target { topic: Arc::clone(topic), place });
+        let (topic, place) = (Arc::clone(&target.topic), target.place);
+        let send = NewSend { deadline, key: self.key(message), bytes: envelope.byte_len(), sent: target };
+        let Ok(token) = self.sends.open(send, open) else {
+            return Err(Refused::Full);
+        };
         let mut record: BaseRecord<'_, [u8], [u8], usize> =
             BaseRecord::with_opaque_to(&topic.name, token as usize)
                 .partition(place.partition as i32)
@@ -214,41 +234,41 @@ impl Outbox {
         // a copy is kept as long as the topic keeps what is written now, however old the message is
         record.timestamp = message.options.hop.is_none().then_some(envelope.time_ms() as i64);
         let Err((refused, _)) = self.connection.producer.send(record) else {
-            return Ok(Confirm::tracked(Arc::clone(&self.slots) as Arc<dyn Confirms>, token));
+            return Ok(self.confirm(token));
         };
-        let room = self.slots.cancel(token);
-        match (refused.rdkafka_error_code(), room) {
-            (Some(Code::QueueFull), Some(room)) => Err(Refused::Full(room)),
-            (code, _) => {
-                if matches!(code, Some(Code::UnknownTopic | Code::UnknownPartition)) {
-                    self.topics.forget(&topic.name);
-                }
-                Err(Refused::Failed(error::client("publish", refused).with("topic", &topic.name)))
-            }
+        self.sends.cancel(token);
+        let code = refused.rdkafka_error_code();
+        if code == Some(Code::QueueFull) {
+            return Err(Refused::Full);
         }
+        if matches!(code, Some(Code::UnknownTopic | Code::UnknownPartition)) {
+            self.topics.forget(&topic.name);
+        }
+        Err(Refused::Failed(error::client("publish", refused).with("topic", &topic.name)))
+    }
+
+    fn confirm(&self, token: u64) -> Confirm {
+        Confirm::tracked(Arc::clone(&self.sends.pending) as Arc<dyn Confirms>, token)
     }
 
     #[allow(clippy::async_yields_async, reason = "the confirm is awaited by whoever wants the outcome")]
     async fn send(&self, mut message: Outgoing<'_>) -> Confirm {
-        let topic = match self.check(&mut message) {
+        let topic = match self.check(&mut message).and_then(|()| self.topic(&message)) {
             Ok(topic) => topic,
             Err(error) => return Confirm::failed(error),
         };
         let allowed = message.options.deadline.unwrap_or(self.deadline);
         let deadline = self.env.now() + allowed;
-        let (pieces, key) = (self.pieces(&message), self.key(&message));
+        let (bytes, key) = (message.envelope.byte_len(), self.key(&message));
         let ready = async {
-            // the semaphores are never closed
-            let (Ok(messages), Ok(bytes)) = (
-                Arc::clone(&self.messages).acquire_owned().await,
-                Arc::clone(&self.bytes).acquire_many_owned(pieces).await,
-            ) else {
-                return std::future::pending().await;
-            };
-            let mut room = (messages, bytes);
+            let mut held = None;
             loop {
+                let room = match held.take() {
+                    Some(room) => room,
+                    None => self.sends.pending.room(bytes).await,
+                };
                 if let Some(key) = key {
-                    self.slots.until(|| !self.slots.has_key(key)).await;
+                    self.sends.pending.until_free(key).await;
                 }
                 self.connection.up().await;
                 let found = match self.known(&topic) {
@@ -261,20 +281,22 @@ impl Outbox {
                     Err(_) => {
                         // no answer: the deadline bounds how often it is tried
                         self.env.sleep(Duration::from_millis(50)).await;
+                        held = Some(room);
                         continue;
                     }
                 };
                 let partition = Self::partition(&message, &found);
                 let Some(place) = found.enter(partition, self.env.now()) else {
-                    self.slots.until(|| !found.is_under_way(partition)).await;
+                    self.sends.pending.until(|| !found.is_under_way(partition)).await;
+                    held = Some(room);
                     continue;
                 };
-                match self.hand_over(&message, &found, place, room, key, deadline) {
+                let target = Target { topic: found, place };
+                match self.hand_over(&message, target, deadline, |pending, send| pending.open(send, room)) {
                     Ok(confirm) => return confirm,
                     Err(Refused::Failed(error)) => return Confirm::failed(error),
-                    Err(Refused::Full(back)) => room = back,
+                    Err(Refused::Full) => self.env.sleep(Duration::from_millis(5)).await,
                 }
-                self.env.sleep(Duration::from_millis(5)).await;
             }
         };
         tokio::select! {
@@ -291,33 +313,20 @@ impl Outbox {
 
     #[expect(clippy::result_large_err, reason = "the message is given back, not an error made")]
     fn try_send<'a>(&self, mut message: Outgoing<'a>) -> std::result::Result<Confirm, Outgoing<'a>> {
-        let topic = match self.check(&mut message) {
-            Ok(topic) => topic,
+        let topic = match self.check(&mut message).and_then(|()| self.target(&message)) {
+            Ok(Some(topic)) if self.connection.is_up() => topic,
+            Ok(_) => return Err(message),
             Err(error) => return Ok(Confirm::failed(error)),
         };
-        let key = self.key(&message);
-        if !self.connection.is_up() || key.is_some_and(|key| self.slots.has_key(key)) {
-            return Err(message);
-        }
-        let Some(found) = self.known(&topic) else {
-            return Err(message);
-        };
-        let Ok(messages) = Arc::clone(&self.messages).try_acquire_owned() else {
-            return Err(message);
-        };
-        let pieces = self.pieces(&message);
-        let Ok(bytes) = Arc::clone(&self.bytes).try_acquire_many_owned(pieces) else {
-            return Err(message);
-        };
         let now = self.env.now();
-        let Some(place) = found.enter(Self::partition(&message, &found), now) else {
+        let Some(place) = topic.enter(Self::partition(&message, &topic), now) else {
             return Err(message);
         };
         let deadline = now + message.options.deadline.unwrap_or(self.deadline);
-        match self.hand_over(&message, &found, place, (messages, bytes), key, deadline) {
+        match self.hand_over(&message, Target { topic, place }, deadline, Pending::try_open) {
             Ok(confirm) => Ok(confirm),
             Err(Refused::Failed(error)) => Ok(Confirm::failed(error)),
-            Err(Refused::Full(_)) => Err(message),
+            Err(Refused::Full) => Err(message),
         }
     }
 }
@@ -336,7 +345,7 @@ impl Publisher for KafkaBroker {
     }
 
     async fn flush(&self) -> std::result::Result<(), PublishError> {
-        self.outbox().slots.flushed().await
+        self.outbox().sends.pending.flushed().await
     }
 
     async fn close(&self, deadline: Instant) -> DrainReport {
@@ -346,20 +355,20 @@ impl Publisher for KafkaBroker {
         let in_time = tokio::select! {
             biased;
             // failures that nobody read are in the report
-            _ = outbox.slots.flushed() => true,
+            _ = outbox.sends.pending.flushed() => true,
             () = outbox.env.sleep(left) => false,
         };
         if !in_time {
             // what was never sent is told apart from what may have been
             outbox.connection.purge(deadline, &outbox.env).await;
-            for token in outbox.slots.unanswered() {
+            for token in outbox.sends.pending.unanswered() {
                 let text = "the broker didn't answer before the publisher closed";
                 let error = Error::new(ErrorKind::Timeout, "close", text);
-                outbox.slots.resolve(token, Err(PublishError::Unknown(error)));
+                outbox.sends.pending.resolve(token, |_| Err(PublishError::Unknown(error)));
             }
         }
         self.end(deadline).await;
-        outbox.slots.report()
+        outbox.sends.pending.report()
     }
 }
 
@@ -370,13 +379,13 @@ impl KafkaBroker {
 }
 
 /// Resolves what isn't answered by its deadline. It was handed over, so what became of it isn't known.
-async fn watch(slots: Arc<Slots>, env: Env) {
+async fn watch(sends: Arc<Sends>, env: Env) {
     loop {
         env.sleep(Duration::from_millis(50)).await;
-        for token in slots.overdue(env.now()) {
+        for token in sends.pending.overdue(env.now()) {
             let text = "the broker didn't answer within the deadline";
             let error = Error::new(ErrorKind::Timeout, "publish", text);
-            slots.resolve(token, Err(PublishError::Unknown(error)));
+            sends.pending.resolve(token, |_| Err(PublishError::Unknown(error)));
         }
     }
 }

@@ -25,7 +25,7 @@ impl Envelope {
             write("time", &rfc3339(self.time_ms as i64));
         }
         if self.version > 0 {
-            write("schemaversion", &self.version.to_string());
+            write("schemaversion", itoa::Buffer::new().format(self.version));
         }
         let mut seen = 0_u32;
         for (attribute, value) in self.headers.attributes() {
