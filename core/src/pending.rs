@@ -164,6 +164,23 @@ impl<T> Pending<T> {
         Some(sent)
     }
 
+    /// The answers to many sends, as [`resolve`](Self::resolve) takes one: under one lock, so that whoever waits finds all of them.
+    /// What was kept is dropped.
+    pub fn resolve_all<O: FnOnce(&mut T) -> Confirmed>(&self, answers: impl IntoIterator<Item = (u64, O)>) {
+        let (mut kept, mut wakers) = (Vec::new(), Vec::new());
+        let mut table = self.table();
+        for (token, outcome) in answers {
+            if let Some((sent, waker, rooms)) = table.resolve(token, outcome) {
+                // dropped outside of the lock; what needs no dropping takes no memory here either
+                if std::mem::needs_drop::<T>() {
+                    kept.push(sent);
+                }
+                wakers.extend(waker.into_iter().chain(rooms));
+            }
+        }
+        self.release(table, None, wakers);
+    }
+
     /// Lets go of the lock, then wakes whoever waits.
     fn release(&self, table: MutexGuard<'_, Table<T>>, waker: Option<Waker>, rooms: Vec<Waker>) {
         let watched = table.watchers > 0;

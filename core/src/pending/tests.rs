@@ -42,6 +42,28 @@ async fn an_answer_reaches_its_confirm_once_and_frees_key_and_room() {
     assert_eq!(pending.unanswered(), [next]);
 }
 
+#[tokio::test]
+async fn many_answers_are_as_good_as_one_after_the_other() {
+    let pending = pending();
+    let tokens = [1, 2, 3].map(|key| pending.try_open(entry(30, Some(key))).unwrap());
+    let mut waits = Box::pin(pending.room(50));
+    assert!(waits.as_mut().now_or_never().is_none());
+    let [first, second, third] = tokens.map(|token| confirm(&pending, token));
+    drop(second);
+    // one of them twice, and one that nobody has sent
+    let answers = [tokens[0], tokens[1], tokens[0], tokens[1] + 7];
+    pending.resolve_all(answers.into_iter().map(|token| {
+        (token, |sent: &mut u32| {
+            assert_eq!(*sent, 7);
+            Ok(Receipt::new(0, token))
+        })
+    }));
+    assert_eq!(first.await.unwrap().position, tokens[0]);
+    assert!(third.now_or_never().is_none());
+    assert!(waits.now_or_never().is_some());
+    assert_eq!((pending.unanswered(), pending.report().confirmed), (vec![tokens[2]], 2));
+}
+
 #[test]
 fn a_late_answer_does_not_reach_another_send_in_the_same_place() {
     let pending = pending();
