@@ -73,8 +73,16 @@ macro_rules! names {
             /// [`ErrorKind::Config`](crate::ErrorKind::Config), saying which character or length is wrong.
             pub fn new(name: impl Into<Arc<str>>) -> Result<Self> {
                 let name = name.into();
-                $check(&name).map_err(|why| Error::config("name", format!(concat!("not a ", $what, ": {}"), why)).with("name", format!("{name:?}")))?;
+                Self::check(&name)?;
                 Ok(Self(name))
+            }
+
+            /// Checks a name that isn't to be kept, without an allocation.
+            ///
+            /// # Errors
+            /// As [`new`](Self::new).
+            pub fn check(name: &str) -> Result<()> {
+                $check(name).map_err(|why| Error::config("name", format!(concat!("not a ", $what, ": {}"), why)).with("name", format!("{name:?}")))
             }
 
             /// The name itself.

@@ -17,6 +17,14 @@ impl MessageId {
     pub fn parse(text: &str) -> Self {
         parse_uuid(text).map_or_else(|| Self::Text(text.into()), Self::Uuid)
     }
+
+    /// Its text, written into `room` where it isn't text already.
+    pub fn text<'a>(&'a self, room: &'a mut [u8; 36]) -> &'a str {
+        match self {
+            Self::Uuid(bytes) => format_uuid(bytes, room),
+            Self::Text(text) => text,
+        }
+    }
 }
 
 impl fmt::Display for MessageId {

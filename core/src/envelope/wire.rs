@@ -6,8 +6,8 @@ use bytes::Bytes;
 
 use super::{Envelope, EnvelopeBuilder};
 use crate::headers::{Attribute, HeaderValue};
-use crate::id::{MessageId, format_uuid};
-use crate::time::{parse_rfc3339, rfc3339};
+use crate::id::MessageId;
+use crate::time::{TimeText, parse_rfc3339, rfc3339};
 
 /// The extension that says how a key that isn't text was written: `base64`.
 const KEY_ENCODING: &str = "partitionkeyencoding";
@@ -17,12 +17,12 @@ impl Envelope {
     /// has a place of its own on every broker.
     pub fn write_attributes(&self, mut write: impl FnMut(&str, &str)) {
         write("specversion", "1.0");
-        match &self.id {
-            MessageId::Uuid(bytes) => write("id", format_uuid(bytes, &mut [0; 36])),
-            MessageId::Text(text) => write("id", text),
-        }
+        write("id", self.id.text(&mut [0; 36]));
         if self.time_ms > 0 {
-            write("time", &rfc3339(self.time_ms as i64));
+            match TimeText::new(self.time_ms as i64) {
+                Some(text) => write("time", text.as_str()),
+                None => write("time", &rfc3339(self.time_ms as i64)),
+            }
         }
         if self.version > 0 {
             write("schemaversion", itoa::Buffer::new().format(self.version));
@@ -173,14 +173,32 @@ impl WireReader {
 /// The id of an output or of a copy: the same inputs give the same id, so that a re-run publishes the same message again.
 /// A `UUIDv8` over 128 bits of XXH3.
 pub fn derived_id(parts: &[&[u8]]) -> MessageId {
-    let mut hash = xxhash_rust::xxh3::Xxh3Default::new();
+    let bits = hash(parts) & !(0xf << 76) & !(0x3 << 62) | (0x8 << 76) | (0x2 << 62);
+    MessageId::Uuid(bits.to_be_bytes())
+}
+
+/// All parts, each behind its length. A few bytes are hashed at once, which is the same and takes a tenth of the time.
+fn hash(parts: &[&[u8]]) -> u128 {
+    use xxhash_rust::xxh3::{Xxh3Default, xxh3_128};
+    let (mut few, mut length) = ([0; AT_ONCE], 0);
+    let whole: usize = parts.iter().map(|part| part.len() + 8).sum();
+    if whole <= AT_ONCE {
+        for part in parts {
+            few[length..length + 8].copy_from_slice(&(part.len() as u64).to_le_bytes());
+            few[length + 8..][..part.len()].copy_from_slice(part);
+            length += 8 + part.len();
+        }
+        return xxh3_128(&few[..length]);
+    }
+    let mut hash = Xxh3Default::new();
     for part in parts {
         hash.update(&(part.len() as u64).to_le_bytes());
         hash.update(part);
     }
-    let bits = hash.digest128() & !(0xf << 76) & !(0x3 << 62) | (0x8 << 76) | (0x2 << 62);
-    MessageId::Uuid(bits.to_be_bytes())
+    hash.digest128()
 }
+
+const AT_ONCE: usize = 192;
 
 #[cfg(test)]
 mod tests {
@@ -237,6 +255,20 @@ mod tests {
         assert_ne!(id(&[b"a", b"b"]), id(&[b"ab", b""]));
         let MessageId::Uuid(bytes) = id(&[b"a"]) else { panic!("not a UUID") };
         assert_eq!((bytes[6] >> 4, bytes[8] >> 6), (8, 2));
+    }
+
+    #[test]
+    fn few_bytes_and_many_are_hashed_alike() {
+        let long = [7; 300];
+        for length in 0..300 {
+            let parts: [&[u8]; 2] = [&long[..length], b"end"];
+            let mut stream = xxhash_rust::xxh3::Xxh3Default::new();
+            for part in parts {
+                stream.update(&(part.len() as u64).to_le_bytes());
+                stream.update(part);
+            }
+            assert_eq!(hash(&parts), stream.digest128(), "{length}");
+        }
     }
 
     #[test]
