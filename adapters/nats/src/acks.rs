@@ -1,10 +1,12 @@
 //! The task that tells the server what became of deliveries: acknowledgements, signs of life, and what to tell again after a
 //! lost connection.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use async_nats::client::traits::Publisher as _;
+use async_nats::message::OutboundMessage;
 use async_nats::{Subject, Subscriber};
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -95,7 +97,9 @@ impl Line {
     async fn tell(&mut self, env: &Env, tells: impl Iterator<Item = Tell>) {
         for tell in tells {
             // handed over only while connected: what is told to a lost connection would be told late
-            self.connection.up().await;
+            if !self.connection.is_up() {
+                self.connection.up().await;
+            }
             if tell.what == What::Unpin {
                 // the next holder must find everything that was given back
                 self.confirm(env).await;
@@ -116,7 +120,8 @@ impl Line {
             What::Unpin => Bytes::from(format!("{{\"group\":\"{PRIORITY_GROUP}\"}}")),
         };
         // an error here is a closed client: the server redelivers
-        let _ = self.connection.client.publish(tell.reply.clone(), payload).await;
+        let message = OutboundMessage { subject: tell.reply.clone(), reply: None, payload, headers: None };
+        let _ = self.connection.client.publish_message(message).await;
     }
 
     /// After a reconnect: the server may or may not have these, and taking one twice changes nothing.
@@ -130,10 +135,7 @@ impl Line {
     /// replied.
     async fn confirm(&mut self, env: &Env) -> bool {
         let count = self.unconfirmed.len();
-        let mut last: HashMap<String, &Subject> = HashMap::new();
-        for tell in self.unconfirmed.iter().filter(|tell| tell.what != What::Unpin) {
-            last.insert(consumer_of(&tell.reply), &tell.reply);
-        }
+        let last = last_of_each(self.unconfirmed.iter().filter(|tell| tell.what != What::Unpin));
         let link = self.connection.link();
         if !link.up {
             return count == 0;
@@ -141,9 +143,9 @@ impl Line {
         self.rounds += 1;
         let reply = format!("{}.{}", self.inbox, self.rounds);
         let mut open = last.len();
-        for subject in last.into_values() {
+        for subject in last {
             let asked = self.connection.client.publish_with_reply(
-                (*subject).clone(),
+                subject.clone(),
                 reply.clone(),
                 Bytes::from_static(b"+WPI"),
             );
@@ -175,11 +177,22 @@ impl Line {
     }
 }
 
-/// `$JS.ACK.stream.consumer`, or the longer form with domain and account, of an acknowledgement's subject.
-fn consumer_of(reply: &str) -> String {
-    let tokens = reply.split('.').count();
-    let keep = if tokens >= 11 { 6 } else { 4 };
-    reply.split('.').take(keep).collect::<Vec<_>>().join(".")
+/// What each consumer was told last.
+fn last_of_each<'a>(tells: impl DoubleEndedIterator<Item = &'a Tell>) -> Vec<&'a Subject> {
+    let mut found: Vec<(&str, &Subject)> = Vec::new();
+    for tell in tells.rev() {
+        if !found.iter().any(|(consumer, _)| tell.reply.starts_with(consumer)) {
+            found.push((consumer_of(&tell.reply), &tell.reply));
+        }
+    }
+    found.into_iter().map(|(_, reply)| reply).collect()
+}
+
+/// `$JS.ACK.stream.consumer.`, or the longer form with domain and account, of an acknowledgement's subject.
+fn consumer_of(reply: &str) -> &str {
+    let dots = || reply.match_indices('.').map(|(at, _)| at);
+    let keep = if dots().count() >= 10 { 6 } else { 4 };
+    dots().nth(keep - 1).map_or(reply, |at| &reply[..=at])
 }
 
 /// Asks the task to flush; answers whether everything reached the server.
@@ -207,4 +220,25 @@ impl Lines {
 /// Keeps the state alive no longer than the subscription.
 pub(crate) fn weak(shared: &Arc<Shared>) -> Weak<Shared> {
     Arc::downgrade(shared)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_consumer_is_asked_by_what_it_was_told_last() {
+        let ack = |reply: &str| Tell { reply: reply.into(), what: What::Ack };
+        let long = "$JS.ACK._.hash.orders.billing.2.17.5.1700000000000000000.3.token";
+        let tells = [
+            ack("$JS.ACK.orders.billing.1.1.1.1700000000000000000.3"),
+            ack("$JS.ACK.orders.billing--1.1.2.1.1700000000000000000.3"),
+            ack("$JS.ACK.orders.billing.1.3.2.1700000000000000000.3"),
+            ack(long),
+        ];
+        let mut last: Vec<_> = last_of_each(tells.iter()).into_iter().map(|reply| reply.as_str()).collect();
+        last.sort_unstable();
+        assert_eq!(last, [&*tells[1].reply, &*tells[2].reply, long]);
+        assert_eq!(consumer_of(long), "$JS.ACK._.hash.orders.billing.");
+    }
 }

@@ -1,7 +1,7 @@
 //! The connection: made once, watched, and restored by the client. Everyone else asks here whether it is there.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use async_nats::{Client, ConnectOptions, Event};
@@ -25,6 +25,8 @@ pub(crate) struct Link {
 pub(crate) struct Connection {
     pub(crate) client: Client,
     link: watch::Receiver<Link>,
+    /// The link's `up`, for those who ask for each message.
+    up: Arc<AtomicBool>,
 }
 
 impl Connection {
@@ -41,8 +43,9 @@ impl Connection {
             ));
         }
         let listed = addresses.join(", ");
-        let (up, link) = watch::channel(Link { up: true, generation: 0 });
-        let options = options(url, config, env, up).await?;
+        let (told, link) = watch::channel(Link { up: true, generation: 0 });
+        let up = Arc::new(AtomicBool::new(true));
+        let options = options(url, config, env, told, Arc::clone(&up)).await?;
         let servers = addresses.iter().map(|address| address.parse::<async_nats::ServerAddr>());
         let servers = servers.collect::<std::result::Result<Vec<_>, _>>().map_err(|e| {
             Error::config("connect", "the address can't be read").with("address", &listed).because(e)
@@ -56,7 +59,7 @@ impl Connection {
                 return Err(Error::new(ErrorKind::Timeout, "connect", message).with("address", listed));
             }
         };
-        Ok(Self { client, link })
+        Ok(Self { client, link, up })
     }
 
     pub(crate) fn link(&self) -> Link {
@@ -64,7 +67,7 @@ impl Connection {
     }
 
     pub(crate) fn is_up(&self) -> bool {
-        self.link().up
+        self.up.load(Relaxed)
     }
 
     /// Resolves when the connection is there.
@@ -102,7 +105,8 @@ async fn options(
     url: &BrokerUrl,
     config: &NatsConfig,
     env: &Env,
-    up: watch::Sender<Link>,
+    link: watch::Sender<Link>,
+    up: Arc<AtomicBool>,
 ) -> Result<ConnectOptions> {
     let generation = Arc::new(AtomicU64::new(0));
     let jitter = env.clone();
@@ -123,10 +127,12 @@ async fn options(
             match event {
                 Event::Connected => {
                     let generation = generation.fetch_add(1, Relaxed) + 1;
-                    up.send_replace(Link { up: true, generation });
+                    up.store(true, Relaxed);
+                    link.send_replace(Link { up: true, generation });
                 }
                 Event::Disconnected | Event::Closed => {
-                    up.send_modify(|link| link.up = false);
+                    up.store(false, Relaxed);
+                    link.send_modify(|link| link.up = false);
                 }
                 Event::ServerError(error) => tracing::warn!(target: "postrider::connection", %error, "server error"),
                 Event::ClientError(error) => tracing::warn!(target: "postrider::connection", %error, "client error"),

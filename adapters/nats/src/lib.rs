@@ -7,7 +7,6 @@
 mod acks;
 mod broker;
 mod config;
-mod confirms;
 mod connection;
 mod connector;
 mod convert;

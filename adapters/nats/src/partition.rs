@@ -26,6 +26,8 @@ const PATIENCE: Duration = Duration::from_mins(1);
 const LOOK: Duration = Duration::from_millis(20);
 /// The most messages that one request asks for.
 const REQUEST: usize = 256;
+/// The most messages that are taken together.
+const LOT: usize = 256;
 
 pub(crate) struct Puller {
     pub(crate) connection: Connection,
@@ -149,7 +151,9 @@ impl Puller {
         // an error is a closed connection: then nothing more comes anyway
         let _ = messages.unsubscribe().await;
         while let Some(message) = messages.next().await {
-            let _ = self.take_one(talk, message);
+            let mut lot = Vec::new();
+            let _ = self.take_one(talk, message, &mut lot);
+            self.shared.push(self.shard, lot);
         }
     }
 
@@ -317,17 +321,24 @@ impl Puller {
     fn take(&self, talk: &mut Talk, message: Message, more: &mut Subscriber) -> Result<(), Error> {
         use futures_util::FutureExt as _;
         talk.heard = self.env.now();
+        self.notice_release(talk);
+        let mut lot = Vec::new();
         let mut next = Some(message);
         while let Some(message) = next {
-            self.take_one(talk, message)?;
-            next = more.next().now_or_never().flatten();
+            self.take_one(talk, message, &mut lot)?;
+            next = if lot.len() < LOT { more.next().now_or_never().flatten() } else { None };
         }
+        self.shared.push(self.shard, lot);
         Ok(())
     }
 
-    fn take_one(&self, talk: &mut Talk, message: Message) -> Result<(), Error> {
+    /// Deliveries gather in `lot`; all else finds them pushed.
+    fn take_one(&self, talk: &mut Talk, message: Message, lot: &mut Vec<Arrived>) -> Result<(), Error> {
         let renewal = message.subject.ends_with(".r");
         let answer = pull::read(&message);
+        if !matches!(answer, Answer::Delivery(_)) {
+            self.shared.push(self.shard, std::mem::take(lot));
+        }
         if !matches!(answer, Answer::NoResponders) {
             talk.unanswered = None;
         }
@@ -335,9 +346,7 @@ impl Puller {
             Answer::Delivery(place) => {
                 talk.requested = talk.requested.saturating_sub(usize::from(!renewal));
                 talk.starved = 0;
-                self.notice_release(talk);
-                let pin = pull::pin_of(&message);
-                if self.plan.pinned && !self.keep_pin(talk, pin) {
+                if self.plan.pinned && !self.keep_pin(talk, pull::pin_of(&message), lot) {
                     if let Some(reply) = message.reply {
                         self.shared.tell(reply, What::Nak(None));
                     }
@@ -356,7 +365,7 @@ impl Puller {
                     Order::None => None,
                 };
                 if let Some(reply) = message.reply {
-                    self.shared.push(self.shard, Arrived { reply, envelope, key, place });
+                    lot.push(Arrived { reply, envelope, key, place });
                 }
             }
             Answer::Heartbeat => {}
@@ -395,7 +404,13 @@ impl Puller {
     }
 
     /// A delivery under another pin is another hold. Answers whether it is held: not under a pin that was given up.
-    fn keep_pin(&self, talk: &mut Talk, pin: Option<&str>) -> bool {
+    fn keep_pin(&self, talk: &mut Talk, pin: Option<&str>, lot: &mut Vec<Arrived>) -> bool {
+        if !lot.is_empty() && talk.pin.as_deref() == pin {
+            // as the one before it
+            return true;
+        }
+        self.shared.push(self.shard, std::mem::take(lot));
+        self.notice_release(talk);
         if pin.is_some() && talk.given_up.as_deref() == pin {
             return false;
         }

@@ -6,25 +6,26 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use async_nats::{Message, StatusCode};
+use async_nats::client::traits::Publisher as _;
+use async_nats::message::OutboundMessage;
+use async_nats::{Message, StatusCode, Subject};
 use futures_util::{FutureExt, StreamExt};
 use postrider_core::{
-    Capabilities, Confirm, Confirmed, DrainReport, Env, Error, ErrorKind, Outgoing, PublishError,
-    PublishOrder, Receipt, Result, check_address, check_size, fit_copy, key_slot,
+    Capabilities, Channel, Confirm, Confirmed, Confirms, DrainReport, Env, Error, ErrorKind, NewSend,
+    Outgoing, Pending, PublishError, PublishOrder, Receipt, Result, Window, check_address, check_size,
+    fit_copy, key_slot,
 };
 use serde::Deserialize;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 
 use crate::config::{NatsConfig, OnUnknown};
-use crate::confirms::{Sent, Slots};
 use crate::connection::Connection;
 use crate::convert;
 use crate::error;
 use crate::topology::Topology;
 
-/// The byte bound is counted in pieces of this size, since a semaphore counts to 2^29 at most on every machine.
-const PIECE: usize = 1024;
+/// The most answers that are taken together.
+const LOT: usize = 256;
 
 /// The publishing half.
 #[derive(Debug)]
@@ -32,11 +33,9 @@ pub(crate) struct Outbox {
     connection: Connection,
     topology: Topology,
     env: Env,
-    slots: Arc<Slots>,
-    messages: Arc<Semaphore>,
-    bytes: Arc<Semaphore>,
-    all_bytes: u32,
-    reply: String,
+    pending: Arc<Pending<Sent>>,
+    /// The inbox of the answers, up to the dot before the token.
+    inbox: String,
     deadline: Duration,
     resend: bool,
     capabilities: Capabilities,
@@ -46,6 +45,14 @@ pub(crate) struct Outbox {
     closed: AtomicBool,
     hash: std::hash::RandomState,
     _tasks: JoinSet<()>,
+}
+
+/// What is kept of a send until it is answered.
+#[derive(Debug, Default)]
+struct Sent {
+    /// What went out, where it may have to be sent again.
+    message: Option<Box<OutboundMessage>>,
+    resent: bool,
 }
 
 /// The server's answer to a publish.
@@ -66,27 +73,24 @@ impl Outbox {
         env: Env,
         capabilities: Capabilities,
     ) -> Result<Self> {
-        let slots = Arc::new(Slots::default());
-        let reply = connection.client.new_inbox();
+        let bound = Window { messages: config.max_pending, bytes: config.max_pending_bytes };
+        let pending = Arc::new(Pending::new(bound));
+        let inbox = connection.client.new_inbox() + ".";
         let answers = connection
             .client
-            .subscribe(format!("{reply}.*"))
+            .subscribe(format!("{inbox}*"))
             .await
             .map_err(|e| error::request("connect", e))?;
         let resend = config.on_unknown == OnUnknown::Resend;
         let mut tasks = JoinSet::new();
-        tasks.spawn(read_answers(answers, Arc::clone(&slots), reply.len() + 1));
-        tasks.spawn(watch(connection.clone(), Arc::clone(&slots), env.clone(), reply.clone(), resend));
-        let all_bytes = u32::try_from(config.max_pending_bytes.div_ceil(PIECE)).unwrap_or(u32::MAX >> 4);
+        tasks.spawn(read_answers(answers, Arc::clone(&pending), inbox.len()));
+        tasks.spawn(watch(connection.clone(), Arc::clone(&pending), env.clone(), resend));
         Ok(Self {
             connection,
             topology,
             env,
-            slots,
-            messages: Arc::new(Semaphore::new(config.max_pending)),
-            bytes: Arc::new(Semaphore::new(all_bytes as usize)),
-            all_bytes,
-            reply,
+            pending,
+            inbox,
             deadline: config.send_deadline,
             resend,
             capabilities,
@@ -115,30 +119,20 @@ impl Outbox {
             );
             return Err(Error::new(ErrorKind::TooLarge, "publish", text).with("id", message.envelope.id()));
         }
-        postrider_core::Channel::new(message.address.channel())?;
+        Channel::check(message.address.channel())?;
         check_address(message, &self.capabilities)?;
         let largest = self.connection.client.max_payload();
         let (body, waits) = (message.envelope.payload().len(), message.options.delay.is_some());
         fit_copy(message, convert::room_of_copy(body, largest, waits), convert::copy_len)
     }
 
-    fn pieces(&self, message: &Outgoing<'_>) -> u32 {
-        u32::try_from(message.envelope.byte_len().div_ceil(PIECE))
-            .unwrap_or(u32::MAX)
-            .clamp(1, self.all_bytes)
-    }
-
-    /// The message as it goes out.
-    fn sent(&self, message: &Outgoing<'_>) -> Sent {
+    /// The message as it goes out; its answer names the token.
+    fn outbound(&self, message: &Outgoing<'_>, token: u64) -> OutboundMessage {
         let (envelope, channel) = (&message.envelope, message.address.channel());
-        let slot = match envelope.key() {
-            Some(key) => key_slot(key),
-            None => (self.keyless.fetch_add(1, Relaxed) % u64::from(postrider_core::KEY_SLOTS)) as u32,
-        };
         let naming = self.topology.naming();
         let mut headers = convert::headers(envelope, message.options.hop.as_deref());
         let subject = match (message.address.group(), message.options.delay) {
-            (None, _) => naming.slot(channel, slot),
+            (None, _) => naming.slot(channel, self.slot(envelope.key())),
             (Some(group), None) => naming.redrive(channel, group),
             (Some(group), Some(delay)) => {
                 let unique = convert::schedule(
@@ -149,7 +143,28 @@ impl Outbox {
                 naming.retry(channel, group, &unique)
             }
         };
-        Sent { subject, headers, payload: envelope.payload().clone() }
+        OutboundMessage {
+            subject: subject.into(),
+            reply: Some(self.reply(token)),
+            payload: envelope.payload().clone(),
+            headers: Some(headers),
+        }
+    }
+
+    fn slot(&self, key: Option<&[u8]>) -> u32 {
+        match key {
+            Some(key) => key_slot(key),
+            None => (self.keyless.fetch_add(1, Relaxed) % u64::from(postrider_core::KEY_SLOTS)) as u32,
+        }
+    }
+
+    /// Where the answer to that send goes.
+    fn reply(&self, token: u64) -> Subject {
+        let mut digits = itoa::Buffer::new();
+        let token = digits.format(token);
+        let mut reply = String::with_capacity(self.inbox.len() + token.len());
+        reply.extend([self.inbox.as_str(), token]);
+        reply.into()
     }
 
     /// The stream takes messages to any group, also to one that nobody reads for; that would be a loss.
@@ -181,27 +196,74 @@ impl Outbox {
             .flatten()
     }
 
-    /// Hands over to the client, which takes it at once unless its own queue is full. Dropped before that, nothing was sent.
-    async fn hand_over(
+    fn entry(&self, message: &Outgoing<'_>) -> NewSend<Sent> {
+        NewSend {
+            deadline: self.env.now() + message.options.deadline.unwrap_or(self.deadline),
+            key: self.key(message),
+            bytes: message.envelope.byte_len(),
+            sent: Sent::default(),
+        }
+    }
+
+    /// A slot for a message that needn't wait; for one to a group the server may have to be asked first.
+    fn open_at_once(
         &self,
         message: &Outgoing<'_>,
-        room: (OwnedSemaphorePermit, OwnedSemaphorePermit),
-        key: Option<u64>,
-        deadline: Instant,
-    ) -> Confirm {
-        struct Cancel<'a>(&'a Slots, Option<u64>);
-        impl Drop for Cancel<'_> {
-            fn drop(&mut self) {
-                self.1.into_iter().for_each(|token| self.0.cancel(token));
+        entry: NewSend<Sent>,
+    ) -> std::result::Result<u64, NewSend<Sent>> {
+        if message.address.group().is_some() || !self.connection.is_up() {
+            return Err(entry);
+        }
+        self.pending.try_open(entry)
+    }
+
+    /// A slot when there is room, the key's turn has come, and the connection is there.
+    async fn opened(&self, message: &Outgoing<'_>, mut entry: NewSend<Sent>) -> Result<u64> {
+        let mut room = self.pending.room(entry.bytes).await;
+        loop {
+            if let Some(key) = entry.key {
+                self.pending.until_free(key).await;
+            }
+            self.connection.up().await;
+            self.check_group(message).await?;
+            match self.pending.open(entry, room) {
+                Ok(token) => return Ok(token),
+                // another send of the key came between
+                Err(back) => (entry, room) = back,
             }
         }
-        let sent = self.sent(message);
-        let token = self.slots.open(self.resend.then(|| sent.clone()), deadline, key, room);
-        let mut cancel = Cancel(&self.slots, Some(token));
-        let reply = format!("{}.{token}", self.reply);
-        let Sent { subject, headers, payload } = sent;
-        let handed =
-            self.connection.client.publish_with_reply_and_headers(subject, reply, headers, payload).await;
+    }
+
+    /// The same within the deadline.
+    async fn open_in_time(&self, message: &Outgoing<'_>, entry: NewSend<Sent>) -> Result<u64> {
+        let allowed = message.options.deadline.unwrap_or(self.deadline);
+        tokio::select! {
+            biased;
+            opened = self.opened(message, entry) => opened,
+            () = self.env.sleep(allowed) => {
+                let what = if self.connection.is_up() { "there was no room" } else { "the connection was down" };
+                let text = format!("{what} until the deadline of {allowed:?}; it was never handed over");
+                Err(Error::new(ErrorKind::Timeout, "publish", text).with("channel", message.address.channel()))
+            }
+        }
+    }
+
+    /// Hands over to the client, which takes it at once unless its own queue is full. Dropped before that, nothing was sent.
+    async fn hand_over(&self, message: &Outgoing<'_>, token: u64) -> Confirm {
+        struct Cancel<'a>(&'a Pending<Sent>, Option<u64>);
+        impl Drop for Cancel<'_> {
+            fn drop(&mut self) {
+                if let Some(token) = self.1 {
+                    self.0.cancel(token);
+                }
+            }
+        }
+        let mut cancel = Cancel(&self.pending, Some(token));
+        let out = self.outbound(message, token);
+        if self.resend {
+            self.pending.with(token, |sent| sent.message = Some(Box::new(out.clone())));
+        }
+        let handed = self.connection.client.publish_message(out).await;
         cancel.1 = None;
         if let Err(e) = handed {
             let kind = match e.kind() {
@@ -210,48 +272,22 @@ impl Outbox {
             };
             let error = Error::new(kind, "publish", "the client refuses the message")
                 .with("channel", message.address.channel());
-            self.slots.resolve(token, Err(PublishError::Failed(error.because(e))));
+            self.pending.resolve(token, |_| Err(PublishError::Failed(error.because(e))));
         }
-        Confirm::tracked(Arc::clone(&self.slots) as Arc<dyn postrider_core::Confirms>, token)
+        Confirm::tracked(Arc::clone(&self.pending) as Arc<dyn Confirms>, token)
     }
 
     pub(crate) async fn send(&self, mut message: Outgoing<'_>) -> Confirm {
         if let Err(error) = self.check(&mut message) {
             return Confirm::failed(error);
         }
-        let allowed = message.options.deadline.unwrap_or(self.deadline);
-        let deadline = self.env.now() + allowed;
-        let (pieces, key) = (self.pieces(&message), self.key(&message));
-        let ready = async {
-            // the semaphores are never closed
-            let messages = Arc::clone(&self.messages).acquire_owned().await.ok()?;
-            let bytes = Arc::clone(&self.bytes).acquire_many_owned(pieces).await.ok()?;
-            while let Some(key) = key
-                && self.slots.has_key(key)
-            {
-                tokio::select! {
-                    () = self.slots.answer() => {}
-                    // an answer may have come between the look and the wait
-                    () = self.env.sleep(Duration::from_millis(1)) => {}
-                }
-            }
-            self.connection.up().await;
-            Some(self.check_group(&message).await.map(|()| (messages, bytes)))
+        // who needn't wait needs no timer
+        let opened = match self.open_at_once(&message, self.entry(&message)) {
+            Ok(token) => Ok(token),
+            Err(entry) => self.open_in_time(&message, entry).await,
         };
-        let room = tokio::select! {
-            biased;
-            room = ready => room,
-            () = self.env.sleep(allowed) => None,
-        };
-        let Some(room) = room else {
-            let what = if self.connection.is_up() { "there was no room" } else { "the connection was down" };
-            let message_text = format!("{what} until the deadline of {allowed:?}; it was never handed over");
-            let error = Error::new(ErrorKind::Timeout, "publish", message_text)
-                .with("channel", message.address.channel());
-            return Confirm::failed(error);
-        };
-        match room {
-            Ok(room) => self.hand_over(&message, room, key, deadline).await,
+        match opened {
+            Ok(token) => self.hand_over(&message, token).await,
             Err(error) => Confirm::failed(error),
         }
     }
@@ -264,23 +300,11 @@ impl Outbox {
         if let Err(error) = self.check(&mut message) {
             return Ok(Confirm::failed(error));
         }
-        let key = self.key(&message);
-        if message.address.group().is_some()
-            || !self.connection.is_up()
-            || key.is_some_and(|key| self.slots.has_key(key))
-        {
-            return Err(message);
-        }
-        let Ok(messages) = Arc::clone(&self.messages).try_acquire_owned() else {
+        let Ok(token) = self.open_at_once(&message, self.entry(&message)) else {
             return Err(message);
         };
-        let pieces = self.pieces(&message);
-        let Ok(bytes) = Arc::clone(&self.bytes).try_acquire_many_owned(pieces) else {
-            return Err(message);
-        };
-        let deadline = self.env.now() + message.options.deadline.unwrap_or(self.deadline);
         // pending means that the client's queue is full: the future is dropped, and nothing was sent
-        match self.hand_over(&message, (messages, bytes), key, deadline).now_or_never() {
+        match self.hand_over(&message, token).now_or_never() {
             Some(confirm) => Ok(confirm),
             None => Err(message),
         }
@@ -288,7 +312,7 @@ impl Outbox {
 
     /// All that was handed over is answered.
     pub(crate) async fn flush(&self) -> std::result::Result<(), PublishError> {
-        self.slots.flushed().await
+        self.pending.flushed().await
     }
 
     /// Takes no more, and waits until all is answered or the deadline has come.
@@ -298,30 +322,50 @@ impl Outbox {
         let in_time = tokio::select! {
             biased;
             // failures that nobody read are in the report
-            _ = self.slots.flushed() => true,
+            _ = self.pending.flushed() => true,
             () = self.env.sleep(left) => false,
         };
         if !in_time {
-            for token in self.slots.unanswered() {
-                let error = Error::new(
-                    ErrorKind::Timeout,
-                    "close",
-                    "the server didn't answer before the publisher closed",
-                );
-                self.slots.resolve(token, Err(PublishError::Unknown(error)));
-            }
+            let text = "the server didn't answer before the publisher closed";
+            unknown(&self.pending, self.pending.unanswered(), || {
+                Error::new(ErrorKind::Timeout, "close", text)
+            });
         }
-        self.slots.report()
+        self.pending.report()
     }
 }
 
-/// Answers, each with its token behind the last dot.
-async fn read_answers(mut answers: async_nats::Subscriber, slots: Arc<Slots>, prefix: usize) {
+/// Answers, each with its token behind the last dot; all that are there are taken together.
+async fn read_answers(mut answers: async_nats::Subscriber, pending: Arc<Pending<Sent>>, prefix: usize) {
+    let mut lot = Vec::with_capacity(LOT);
     while let Some(message) = answers.next().await {
-        if let Some(token) = message.subject.get(prefix..).and_then(|token| token.parse().ok()) {
-            slots.resolve(token, outcome(&message));
+        let mut next = Some(message);
+        while let Some(message) = next {
+            if let Some(token) = message.subject.get(prefix..).and_then(|token| token.parse::<u64>().ok()) {
+                lot.push((token, outcome(&message)));
+            }
+            next = if lot.len() < LOT { answers.next().now_or_never().flatten() } else { None };
         }
+        pending.resolve_all(
+            lot.drain(..)
+                .map(|(token, outcome)| (token, move |sent: &mut Sent| as_asked(outcome, sent.resent))),
+        );
     }
+}
+
+/// Where our own first copy was stored, that is what was asked for.
+fn as_asked(mut outcome: Confirmed, resent: bool) -> Confirmed {
+    if let (true, Ok(receipt)) = (resent, &mut outcome) {
+        receipt.duplicate = false;
+    }
+    outcome
+}
+
+/// Resolves what isn't answered: it may be stored.
+fn unknown(pending: &Pending<Sent>, tokens: Vec<u64>, why: impl Fn() -> Error) {
+    pending.resolve_all(
+        tokens.into_iter().map(|token| (token, |_: &mut Sent| Err(PublishError::Unknown(why())))),
+    );
 }
 
 fn outcome(message: &Message) -> Confirmed {
@@ -353,7 +397,7 @@ fn outcome(message: &Message) -> Confirmed {
 }
 
 /// Resolves what can't be answered any more: after a lost connection, and after the deadline.
-async fn watch(connection: Connection, slots: Arc<Slots>, env: Env, reply: String, resend: bool) {
+async fn watch(connection: Connection, pending: Arc<Pending<Sent>>, env: Env, resend: bool) {
     let mut link = connection.link();
     loop {
         tokio::select! {
@@ -361,25 +405,32 @@ async fn watch(connection: Connection, slots: Arc<Slots>, env: Env, reply: Strin
                 let lost = !now.up || now.generation != link.generation;
                 link = now;
                 if lost && !resend {
-                    for token in slots.unanswered() {
-                        let error = Error::new(ErrorKind::Connection, "publish", "the connection was lost before the answer");
-                        slots.resolve(token, Err(PublishError::Unknown(error)));
-                    }
+                    let text = "the connection was lost before the answer";
+                    unknown(&pending, pending.unanswered(), || Error::new(ErrorKind::Connection, "publish", text));
                 } else if lost && now.up {
-                    for (token, sent) in slots.to_resend() {
-                        let Sent { subject, headers, payload } = sent;
-                        let reply = format!("{reply}.{token}");
-                        // refused by the client: the deadline will say so
-                        let _ = connection.client.publish_with_reply_and_headers(subject, reply, headers, payload).await;
-                    }
+                    send_again(&connection, &pending).await;
                 }
             }
             () = env.sleep(Duration::from_millis(100)) => {
-                for token in slots.overdue(env.now()) {
-                    let error = Error::new(ErrorKind::Timeout, "publish", "the server didn't answer within the deadline");
-                    slots.resolve(token, Err(PublishError::Unknown(error)));
-                }
+                let text = "the server didn't answer within the deadline";
+                let overdue = pending.overdue(env.now());
+                unknown(&pending, overdue, || Error::new(ErrorKind::Timeout, "publish", text));
             }
+        }
+    }
+}
+
+/// Sends again what has no answer, in its order.
+async fn send_again(connection: &Connection, pending: &Pending<Sent>) {
+    for token in pending.unanswered() {
+        let again = pending.with(token, |sent| {
+            let message = sent.message.clone();
+            sent.resent |= message.is_some();
+            message
+        });
+        if let Some(message) = again.flatten() {
+            // refused by the client: the deadline will say so
+            let _ = connection.client.publish_message(*message).await;
         }
     }
 }

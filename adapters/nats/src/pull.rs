@@ -3,12 +3,11 @@
 use std::time::Duration;
 
 use async_nats::Message;
+use async_nats::header::NATS_PIN_ID;
 use serde::Serialize;
 
 /// The one priority group of our consumers.
 pub(crate) const PRIORITY_GROUP: &str = "postrider";
-/// The header by which the server names the pin under which it delivers.
-const PIN_ID: &str = "Nats-Pin-Id";
 const PENDING_MESSAGES: &str = "Nats-Pending-Messages";
 
 /// A request for messages.
@@ -112,23 +111,22 @@ pub(crate) fn read(message: &Message) -> Answer {
 
 /// The pin under which a message was delivered.
 pub(crate) fn pin_of(message: &Message) -> Option<&str> {
-    message.headers.as_ref()?.get(PIN_ID).map(async_nats::HeaderValue::as_str)
+    message.headers.as_ref()?.get(NATS_PIN_ID).map(async_nats::HeaderValue::as_str)
 }
 
 /// `$JS.ACK.stream.consumer.deliveries.sequence.…`, or with a domain and account in front and a token behind.
 fn place(reply: &str) -> Option<Place> {
-    let tokens: Vec<_> = reply.split('.').collect();
-    let at = match tokens.len() {
+    let at = match reply.bytes().filter(|b| *b == b'.').count() + 1 {
         9 => 4,
         11.. => 6,
         _ => return None,
     };
-    let nanos: u64 = tokens.get(at + 3)?.parse().ok()?;
+    let mut tokens = reply.split('.').skip(at);
     Some(Place {
-        deliveries: tokens.get(at)?.parse().ok()?,
-        sequence: tokens.get(at + 1)?.parse().ok()?,
-        delivered: tokens.get(at + 2)?.parse().ok()?,
-        time_ms: nanos / 1_000_000,
+        deliveries: tokens.next()?.parse().ok()?,
+        sequence: tokens.next()?.parse().ok()?,
+        delivered: tokens.next()?.parse().ok()?,
+        time_ms: tokens.next()?.parse::<u64>().ok()? / 1_000_000,
     })
 }
 

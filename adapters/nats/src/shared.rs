@@ -1,10 +1,12 @@
 //! What a subscription holds, shared by the tasks that fill it and those who empty it: buffers, claims, what is out.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_nats::Subject;
+use foldhash::fast::FixedState;
 use postrider_core::{
     Claim, ClaimId, Delivery, Envelope, Error, InFlight, Order, Origin, Settlement, Signal, Token, Window,
 };
@@ -63,7 +65,7 @@ const REMEMBERED: usize = 4_096;
 #[derive(Debug, Default)]
 struct Acknowledged {
     /// Sequences and times: a stream that was made anew counts anew, too.
-    times_ms: HashMap<u64, u64, foldhash::fast::FixedState>,
+    times_ms: HashMap<u64, u64, FixedState>,
     oldest_first: VecDeque<u64>,
 }
 
@@ -103,7 +105,7 @@ pub(crate) struct Partition {
     /// Nothing is handed out before all is here that an earlier holder left unsettled.
     gathering: bool,
     /// By their sequence in the stream.
-    held: BTreeMap<u64, Held>,
+    held: HashMap<u64, Held, FixedState>,
     /// What waits to be handed out: sequences, ascending.
     buffer: VecDeque<u64>,
     /// Keys of which something waits for its time.
@@ -122,7 +124,7 @@ impl Partition {
             released: false,
             reachable: true,
             gathering: false,
-            held: BTreeMap::new(),
+            held: HashMap::default(),
             buffer: VecDeque::new(),
             delayed: HashMap::new(),
             acknowledged: Acknowledged::default(),
@@ -130,13 +132,59 @@ impl Partition {
         }
     }
 
-    /// The hold is over; answers what was held under it.
+    /// The hold is over; answers what was held under it, in its order.
     fn end(&mut self) -> impl Iterator<Item = Held> + use<> {
         (self.assigned, self.moving) = (false, None);
+        self.delayed.clear();
+        self.take_all()
+    }
+
+    /// Takes out everything that is held, in its order; nothing of it can be settled any more.
+    fn take_all(&mut self) -> impl Iterator<Item = Held> + use<> {
         self.epoch += 1;
         self.buffer.clear();
-        self.delayed.clear();
-        std::mem::take(&mut self.held).into_values()
+        let mut all: Vec<_> = std::mem::take(&mut self.held).into_iter().collect();
+        all.sort_unstable_by_key(|(sequence, _)| *sequence);
+        all.into_iter().map(|(_, held)| held)
+    }
+
+    /// Keeps what came, or came again while it is held: then it is only to be settled by its newest name. Answers what is to be told
+    /// of it at once.
+    fn push(&mut self, arrived: Arrived) -> Option<Tell> {
+        let Arrived { reply, envelope, key, place } = arrived;
+        let tell = |reply, what| Some(Tell { reply, what });
+        if !self.assigned {
+            // given to another member a moment ago, and the puller didn't know yet
+            return tell(reply, What::Nak(None));
+        }
+        let Place { deliveries, delivered, sequence, time_ms } = place;
+        let free = match self.held.entry(sequence) {
+            Entry::Occupied(mut held) => {
+                (held.get_mut().reply, held.get_mut().delivered) = (reply, delivered);
+                return None;
+            }
+            Entry::Vacant(free) => free,
+        };
+        if self.acknowledged.contains(place) {
+            return tell(reply, What::Ack);
+        }
+        let bytes = envelope.byte_len();
+        free.insert(Held { reply, bytes, key, out: false, envelope, deliveries, delivered, time_ms });
+        self.enqueue(sequence);
+        None
+    }
+
+    /// What is handed out and not settled.
+    fn out(&mut self, sequence: u64) -> Option<&mut Held> {
+        self.held.get_mut(&sequence).filter(|held| held.out)
+    }
+
+    /// Takes out what was handed out and is done.
+    fn done(&mut self, sequence: u64) -> Option<Held> {
+        match self.held.entry(sequence) {
+            Entry::Occupied(held) if held.get().out => Some(held.remove()),
+            _ => None,
+        }
     }
 
     /// Puts a held message where it belongs among those that wait.
@@ -165,6 +213,27 @@ struct State {
 }
 
 impl State {
+    /// How many messages are held, in the buffers and out.
+    fn load(&self) -> usize {
+        self.partitions.iter().map(|partition| partition.held.len()).sum()
+    }
+
+    /// The partition, if the hold under which it delivered goes on.
+    fn partition(&mut self, token: Token) -> Option<&mut Partition> {
+        let partition = self.partitions.get_mut(token.claim.shard as usize);
+        partition.filter(|partition| partition.epoch == token.claim.epoch)
+    }
+
+    /// The window, which all partitions share, has room again: their pullers look whether they ask for more. They do so for many
+    /// messages at once, so not for each that is settled.
+    fn ask_again(&self, before: usize) {
+        let (now, step) = (self.load(), (self.window.messages / 8).max(1));
+        let was_full = before >= self.window.messages && now < before;
+        if was_full || now / step < before / step || (now == 0 && before > 0) {
+            self.partitions.iter().for_each(|partition| partition.room.notify_one());
+        }
+    }
+
     /// Begins to give away what is held beyond the share.
     fn balance(&mut self, now: Instant) {
         let kept = self.partitions.iter().filter(|p| p.assigned && p.moving.is_none()).count();
@@ -356,31 +425,18 @@ impl Shared {
         self.arrived.notify_one();
     }
 
-    /// A message came, or came again while it is held: then it is only to be settled by its newest name.
-    pub(crate) fn push(&self, shard: u32, arrived: Arrived) {
-        let Arrived { reply, envelope, key, place } = arrived;
+    /// Messages came.
+    pub(crate) fn push(&self, shard: u32, lot: Vec<Arrived>) {
+        if lot.is_empty() {
+            return;
+        }
         let mut state = self.state();
         let Some(partition) = state.partitions.get_mut(shard as usize) else {
             return;
         };
-        if !partition.assigned {
-            // given to another member a moment ago, and the puller didn't know yet
-            return self.tell(reply, What::Nak(None));
+        for tell in lot.into_iter().filter_map(|arrived| partition.push(arrived)) {
+            let _ = self.tell.send(tell);
         }
-        if let Some(held) = partition.held.get_mut(&place.sequence) {
-            (held.reply, held.delivered) = (reply, place.delivered);
-            return;
-        }
-        if partition.acknowledged.contains(place) {
-            return self.tell(reply, What::Ack);
-        }
-        let bytes = envelope.byte_len();
-        let Place { deliveries, delivered, sequence, time_ms } = place;
-        partition.held.insert(
-            sequence,
-            Held { reply, bytes, key, out: false, envelope, deliveries, delivered, time_ms },
-        );
-        partition.enqueue(sequence);
         drop(state);
         self.arrived.notify_one();
     }
@@ -429,6 +485,7 @@ impl Shared {
                     at = usize::MAX;
                     break;
                 }
+                // at the front nearly always, which costs nothing
                 partition.buffer.remove(at);
                 held.out = true;
                 state.in_flight.take(held.bytes);
@@ -454,69 +511,72 @@ impl Shared {
         batch: &[(Token, Settlement)],
         delayed: &mut Vec<(Token, Duration)>,
     ) -> Vec<Token> {
-        let (mut stale, mut settled) = (Vec::new(), false);
+        let mut stale = Vec::new();
         let mut state = self.state();
-        let state = &mut *state;
+        let before = state.load();
         for (token, settlement) in batch {
-            let partition = state.partitions.get_mut(token.claim.shard as usize);
-            let Some(partition) = partition
-                .filter(|p| p.epoch == token.claim.epoch && p.held.get(&token.seq).is_some_and(|h| h.out))
-            else {
-                stale.push(*token);
-                continue;
+            let known = match *settlement {
+                Settlement::Extend => self.extend(&mut state, *token),
+                Settlement::GiveBack(after) => self.give_back(&mut state, *token, after, delayed),
+                _ => self.acknowledge(&mut state, *token),
             };
-            if *settlement == Settlement::Extend {
-                if let Some(held) = partition.held.get(&token.seq) {
-                    self.tell(held.reply.clone(), What::Progress);
-                }
-                continue;
+            if !known {
+                stale.push(*token);
             }
-            match settlement {
-                // under order the message waits here, at the head of what came after it
-                Settlement::GiveBack(after) if self.keeps(partition, token.seq, *after) && !state.closed => {
-                    let Some(held) = partition.held.get_mut(&token.seq) else {
-                        continue;
-                    };
-                    held.out = false;
-                    held.deliveries = held.deliveries.saturating_add(1);
-                    state.in_flight.settled(held.bytes);
-                    let key = held.key;
-                    partition.enqueue(token.seq);
-                    if let Some(after) = after {
-                        if let Some(key) = key {
-                            *partition.delayed.entry(key).or_default() += 1;
-                        }
-                        delayed.push((*token, *after));
-                    }
-                }
-                other => {
-                    let Some(held) = partition.held.remove(&token.seq) else {
-                        continue;
-                    };
-                    state.in_flight.settled(held.bytes);
-                    let what = if let Settlement::GiveBack(after) = other {
-                        What::Nak(*after)
-                    } else {
-                        partition.acknowledged.insert(token.seq, held.time_ms);
-                        What::Ack
-                    };
-                    self.tell(held.reply, what);
-                }
-            }
-            settled = true;
         }
-        if settled {
-            // the window is shared by all partitions
-            state.partitions.iter().for_each(|partition| partition.room.notify_one());
-        }
+        state.ask_again(before);
+        drop(state);
         self.arrived.notify_one();
         stale
     }
 
+    fn acknowledge(&self, state: &mut State, token: Token) -> bool {
+        let Some(partition) = state.partition(token) else { return false };
+        let Some(held) = partition.done(token.seq) else { return false };
+        partition.acknowledged.insert(token.seq, held.time_ms);
+        state.in_flight.settled(held.bytes);
+        self.tell(held.reply, What::Ack);
+        true
+    }
+
+    fn extend(&self, state: &mut State, token: Token) -> bool {
+        let held = state.partition(token).and_then(|partition| partition.out(token.seq));
+        let reply = held.map(|held| held.reply.clone());
+        reply.map(|reply| self.tell(reply, What::Progress)).is_some()
+    }
+
+    fn give_back(
+        &self,
+        state: &mut State,
+        token: Token,
+        after: Option<Duration>,
+        delayed: &mut Vec<(Token, Duration)>,
+    ) -> bool {
+        let closed = state.closed;
+        let Some(partition) = state.partition(token) else { return false };
+        let Some(held) = partition.out(token.seq) else { return false };
+        let (bytes, key) = (held.bytes, held.key);
+        if self.keeps(held, after) && !closed {
+            // under order the message waits here, at the head of what came after it
+            held.out = false;
+            held.deliveries = held.deliveries.saturating_add(1);
+            partition.enqueue(token.seq);
+            if let Some(after) = after {
+                if let Some(key) = key {
+                    *partition.delayed.entry(key).or_default() += 1;
+                }
+                delayed.push((token, after));
+            }
+        } else if let Some(held) = partition.done(token.seq) {
+            self.tell(held.reply, What::Nak(after));
+        }
+        state.in_flight.settled(bytes);
+        true
+    }
+
     /// Whether a message that is given back waits here rather than at the server: so it is where order is kept.
-    fn keeps(&self, partition: &Partition, seq: u64, after: Option<Duration>) -> bool {
-        let has_key = partition.held.get(&seq).is_some_and(|held| held.key.is_some());
-        self.order != Order::None && (has_key || after.is_none())
+    fn keeps(&self, held: &Held, after: Option<Duration>) -> bool {
+        self.order != Order::None && (held.key.is_some() || after.is_none())
     }
 
     /// A delayed message's time has come.
@@ -541,7 +601,7 @@ impl Shared {
 
     /// How many messages are held, in the buffers and out.
     pub(crate) fn load(&self) -> usize {
-        self.state().partitions.iter().map(|partition| partition.held.len()).sum()
+        self.state().load()
     }
 
     /// Everything that is held, for the sign of life.
@@ -556,9 +616,7 @@ impl Shared {
         state.in_flight = InFlight::default();
         let mut all = Vec::new();
         for partition in &mut state.partitions {
-            partition.epoch += 1;
-            partition.buffer.clear();
-            all.extend(std::mem::take(&mut partition.held).into_values().map(|held| held.reply));
+            all.extend(partition.take_all().map(|held| held.reply));
         }
         drop(state);
         self.arrived.notify_one();
