@@ -179,6 +179,21 @@ impl<T> Pending<T> {
             }
         }
         self.release(table, None, wakers);
+
+    /// The answers to sends whose room was taken over ([`take_rooms`](Self::take_rooms)) and is free now, as
+    /// [`resolve_all`](Self::resolve_all): each a token, its room, and its answer.
+    pub fn resolve_taken(&self, answers: impl IntoIterator<Item = (u64, usize, Confirmed)>) {
+        let (mut over, mut rooms) = (Vec::new(), Vec::new());
+        let mut table = self.table();
+        for (token, bytes, outcome) in answers {
+            rooms.append(&mut table.rooms.give_back(bytes));
+            if let Some((sent, waker, mut room)) = table.resolve(token, |_| outcome) {
+                over.push((sent, waker));
+                rooms.append(&mut room);
+            }
+        }
+        self.release(table, None, rooms);
+        over.into_iter().filter_map(|(_, waker)| waker).for_each(Waker::wake);
     }
 
     /// Lets go of the lock, then wakes whoever waits.
@@ -204,6 +219,38 @@ impl<T> Pending<T> {
         let mut table = self.table();
         let index = table.find(token)?;
         table.slots[index].bytes.take()
+    }
+
+    /// As [`take_room`](Self::take_room), for many under one lock: `look` is given what is kept of each that has no answer yet, and its
+    /// room.
+    ///
+    /// `look` is called under the lock: it should do little, and must not come back here.
+    pub fn take_rooms(
+        &self,
+        tokens: impl IntoIterator<Item = u64>,
+        mut look: impl FnMut(u64, &mut T, usize),
+    ) {
+        let mut table = self.table();
+        for token in tokens {
+            let slot = table.find(token).map(|index| &mut table.slots[index]);
+            if let Some((sent, bytes)) = slot.and_then(|slot| Some((slot.sent.as_mut()?, slot.bytes.take()?)))
+            {
+                look(token, sent, bytes);
+            }
+        }
+    }
+
+    /// Lets a send have its room again, which was taken over. Answers whether it has no answer yet; else the room is free.
+    pub fn return_room(&self, token: u64, bytes: usize) -> bool {
+        let mut table = self.table();
+        let slot = table.find(token).map(|index| &mut table.slots[index]);
+        if let Some(slot) = slot.filter(|slot| slot.sent.is_some()) {
+            slot.bytes = Some(bytes);
+            return true;
+        }
+        let wakers = table.rooms.give_back(bytes);
+        self.release(table, None, wakers);
+        false
     }
 
     /// Gives back what was taken over.
