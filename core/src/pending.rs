@@ -179,6 +179,7 @@ impl<T> Pending<T> {
             }
         }
         self.release(table, None, wakers);
+    }
 
     /// The answers to sends whose room was taken over ([`take_rooms`](Self::take_rooms)) and is free now, as
     /// [`resolve_all`](Self::resolve_all): each a token, its room, and its answer.

@@ -105,7 +105,7 @@ impl Driver {
                 None => lost.push((queued, room)),
             }
         }
-        self.sends.pending.resolve_all(definite);
+        self.sends.pending.resolve_taken(definite);
         self.sends.lost(lost, self.resend, |_| {
             let message = "the connection was lost before the answer";
             let lost = Error::new(ErrorKind::Connection, "publish", message);

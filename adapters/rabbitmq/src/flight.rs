@@ -220,7 +220,7 @@ impl Flight {
                 }
             }
         }
-        sends.pending.resolve_all(judged);
+        sends.pending.resolve_taken(judged);
         failed
     }
 
