@@ -30,6 +30,18 @@ impl Ground {
         Ok(measured)
     }
 
+    /// The runtime of what is done at the broker before and after a run.
+    pub(crate) fn runtime(&self) -> &Runtime {
+        &self.runtime
+    }
+
+    /// That nothing which a job reads is left unread or unacknowledged.
+    pub(crate) fn drained(&self, job: &Job) -> Result<()> {
+        let left = self.runtime.block_on(left(job))?;
+        ensure!(left == 0, "{job}: all handled, but {left} are left unacknowledged");
+        Ok(())
+    }
+
     /// Removes what was made for a subject.
     pub(crate) fn clear(&self, job: &Job) -> Result<()> {
         self.runtime.block_on(clear(job)).with_context(|| format!("{job}: not cleared away"))

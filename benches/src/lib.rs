@@ -7,6 +7,7 @@
 mod case;
 mod floors;
 mod ground;
+mod growth;
 mod job;
 mod kafka;
 mod memory;

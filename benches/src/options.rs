@@ -8,6 +8,8 @@ use clap::{Parser, Subcommand};
 use crate::case::{Case, Kind, Subject};
 use crate::floors;
 use crate::ground::Ground;
+use crate::growth::point::Point;
+use crate::growth::{self, Curve};
 use crate::job::Job;
 use crate::meter::CountAllocations;
 use crate::report::Report;
@@ -27,13 +29,20 @@ pub(crate) struct Options {
     /// Only this case; may be given again
     #[arg(long, value_name = "CASE")]
     case: Vec<Case>,
+    /// Growth instead of cases: what a message costs postrider as keys, routes, messages in flight, headers, the backlog or workers
+    /// become more
+    #[arg(long, conflicts_with_all = ["case", "payload", "seconds"])]
+    growth: bool,
+    /// Only this curve of growth; may be given again
+    #[arg(long, value_name = "CURVE", requires = "growth")]
+    curve: Vec<Curve>,
     /// Only bodies of so many bytes of JSON, at least 128; may be given again (256 and 4096 unless said)
     #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(128..=512 * 1024))]
     payload: Vec<u32>,
-    /// 256 B, five of the cases, 3 rounds of 0.7 s instead of 5 rounds of 3 s
+    /// 256 B, five of the cases, 5 rounds of 1.5 s instead of 3 s; of growth, the ends of each curve in one round instead of three
     #[arg(long)]
     quick: bool,
-    /// Rounds, each of all subjects
+    /// Rounds, each of all subjects, or of all points of a curve
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     rounds: Option<u16>,
     /// Seconds that a round is to last at least
@@ -49,10 +58,20 @@ enum Action {
     /// One run of one subject in this process; what the bench calls itself by
     #[command(hide = true)]
     Run(Job),
+    /// One point of a curve of growth in this process; what the bench calls itself by
+    #[command(hide = true)]
+    Grow(Point),
     /// Print the tables of figures that were written by `--json`, as Markdown
     Markdown {
         /// What `--json` wrote
         file: PathBuf,
+    },
+    /// Draw the curves of growth that were written by `--json`, each as an SVG
+    Plots {
+        /// What `--json` wrote
+        file: PathBuf,
+        /// Where the pictures go
+        folder: PathBuf,
     },
 }
 
@@ -63,12 +82,16 @@ impl Options {
                 println!("{}", serde_json::to_string(&Job { count, ..job }.here()?)?);
                 Ok(())
             }
-            Some(Action::Markdown { file }) => {
-                let text = std::fs::read_to_string(&file);
-                let text = text.with_context(|| format!("{} can't be read", file.display()))?;
-                print!("{}", table::markdown(&serde_json::from_str(&text)?));
+            Some(Action::Grow(point)) => {
+                println!("{}", serde_json::to_string(&point.here()?)?);
                 Ok(())
             }
+            Some(Action::Markdown { file }) => {
+                print!("{}", table::markdown(&read(&file)?));
+                Ok(())
+            }
+            Some(Action::Plots { file, folder }) => growth::plot::write(&read(&file)?.growth, &folder),
+            None if self.growth => self.grow(),
             None => self.bench(),
         }
     }
@@ -88,8 +111,8 @@ impl Options {
             (given, _) => given.to_vec(),
         };
         let extent = Extent {
-            rounds: self.rounds.map_or(if quick { 3 } else { 5 }, usize::from),
-            seconds: self.seconds.unwrap_or(if quick { 0.7 } else { 3.0 }),
+            rounds: self.rounds.map_or(5, usize::from),
+            seconds: self.seconds.unwrap_or(if quick { 1.5 } else { 3.0 }),
         };
         ensure!(extent.seconds > 0.0, "a round must last longer than nothing");
         let ground = Ground::new()?;
@@ -128,6 +151,32 @@ impl Options {
         println!("nothing was left in any queue, and every confirmed message was stored or handled");
         Ok(())
     }
+
+    fn grow(&self) -> Result<()> {
+        let quick = self.quick;
+        let rounds = self.rounds.map_or(if quick { 1 } else { 3 }, usize::from);
+        let chosen = growth::chosen(&self.curve, &self.broker)?;
+        let mut kinds: Vec<_> = chosen.iter().map(|(_, kind)| *kind).collect();
+        kinds.dedup();
+        let ground = Ground::new()?;
+        let mut report = Report::new(Extent { rounds, seconds: 0.0 });
+        report.versions = versions(&kinds);
+        for (curve, kind) in chosen {
+            let extent = growth::Extent { rounds, quick };
+            report.growth.push(growth::measure(&ground, curve, kind, &url(kind)?, extent)?);
+            if let Some(file) = &self.json {
+                write(&report, file)?;
+            }
+        }
+        println!("{}", growth::table::text(&report.growth));
+        println!("nothing was left in any queue, and every message was handled");
+        Ok(())
+    }
+}
+
+fn read(file: &Path) -> Result<Report> {
+    let text = std::fs::read_to_string(file).with_context(|| format!("{} can't be read", file.display()))?;
+    serde_json::from_str(&text).with_context(|| format!("{} isn't what `--json` writes", file.display()))
 }
 
 fn url(kind: Kind) -> Result<String> {

@@ -45,6 +45,11 @@ impl OrderPlaced {
         (self.customer, self.serial) = (CUSTOMERS + number % customers, FIRST + number);
     }
 
+    /// Makes it the order of that number, of that customer.
+    pub(crate) fn of_customer(&mut self, number: u64, customer: u64) {
+        (self.customer, self.serial) = (customer, FIRST + number);
+    }
+
     /// Its number in the run.
     pub(crate) fn serial(&self) -> u64 {
         self.serial - FIRST

@@ -160,8 +160,13 @@ async fn publish(job: &Job, broker: &Broker, tally: Option<&Tally>) -> Result<()
 
 /// Makes what a job reads and writes: the same for all subjects, as postrider makes it.
 pub(crate) async fn declare(job: &Job) -> Result<Broker> {
+    declare_at(&url(job, job.messages), job).await
+}
+
+/// The same by a URL with options of its own.
+pub(crate) async fn declare_at(url: &str, job: &Job) -> Result<Broker> {
     use postrider::{Channel, Group, GroupName, Order, SubscribeOptions};
-    let broker = postrider::connect(&url(job, job.messages)).await?;
+    let broker = postrider::connect(url).await?;
     let group = |channel, group| {
         let mut options = SubscribeOptions::new(Channel::new(channel)?, Group::Named(GroupName::new(group)?));
         options.order = if job.case == Case::ConsumeKeyed { Order::Key } else { Order::None };

@@ -5,6 +5,7 @@ use std::fs;
 use serde::{Deserialize, Serialize};
 
 use crate::case::{Case, Kind, Subject};
+use crate::growth::figures::Growth;
 use crate::job::Job;
 use crate::meter::Measured;
 use crate::rounds::{Extent, Runs, median};
@@ -15,10 +16,12 @@ pub(crate) struct Report {
     pub(crate) machine: Machine,
     pub(crate) versions: Vec<String>,
     pub(crate) rounds: usize,
-    /// How long a round was to last.
+    /// How long a round was to last; 0 of growth, whose rounds are as long as it takes.
     pub(crate) seconds: f64,
     pub(crate) results: Vec<Row>,
     pub(crate) latency: Vec<Latency>,
+    #[serde(default)]
+    pub(crate) growth: Vec<Growth>,
     /// Where **best** was too weak to be compared with.
     pub(crate) weak: Vec<String>,
 }
@@ -98,6 +101,7 @@ impl Report {
             seconds: extent.seconds,
             results: Vec::new(),
             latency: Vec::new(),
+            growth: Vec::new(),
             weak: Vec::new(),
         }
     }

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use crate::growth;
 use crate::report::Report;
 
 /// As the page of the book has it.
@@ -10,17 +11,28 @@ pub(crate) fn markdown(report: &Report) -> String {
     let machine = &report.machine;
     let _ = writeln!(
         out,
-        "{} cores ({}), {}, {}; {} rounds of at least {} s.\n",
+        "{} cores ({}), {}, {}; {} rounds{}.\n",
         machine.cores,
         machine.processor.as_deref().unwrap_or("unknown"),
         mib(machine.memory_bytes),
         machine.system.as_deref().unwrap_or("unknown"),
         report.rounds,
-        report.seconds
+        if report.seconds > 0.0 { format!(" of at least {} s", report.seconds) } else { String::new() }
     );
-    let _ = writeln!(out, "Versions: {}.\n", report.versions.join(", "));
+    let _ = writeln!(out, "Versions: {}.", report.versions.join(", "));
+    if !report.results.is_empty() {
+        results(&mut out, report);
+    }
+    if !report.latency.is_empty() {
+        latency(&mut out, report);
+    }
+    out.push_str(&growth::table::markdown(&report.growth));
+    out
+}
+
+fn results(out: &mut String, report: &Report) {
     out.push_str(
-        "| broker | case | bytes | postrider/s | usual/s | best/s | to best | least … most | target | to usual | to bare | CPU to best | allocations (best) | peak memory (best) |\n",
+        "\n| broker | case | bytes | postrider/s | usual/s | best/s | to best | least … most | target | to usual | to bare | CPU to best | allocations (best) | peak memory (best) |\n",
     );
     out.push_str("|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n");
     for row in &report.results {
@@ -46,10 +58,13 @@ pub(crate) fn markdown(report: &Report) -> String {
             mib(row.best_peak_rss_bytes),
         );
     }
-    if !report.latency.is_empty() {
-        out.push_str("\n| broker | bytes | messages/s | p50 | p99 | p99.9 | added p50 | added p99 (allowed) | added p99.9 |\n");
-        out.push_str("|---|--:|--:|--:|--:|--:|--:|--:|--:|\n");
-    }
+}
+
+fn latency(out: &mut String, report: &Report) {
+    out.push_str(
+        "\n| broker | bytes | messages/s | p50 | p99 | p99.9 | added p50 | added p99 (allowed) | added p99.9 |\n",
+    );
+    out.push_str("|---|--:|--:|--:|--:|--:|--:|--:|--:|\n");
     for row in &report.latency {
         let _ = writeln!(
             out,
@@ -66,7 +81,6 @@ pub(crate) fn markdown(report: &Report) -> String {
             row.added_p999_us,
         );
     }
-    out
 }
 
 /// As the terminal has it.

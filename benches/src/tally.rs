@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use crate::meter::{CountAllocations, Measured, Meter};
 use crate::order::OrderPlaced;
@@ -17,6 +17,8 @@ pub(crate) struct Tally(Arc<Inner>);
 struct Inner {
     meter: Meter,
     wanted: u64,
+    /// How many are handled before the measuring begins.
+    warm: u64,
     /// A bit for each number.
     seen: Vec<AtomicU64>,
     handled: AtomicU64,
@@ -25,22 +27,37 @@ struct Inner {
     times: Vec<(AtomicU64, AtomicU32)>,
     origin: Instant,
     measured: watch::Sender<Option<Measured>>,
+    /// How many somebody waits for.
+    goal: AtomicU64,
+    reached: Notify,
 }
 
 impl Tally {
     /// Of so many messages, with the time of each where asked for.
     pub(crate) fn of(wanted: u64, timed: bool, count: Option<CountAllocations>) -> Self {
+        Self::new(0, wanted, timed, count)
+    }
+
+    /// Of so many messages, of which the first `warm` aren't measured.
+    pub(crate) fn warmed(warm: u64, wanted: u64) -> Self {
+        Self::new(warm, wanted, false, None)
+    }
+
+    fn new(warm: u64, wanted: u64, timed: bool, count: Option<CountAllocations>) -> Self {
         let seen = (0..wanted.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
         let times = (0..if timed { wanted } else { 0 }).map(|_| (AtomicU64::new(0), AtomicU32::new(0)));
         Self(Arc::new(Inner {
             meter: Meter::new(count),
             wanted,
+            warm,
             seen,
             handled: AtomicU64::new(0),
             doubled: AtomicU64::new(0),
             times: times.collect(),
             origin: Instant::now(),
             measured: watch::channel(None).0,
+            goal: AtomicU64::new(wanted),
+            reached: Notify::new(),
         }))
     }
 
@@ -71,17 +88,35 @@ impl Tally {
             took.store((took_ns / 100).min(u64::from(u32::MAX)) as u32, Relaxed);
         }
         let handled = inner.handled.fetch_add(1, Relaxed) + 1;
-        if handled == 1 {
+        if handled == inner.warm.max(1) {
             inner.meter.begin();
         }
         if handled == inner.wanted {
-            inner.measured.send_replace(Some(inner.meter.end(inner.wanted)));
+            inner.measured.send_replace(Some(inner.meter.end(inner.wanted - inner.warm)));
+        }
+        if handled == inner.goal.load(Relaxed) {
+            inner.reached.notify_one();
         }
     }
 
     /// Whether all are handled.
     pub(crate) fn is_full(&self) -> bool {
         self.0.handled.load(Relaxed) >= self.0.wanted
+    }
+
+    /// So many are to be handled next, of which some are still to come. Said while nothing is handled.
+    pub(crate) fn expect(&self, goal: u64) {
+        self.0.goal.store(goal, Relaxed);
+    }
+
+    /// Resolves when as many are handled as were [expected](Self::expect).
+    pub(crate) async fn reached(&self) {
+        self.0.reached.notified().await;
+    }
+
+    /// How many came more than once.
+    pub(crate) fn doubled(&self) -> u64 {
+        self.0.doubled.load(Relaxed)
     }
 
     /// Resolves when all are handled.
@@ -93,7 +128,7 @@ impl Tally {
     /// What was found: after the subject has stopped, so that what came twice at the end counts.
     pub(crate) fn measured(&self) -> Option<Measured> {
         let mut measured = self.0.measured.borrow().clone()?;
-        measured.doubled = self.0.doubled.load(Relaxed);
+        measured.doubled = self.doubled();
         if !self.0.times.is_empty() {
             // the first half came while members were still joining their group
             let settled = &self.0.times[self.0.times.len() / 2..];

@@ -12,6 +12,9 @@ use crate::house::House;
 use crate::interrupt::Interrupt;
 use crate::set::Set;
 
+/// Where the book's page has its pictures.
+const PLOTS: &str = "docs/src/brokers/growth";
+
 /// What to measure.
 #[derive(Args)]
 pub(crate) struct Options {
@@ -21,15 +24,24 @@ pub(crate) struct Options {
     /// Only this case, such as `publish`, `consume-keyed` or `latency`; may be given again
     #[arg(long, value_name = "CASE")]
     case: Vec<String>,
-    /// 256 B, five of the cases, 3 rounds of 0.7 s instead of 5 rounds of 3 s: at most 10 minutes for all brokers
+    /// Growth instead of cases: what a message costs postrider as one thing becomes more and the rest stays
+    #[arg(long, conflicts_with = "case")]
+    growth: bool,
+    /// Only this curve of growth: `keys`, `routes`, `in-flight`, `headers`, `backlog` or `workers`; may be given again
+    #[arg(long, value_name = "CURVE", requires = "growth")]
+    curve: Vec<String>,
+    /// 256 B, five of the cases, 5 rounds of 1.5 s instead of 3 s; of growth, the ends of each curve in one round instead of three
     #[arg(long)]
     quick: bool,
     /// Write the figures there as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
     /// Print the tables of figures that `--json` wrote before as Markdown, as the book's page has them; measure nothing
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["broker", "case", "quick", "json"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["broker", "case", "growth", "quick", "json"])]
     markdown: Option<PathBuf>,
+    /// Draw the curves of growth that `--json` wrote before, for the book's page; measure nothing
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["broker", "case", "growth", "quick", "json"])]
+    plots: Option<PathBuf>,
     /// Further arguments of the bench, after `--`: `--payload BYTES`, `--rounds N`, `--seconds SECONDS`
     #[arg(last = true)]
     rest: Vec<String>,
@@ -45,30 +57,44 @@ pub(crate) fn main(options: &Options) -> Result<ExitCode> {
     if let Some(file) = &options.markdown {
         return Ok(code(interrupt.run(program(&house).arg("markdown").arg(file))?));
     }
-    let chosen: Vec<_> = if options.broker.is_empty() {
-        adapters::names().collect()
-    } else {
-        options.broker.iter().map(String::as_str).collect()
-    };
+    if let Some(file) = &options.plots {
+        let folder = house.root.join(PLOTS);
+        return Ok(code(interrupt.run(program(&house).arg("plots").arg(file).arg(folder))?));
+    }
     let mut bench = program(&house);
-    let mut brokers = Vec::new();
-    for name in chosen {
-        let adapter = adapters::find(name).context("the broker is none that is tested")?;
-        // of two versions of one broker, the first is measured
-        brokers.extend(adapter.brokers.first().copied());
-        bench.args(["--broker", name]);
-    }
-    bench.args(options.case.iter().flat_map(|case| ["--case", case]));
-    if options.quick {
-        bench.arg("--quick");
-    }
-    if let Some(json) = &options.json {
-        bench.arg("--json").arg(json);
-    }
-    bench.args(&options.rest);
-    let set = Set::up(&house, &interrupt, "bench", &brokers)?;
+    options.tell(&mut bench);
+    let set = Set::up(&house, &interrupt, "bench", &options.brokers()?)?;
     set.tell(&mut bench);
     Ok(code(interrupt.run(&mut bench)?))
+}
+
+impl Options {
+    /// The brokers to bring up.
+    fn brokers(&self) -> Result<Vec<&'static str>> {
+        let all = self.broker.is_empty();
+        let chosen = adapters::names().filter(|name| all || self.broker.iter().any(|broker| broker == name));
+        let mut brokers = Vec::new();
+        for name in chosen {
+            let adapter = adapters::find(name).context("the broker is none that is tested")?;
+            // of two versions of one broker, the first is measured
+            brokers.extend(adapter.brokers.first().copied());
+        }
+        Ok(brokers)
+    }
+
+    /// Passes on what is to be measured.
+    fn tell(&self, bench: &mut Command) {
+        for (flag, values) in [("--broker", &self.broker), ("--case", &self.case), ("--curve", &self.curve)] {
+            bench.args(values.iter().flat_map(|value| [flag, value]));
+        }
+        for (flag, set) in [("--growth", self.growth), ("--quick", self.quick)] {
+            bench.args(set.then_some(flag));
+        }
+        if let Some(json) = &self.json {
+            bench.arg("--json").arg(json);
+        }
+        bench.args(&self.rest);
+    }
 }
 
 fn program(house: &House) -> Command {
