@@ -298,16 +298,12 @@ impl<'a> Dispatcher<'a> {
     /// Looks for a lane that holds up three quarters of the window, and says so in the route's health.
     pub(crate) fn watch_lanes(&mut self) {
         let most = self.plan.subscribe.window.messages / 4 * 3;
-        let trouble = match self.lanes.longest() {
-            Some((waiting, item)) if waiting >= most.max(1) => {
-                let key =
-                    String::from_utf8_lossy(item.delivery.envelope.key().unwrap_or_default()).into_owned();
-                Some(Health::degraded(format!(
-                    "{waiting} messages wait behind one of the key `{key}`; the window is nearly full of them"
-                )))
-            }
-            _ => None,
-        };
+        let trouble = self.lanes.longest(most.max(1)).map(|(waiting, item)| {
+            let key = String::from_utf8_lossy(item.delivery.envelope.key().unwrap_or_default());
+            Health::degraded(format!(
+                "{waiting} messages wait behind one of the key `{key}`; the window is nearly full of them"
+            ))
+        });
         self.status.set_state(if self.suspects.is_empty() {
             self.admission.as_ref().map_or(RouteState::Running, |admission| admission.state())
         } else {

@@ -106,10 +106,15 @@ impl<T> Lanes<T> {
         self.waiting
     }
 
-    /// The longest queue behind a running message, with one of its items.
-    pub(crate) fn longest(&self) -> Option<(usize, &T)> {
+    /// The longest queue behind a running message, with one of its items, if at least so many wait in it.
+    ///
+    /// It is asked for in every round, so the lanes are gone through only where that many wait in all.
+    pub(crate) fn longest(&self, least: usize) -> Option<(usize, &T)> {
+        if self.waiting < least {
+            return None;
+        }
         let longest = self.busy.values().map(|lane| &lane.queue).max_by_key(|queue| queue.len())?;
-        Some((longest.len(), longest.front()?))
+        (longest.len() >= least).then_some((longest.len(), longest.front()?))
     }
 }
 
@@ -192,7 +197,8 @@ mod tests {
                 }
                 prop_assert_eq!(lanes.waiting(), models.values().map(|m| m.waiting.len()).sum::<usize>());
                 let longest = models.values().map(|m| m.waiting.len()).max().unwrap_or(0);
-                prop_assert_eq!(lanes.longest().map_or(0, |(n, _)| n), longest);
+                prop_assert_eq!(lanes.longest(1).map_or(0, |(n, _)| n), longest);
+                prop_assert_eq!(lanes.longest(longest + 1), None);
             }
         }
     }
