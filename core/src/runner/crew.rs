@@ -1,7 +1,6 @@
 //! Those who call the handler: attempts with their panic guard and time-out, polled once in place and parked only when they
 //! wait. What an outcome means for the message is the dispatcher's.
 
-use std::collections::HashMap;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
@@ -11,6 +10,7 @@ use std::time::Duration;
 
 use futures_util::future::{AbortHandle, Abortable, Aborted};
 use futures_util::stream::{FuturesUnordered, StreamExt};
+use tokio::task::coop::has_budget_remaining;
 
 use super::isolation::Isolation;
 use crate::broker::Broker;
@@ -53,13 +53,14 @@ pub(crate) enum Ended {
 pub(crate) struct Crew<'a> {
     orders: &'a Orders,
     parked: FuturesUnordered<Abortable<Attempt<'a>>>,
-    aborts: HashMap<usize, AbortHandle, foldhash::fast::RandomState>,
+    /// Of those parked, by their number: numbers are used again, so there are hardly more than attempts at once.
+    aborts: Vec<Option<AbortHandle>>,
     cancelled: Vec<usize>,
 }
 
 impl<'a> Crew<'a> {
     pub(crate) fn new(orders: &'a Orders) -> Self {
-        Self { orders, parked: FuturesUnordered::new(), aborts: HashMap::default(), cancelled: Vec::new() }
+        Self { orders, parked: FuturesUnordered::new(), aborts: Vec::new(), cancelled: Vec::new() }
     }
 
     /// Begins an attempt under the number `job`. One that ends at its first poll costs no task, set entry or waker.
@@ -81,14 +82,17 @@ impl<'a> Crew<'a> {
         }
         attempt.job = job();
         let (abort, registration) = AbortHandle::new_pair();
-        self.aborts.insert(attempt.job, abort);
+        if self.aborts.len() <= attempt.job {
+            self.aborts.resize_with(attempt.job + 1, || None);
+        }
+        self.aborts[attempt.job] = Some(abort);
         self.parked.push(Abortable::new(attempt, registration));
         None
     }
 
     /// Cancels a parked attempt; it ends as [`Ended::Cancelled`].
     pub(crate) fn cancel(&mut self, job: usize) {
-        if let Some(abort) = self.aborts.remove(&job) {
+        if let Some(abort) = self.aborts.get_mut(job).and_then(Option::take) {
             abort.abort();
             self.cancelled.push(job);
         }
@@ -104,7 +108,7 @@ impl<'a> Crew<'a> {
             }
             match ready!(self.parked.poll_next_unpin(cx)) {
                 Some(Ok((job, outcome))) => {
-                    self.aborts.remove(&job);
+                    self.aborts[job] = None;
                     return Poll::Ready((job, Ended::Outcome(outcome)));
                 }
                 // it was answered when it was cancelled
@@ -134,6 +138,12 @@ impl Future for Attempt<'_> {
     type Output = (usize, Outcome);
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        // tokio's futures say "not yet" once a task has used up its budget, and wake it: all attempts that wait, polled without one,
+        // would come back only for each other's sake, again and again
+        if !has_budget_remaining() {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         let this = &mut *self;
         loop {
             let (future, handling) = match &mut this.stage {
