@@ -273,8 +273,11 @@ impl<'a> Dispatcher<'a> {
         if any { Poll::Ready(()) } else { Poll::Pending }
     }
 
-    /// Hands over what was settled, one call for all of it. Stale ones come again by themselves.
+    /// Hands over what was begun and what was settled, one call for all of it. Stale ones come again by themselves.
     pub(crate) fn settle(&mut self) {
+        if let Hands::Pool(pool) = &mut self.hands {
+            pool.hand_over();
+        }
         if !self.settled.is_empty() {
             self.held = self.held.saturating_sub(self.settled.len());
             if let Err(error) = Claim::settle_all(&mut self.settled) {

@@ -5,6 +5,7 @@ use std::future::poll_fn;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
+use smallvec::SmallVec;
 use tokio::task::JoinSet;
 
 use super::crew::{Crew, Ended, Orders};
@@ -13,6 +14,8 @@ use crate::extract::Incoming;
 /// The tasks end when this is dropped.
 pub(crate) struct Pool {
     shared: Arc<Shared>,
+    /// Begun in this round, and not handed over yet.
+    begun: Vec<(usize, Incoming)>,
     _tasks: JoinSet<()>,
 }
 
@@ -47,19 +50,31 @@ impl Pool {
             let (shared, orders) = (Arc::clone(&shared), orders.clone());
             tasks.spawn(async move { work(me, &shared, &orders).await });
         }
-        Self { shared, _tasks: tasks }
+        Self { shared, begun: Vec::new(), _tasks: tasks }
     }
 
-    pub(crate) fn start(&self, job: usize, incoming: Incoming) {
+    /// Begins an attempt with the next [`hand_over`](Self::hand_over).
+    pub(crate) fn start(&mut self, job: usize, incoming: Incoming) {
+        self.begun.push((job, incoming));
+    }
+
+    /// Gives to the tasks what was begun: together, since a lock and a wake-up for each costs more than all else.
+    pub(crate) fn hand_over(&mut self) {
+        if self.begun.is_empty() {
+            return;
+        }
         let mut board = self.shared.board();
-        board.jobs.push_back((job, incoming));
-        let waker = board.idle.iter_mut().find_map(Option::take);
+        let count = self.begun.len();
+        board.jobs.extend(self.begun.drain(..));
+        let wakers: SmallVec<[Waker; 8]> =
+            board.idle.iter_mut().filter_map(Option::take).take(count).collect();
         drop(board);
-        waker.into_iter().for_each(Waker::wake);
+        wakers.into_iter().for_each(Waker::wake);
     }
 
     /// Cancels an attempt, wherever it is; it ends as [`Ended::Cancelled`] unless it has ended already.
-    pub(crate) fn cancel(&self, job: usize) {
+    pub(crate) fn cancel(&mut self, job: usize) {
+        self.hand_over();
         let mut board = self.shared.board();
         if let Some(at) = board.jobs.iter().position(|(j, _)| *j == job) {
             board.jobs.remove(at);
@@ -74,7 +89,9 @@ impl Pool {
     }
 
     /// All attempts that have ended; pending while there are none.
-    pub(crate) fn poll_ended(&self, cx: &mut Context<'_>, into: &mut Vec<(usize, Ended)>) -> Poll<()> {
+    pub(crate) fn poll_ended(&mut self, cx: &mut Context<'_>, into: &mut Vec<(usize, Ended)>) -> Poll<()> {
+        // nobody waits for an end while something that was begun is still here
+        self.hand_over();
         let mut board = self.shared.board();
         if board.ended.is_empty() {
             board.dispatcher = Some(cx.waker().clone());
