@@ -11,13 +11,13 @@ pub(crate) fn markdown(report: &Report) -> String {
     let machine = &report.machine;
     let _ = writeln!(
         out,
-        "{} cores ({}), {}, {}; {} rounds{}.\n",
+        "{} cores ({}), {}, {}; rounds: {}{}.\n",
         machine.cores,
         machine.processor.as_deref().unwrap_or("unknown"),
         mib(machine.memory_bytes),
         machine.system.as_deref().unwrap_or("unknown"),
         report.rounds,
-        if report.seconds > 0.0 { format!(" of at least {} s", report.seconds) } else { String::new() }
+        if report.seconds > 0.0 { format!(", each of at least {} s", report.seconds) } else { String::new() }
     );
     let _ = writeln!(out, "Versions: {}.", report.versions.join(", "));
     if !report.results.is_empty() {

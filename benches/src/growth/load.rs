@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use postrider::prelude::*;
-use postrider::{Confirm, RouteOptions};
+use postrider::{Confirm, RouteOptions, Window};
 
 use super::Curve;
 use super::gate::Gate;
@@ -69,8 +69,9 @@ impl Load {
                 router.route(RouteOptions::new(channel, BILLING).handle(bill))
             }),
             Curve::InFlight => {
-                let options = options.concurrency(at).max_in_flight(at).max_in_flight_bytes(usize::MAX);
-                router.route(options.handle(wait))
+                // as many are read ahead as ever
+                let options = options.concurrency(at).max_in_flight(at + Window::default().messages);
+                router.route(options.max_in_flight_bytes(usize::MAX).handle(wait))
             }
             Curve::Workers => router.route(options.workers(at).handle(compute)),
             Curve::Keys | Curve::Headers | Curve::Backlog => router.route(options.handle(bill)),

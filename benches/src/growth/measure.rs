@@ -52,6 +52,7 @@ fn point(curve: Curve, kind: Kind, at: u64, url: &str, extent: Extent) -> Point 
         // warm is who has seen every key
         (Curve::Keys, _) => (1_000_000, 1_000_000),
         (Curve::Routes, _) => (256_000, 1_024_000),
+        (Curve::InFlight, Kind::Nats) => (100_000, 200_000),
         (Curve::InFlight, _) => (100_000, 400_000),
         (Curve::Headers, Kind::Memory) | (Curve::Workers, _) => (50_000, 400_000),
         (Curve::Headers, Kind::Rabbitmq) => (20_000, 80_000),
