@@ -252,15 +252,18 @@ impl Sends {
     pub(crate) fn lost(&self, sends: Vec<(Queued, usize)>, resend: bool, error: impl Fn(&Sent) -> Error) {
         let mut again = Vec::new();
         for (queued, room) in sends {
-            let is_sent_again = self.pending.with(queued.token, |sent| sent.is_sent_again(resend));
-            if is_sent_again == Some(true) && self.pending.return_room(queued.token, room) {
-                again.push(queued);
-                continue;
+            match self.pending.with(queued.token, |sent| sent.is_sent_again(resend)) {
+                Some(true) => {
+                    if self.pending.return_room(queued.token, room) {
+                        again.push(queued);
+                    }
+                }
+                Some(false) => {
+                    self.fail(queued.token, &error);
+                    self.pending.give_back(room);
+                }
+                None => self.pending.give_back(room),
             }
-            if is_sent_again == Some(false) {
-                self.fail(queued.token, &error);
-            }
-            self.pending.give_back(room);
         }
         let mut queue = self.queue();
         again.into_iter().rev().for_each(|queued| queue.sends.push_front(queued));
