@@ -236,7 +236,7 @@ mod tests {
             ack("$JS.ACK.orders.billing.1.3.2.1700000000000000000.3"),
             ack(long),
         ];
-        let mut last: Vec<_> = last_of_each(tells.iter()).into_iter().map(|reply| reply.as_str()).collect();
+        let mut last: Vec<_> = last_of_each(tells.iter()).into_iter().map(Subject::as_str).collect();
         last.sort_unstable();
         assert_eq!(last, [&*tells[1].reply, &*tells[2].reply, long]);
         assert_eq!(consumer_of(long), "$JS.ACK._.hash.orders.billing.");
