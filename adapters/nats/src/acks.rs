@@ -238,7 +238,7 @@ mod tests {
         ];
         let mut last: Vec<_> = last_of_each(tells.iter()).into_iter().map(Subject::as_str).collect();
         last.sort_unstable();
-        assert_eq!(last, [&*tells[1].reply, &*tells[2].reply, long]);
+        assert_eq!(last, [long, &*tells[1].reply, &*tells[2].reply]);
         assert_eq!(consumer_of(long), "$JS.ACK._.hash.orders.billing.");
     }
 }
