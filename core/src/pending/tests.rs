@@ -53,7 +53,7 @@ async fn many_answers_are_as_good_as_one_after_the_other() {
     // one of them twice, and one that nobody has sent
     let answers = [tokens[0], tokens[1], tokens[0], tokens[1] + 7];
     pending.resolve_all(answers.into_iter().map(|token| {
-        (token, |sent: &mut u32| {
+        (token, move |sent: &mut u32| {
             assert_eq!(*sent, 7);
             Ok(Receipt::new(0, token))
         })
