@@ -59,15 +59,12 @@ impl Sends {
         let first = send.sent.place.first.then(|| send.sent.clone());
         let opened = open(&self.pending, send);
         if let Some(target) = first {
-            match &opened {
-                Ok(token) => {
-                    self.waiting.fetch_add(1, Relaxed);
-                    self.firsts().insert(*token, target);
-                }
-                Err(_) => {
-                    target.answered(false);
-                    self.pending.changed();
-                }
+            if let Ok(token) = &opened {
+                self.waiting.fetch_add(1, Relaxed);
+                self.firsts().insert(*token, target);
+            } else {
+                target.answered(false);
+                self.pending.changed();
             }
         }
         opened
