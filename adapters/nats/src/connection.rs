@@ -101,6 +101,41 @@ impl Connection {
     }
 }
 
+/// What the client reports.
+struct Ears {
+    link: watch::Sender<Link>,
+    up: Arc<AtomicBool>,
+    connects: AtomicU64,
+}
+
+impl Ears {
+    fn hear(&self, event: Event) {
+        match event {
+            Event::Connected => {
+                // the first one is the link that connecting began with: it may be told when something was sent already, and nothing of
+                // that is lost
+                let generation = self.connects.fetch_add(1, Relaxed);
+                self.up.store(true, Relaxed);
+                self.link.send_replace(Link { up: true, generation });
+            }
+            Event::Disconnected | Event::Closed => {
+                self.up.store(false, Relaxed);
+                self.link.send_modify(|link| link.up = false);
+            }
+            Event::ServerError(error) => {
+                tracing::warn!(target: "postrider::connection", %error, "server error");
+            }
+            Event::ClientError(error) => {
+                tracing::warn!(target: "postrider::connection", %error, "client error");
+            }
+            Event::SlowConsumer(subscription) => {
+                tracing::error!(target: "postrider::connection", subscription, "the client dropped messages");
+            }
+            _ => {}
+        }
+    }
+}
+
 async fn options(
     url: &BrokerUrl,
     config: &NatsConfig,
@@ -108,7 +143,7 @@ async fn options(
     link: watch::Sender<Link>,
     up: Arc<AtomicBool>,
 ) -> Result<ConnectOptions> {
-    let generation = Arc::new(AtomicU64::new(0));
+    let ears = Ears { link, up, connects: AtomicU64::new(0) };
     let jitter = env.clone();
     let mut options = ConnectOptions::new()
         .name("postrider")
@@ -124,23 +159,7 @@ async fn options(
             step / 2 + (step / 2).mul_f64(jitter.random() as f64 / u64::MAX as f64)
         })
         .event_callback(move |event| {
-            match event {
-                Event::Connected => {
-                    let generation = generation.fetch_add(1, Relaxed) + 1;
-                    up.store(true, Relaxed);
-                    link.send_replace(Link { up: true, generation });
-                }
-                Event::Disconnected | Event::Closed => {
-                    up.store(false, Relaxed);
-                    link.send_modify(|link| link.up = false);
-                }
-                Event::ServerError(error) => tracing::warn!(target: "postrider::connection", %error, "server error"),
-                Event::ClientError(error) => tracing::warn!(target: "postrider::connection", %error, "client error"),
-                Event::SlowConsumer(subscription) => {
-                    tracing::error!(target: "postrider::connection", subscription, "the client dropped messages");
-                }
-                _ => {}
-            }
+            ears.hear(event);
             std::future::ready(())
         });
     if let (Some(user), Some(password)) = (url.user(), url.password()) {
@@ -171,4 +190,25 @@ async fn options(
         options = options.require_tls(true);
     }
     Ok(options)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_connect_is_no_loss_and_each_later_one_is() {
+        let first = Link { up: true, generation: 0 };
+        let (link, seen) = watch::channel(first);
+        let ears = Ears { link, up: Arc::new(AtomicBool::new(true)), connects: AtomicU64::new(0) };
+        ears.hear(Event::Connected);
+        assert_eq!(*seen.borrow(), first);
+        ears.hear(Event::Disconnected);
+        assert!(!seen.borrow().up && !ears.up.load(Relaxed));
+        ears.hear(Event::Connected);
+        assert_eq!((*seen.borrow(), ears.up.load(Relaxed)), (Link { up: true, generation: 1 }, true));
+        // also where nobody heard of the cut
+        ears.hear(Event::Connected);
+        assert_eq!(seen.borrow().generation, 2);
+    }
 }
