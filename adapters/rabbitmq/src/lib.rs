@@ -17,7 +17,6 @@ mod convert;
 mod driver;
 mod error;
 mod field;
-mod flight;
 mod foreign;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
@@ -33,7 +32,6 @@ mod settle;
 mod shared;
 mod strikes;
 mod subscriber;
-mod tags;
 mod topology;
 
 pub use broker::RabbitmqBroker;

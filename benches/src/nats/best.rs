@@ -121,13 +121,13 @@ async fn send(
     reply: Subject,
     body: Vec<u8>,
 ) -> Result<()> {
-    Ok(match stamp {
-        Some(stamp) => {
-            let headers = headers(of, key, stamp.next()?);
-            client.publish_with_reply_and_headers(to, reply, headers, body.into()).await?;
-        }
-        None => client.publish_with_reply(to, reply, body.into()).await?,
-    })
+    if let Some(stamp) = stamp {
+        let headers = headers(of, key, stamp.next()?);
+        client.publish_with_reply_and_headers(to, reply, headers, body.into()).await?;
+    } else {
+        client.publish_with_reply(to, reply, body.into()).await?;
+    }
+    Ok(())
 }
 
 fn headers(of: &str, key: &str, said: Said<'_>) -> HeaderMap {
