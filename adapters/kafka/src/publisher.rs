@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use postrider_core::{
-    Capabilities, Confirm, Confirms, DrainReport, Env, Error, ErrorKind, NewSend, Outgoing, Pending,
+    Capabilities, Channel, Confirm, Confirms, DrainReport, Env, Error, ErrorKind, NewSend, Outgoing, Pending,
     PublishError, PublishOrder, Publisher, Result, check_address, check_size, fit_copy, retry_tier,
 };
 use rdkafka::error::RDKafkaErrorCode as Code;
@@ -165,7 +165,7 @@ impl Outbox {
     /// The name of the topic that the message goes to.
     fn topic(&self, message: &Outgoing<'_>) -> Result<String> {
         let channel = message.address.channel();
-        postrider_core::Channel::new(channel)?;
+        Channel::check(channel)?;
         check_address(message, &self.capabilities)?;
         match message.address.group() {
             Some(group) => self.naming.redrive(channel, group),
@@ -292,9 +292,14 @@ impl Outbox {
                     continue;
                 };
                 let target = Target { topic: found, place };
-                match self.hand_over(&message, target, deadline, |pending, send| pending.open(send, room)) {
+                let handed = self.hand_over(&message, target, deadline, |pending, send| {
+                    // another send of the key came between: the room is kept for the next turn
+                    pending.open(send, room).map_err(|(_, room)| held = Some(room))
+                });
+                match handed {
                     Ok(confirm) => return confirm,
                     Err(Refused::Failed(error)) => return Confirm::failed(error),
+                    Err(Refused::Full) if held.is_some() => {}
                     Err(Refused::Full) => self.env.sleep(Duration::from_millis(5)).await,
                 }
             }

@@ -101,7 +101,7 @@ impl Outbox {
         check_size(&message.envelope, usable)?;
         self.fit(message)?;
         let channel = message.address.channel();
-        postrider_core::Channel::new(channel)?;
+        postrider_core::Channel::check(channel)?;
         check_address(message, &self.capabilities)?;
         let mut destination = Destination::of(message)?;
         if destination.exchange.is_none() {
