@@ -22,11 +22,11 @@ const STYLE: &str = "<style>
 text { font: 13px sans-serif; fill: #333 } .title { font-size: 16px; font-weight: bold } .tick { font-size: 12px; fill: #555 }
 .ground { fill: #fff } .grid { stroke: #ddd } .axis { stroke: #555 }
 .curve { fill: none; stroke-width: 2.5 } .bound { stroke-width: 1.5; stroke-dasharray: 6 5; opacity: 0.7 }
-.memory { --ink: #1b62b3 } .nats { --ink: #1d7d46 } .kafka { --ink: #7a3fb0 } .rabbitmq { --ink: #b84a00 }
-.line { stroke: var(--ink) } .dot, .name { fill: var(--ink) }
+.memory { color: #1b62b3 } .nats { color: #1d7d46 } .kafka { color: #7a3fb0 } .rabbitmq { color: #b84a00 }
+.line { stroke: currentColor } .dot, .name { fill: currentColor }
 @media (prefers-color-scheme: dark) {
 text { fill: #ddd } .tick { fill: #aaa } .ground { fill: #1c1f24 } .grid { stroke: #3a3f47 } .axis { stroke: #aaa }
-.memory { --ink: #6fb1ff } .nats { --ink: #63d193 } .kafka { --ink: #c79bf2 } .rabbitmq { --ink: #ff9d5c }
+.memory { color: #6fb1ff } .nats { color: #63d193 } .kafka { color: #c79bf2 } .rabbitmq { color: #ff9d5c }
 }
 </style>
 ";
