@@ -35,6 +35,8 @@ pub struct RabbitmqLetters {
     sessions: u32,
     /// What went back, with a lost connection or by leaving: it is open, and no longer ours to close.
     returned: BTreeSet<(u32, u64)>,
+    /// What was lost while it was being closed: the queue may have heard of it or not.
+    doubted: BTreeSet<(u32, u64)>,
 }
 
 /// One AMQP channel, and what is held by it. Dropped, the client closes it, and the broker gives back what is held.
@@ -44,6 +46,8 @@ struct Session {
     channel: Channel,
     /// The message id by delivery tag.
     held: BTreeMap<u64, String>,
+    /// Those of them that the queue is being told of, and whose answer isn't there yet.
+    closing: BTreeSet<u64>,
     /// Held as well, but not handed out yet: they came with the answers to what was closed.
     ahead: VecDeque<Letter>,
 }
@@ -51,8 +55,9 @@ struct Session {
 impl RabbitmqLetters {
     pub(crate) async fn open(broker: &RabbitmqBroker, channel: &str) -> Result<Self> {
         let queue = broker.topology().letters(channel)?;
-        let (session, sessions, returned) = (None, 0, BTreeSet::new());
-        let mut letters = Self { broker: broker.clone(), queue, session, sessions, returned };
+        let (returned, doubted) = (BTreeSet::new(), BTreeSet::new());
+        let mut letters =
+            Self { broker: broker.clone(), queue, session: None, sessions: 0, returned, doubted };
         letters.ready("letters").await?;
         Ok(letters)
     }
@@ -75,7 +80,7 @@ impl RabbitmqLetters {
         };
         let channel = link.operation(operation, generation, opened).await?;
         self.sessions += 1;
-        self.session = Some(Session { generation, channel, held: BTreeMap::new(), ahead: VecDeque::new() });
+        self.session = Some(Session::new(generation, channel));
         if lost {
             let message = "the connection was lost, and what was read went back to the queue; reading begins with the oldest again";
             return Err(Error::new(ErrorKind::Connection, operation, message).with("queue", queue));
@@ -86,18 +91,49 @@ impl RabbitmqLetters {
     /// Writes down that what a session held is no longer ours; answers whether that was anything.
     fn give_back(&mut self, session: Session) -> bool {
         let held = !session.held.is_empty();
-        self.returned.extend(session.held.into_keys().map(|tag| (self.sessions, tag)));
+        for tag in session.held.into_keys() {
+            let kept = if session.closing.contains(&tag) { &mut self.doubted } else { &mut self.returned };
+            kept.insert((self.sessions, tag));
+        }
         held
     }
 
-    fn gone(&self) -> Error {
-        let message =
-            "letters went back to the queue before they could be closed, and are open; read them again";
-        Error::new(ErrorKind::Connection, "close", message).with("queue", &self.queue).temporary(false)
+    /// Acknowledges letters that this session holds.
+    async fn acknowledge(&mut self, tags: &BTreeSet<u64>) -> Result<()> {
+        self.ready("close").await?;
+        let (shard, link) = (self.sessions, self.broker.consuming().clone());
+        if let Some(session) = &mut self.session {
+            let generation = session.generation;
+            let acknowledged = session.acknowledge(tags, &self.queue, shard, self.broker.environment());
+            link.operation("close", generation, acknowledged).await?;
+            session.closing.clear();
+            session.held.retain(|tag, _| !tags.contains(tag));
+        }
+        Ok(())
+    }
+
+    /// What there is to say of these, which may not be ours to close any more.
+    fn ours(&self, letters: &[Origin]) -> Result<()> {
+        let any = |those: &BTreeSet<_>| {
+            letters.iter().any(|letter| those.contains(&(letter.shard, letter.position)))
+        };
+        let message = if any(&self.doubted) {
+            "the connection was lost while letters were being closed, and whether they are is not known; those that are open come again"
+        } else if any(&self.returned) {
+            "letters went back to the queue before they could be closed, and are open; read them again"
+        } else {
+            return Ok(());
+        };
+        Err(Error::new(ErrorKind::Connection, "close", message).with("queue", &self.queue).temporary(false))
     }
 }
 
 impl Session {
+    fn new(generation: u64, channel: Channel) -> Self {
+        let (held, closing, ahead) = (BTreeMap::new(), BTreeSet::new(), VecDeque::new());
+        Self { generation, channel, held, closing, ahead }
+    }
+
     fn lives(&self, generation: u64) -> bool {
         self.generation == generation && self.channel.status().connected()
     }
@@ -143,6 +179,7 @@ impl Session {
     /// by being asked for a letter, after all that it was told before.
     async fn acknowledge(&mut self, tags: &BTreeSet<u64>, queue: &str, shard: u32, env: &Env) -> Result<()> {
         for (told, tag) in tags.iter().enumerate() {
+            self.closing.insert(*tag);
             let acknowledged = self.channel.basic_ack(*tag, BasicAckOptions::default()).await;
             acknowledged.map_err(|e| error::of("close", e).with("queue", queue))?;
             if (told + 1) % AT_ONCE == 0 || told + 1 == tags.len() {
@@ -191,7 +228,10 @@ impl Letters for RabbitmqLetters {
     }
 
     async fn close(&mut self, letters: &[Origin]) -> Result<()> {
-        let gone = letters.iter().any(|letter| self.returned.contains(&(letter.shard, letter.position)));
+        // a call that was given up in its middle leaves open what the queue has heard: no tag may be told of twice
+        if let Some(session) = self.session.take_if(|session| !session.closing.is_empty()) {
+            self.give_back(session);
+        }
         let own: BTreeSet<u64> = match &self.session {
             Some(session) => {
                 let own = letters.iter().filter(|letter| letter.shard == self.sessions);
@@ -199,18 +239,16 @@ impl Letters for RabbitmqLetters {
             }
             None => BTreeSet::new(),
         };
-        if !own.is_empty() {
-            // a connection that is lost by now took the letters with it
-            self.ready("close").await.map_err(|_| self.gone())?;
-            let (shard, link) = (self.sessions, self.broker.consuming().clone());
-            if let Some(session) = &mut self.session {
-                let generation = session.generation;
-                let acknowledged = session.acknowledge(&own, &self.queue, shard, self.broker.environment());
-                link.operation("close", generation, acknowledged).await?;
-                session.held.retain(|tag, _| !own.contains(tag));
+        if !own.is_empty()
+            && let Err(error) = self.acknowledge(&own).await
+        {
+            tracing::debug!(target: "postrider::letters", queue = self.queue, %error, "closing was cut off");
+            // a connection that is lost takes all letters with it that this reader had
+            if let Some(session) = self.session.take_if(|session| !session.held.is_empty()) {
+                self.give_back(session);
             }
         }
-        if gone { Err(self.gone()) } else { Ok(()) }
+        self.ours(letters)
     }
 
     async fn count(&mut self) -> Result<u64> {

@@ -174,7 +174,10 @@ pub async fn cut_off_reader_closes_what_it_says(bench: Bench) -> Outcome {
         loop {
             match letters.close(&origins(&first)).await {
                 Err(error) if error.is_temporary() => tokio::time::sleep(QUIET).await,
-                other => return other.is_ok(),
+                Ok(()) => return Some(true),
+                // what was under way when the cut came may have arrived
+                Err(error) if error.to_string().contains("not known") => return None,
+                Err(_) => return Some(false),
             }
         }
     })
@@ -189,14 +192,19 @@ pub async fn cut_off_reader_closes_what_it_says(bench: Bench) -> Outcome {
             let mut all = Vec::new();
             // what a lost connection held comes back when the broker has noticed
             letters.leave().await.expect("it leaves");
-            if other.read(NonZeroUsize::MAX, &mut all).await.is_ok() && (closed || all.len() == 3) {
+            let enough = if closed == Some(false) { 3 } else { 2 };
+            if other.read(NonZeroUsize::MAX, &mut all).await.is_ok() && all.len() >= enough {
                 return numbers(&all);
             }
             other.leave().await.expect("it leaves");
         }
     })
     .await;
-    assert_eq!(left, if closed { vec![1, 2] } else { vec![0, 1, 2] }, "said to be closed: {closed}");
+    match closed {
+        Some(true) => assert_eq!(left, [1, 2], "it was said to be closed"),
+        Some(false) => assert_eq!(left, [0, 1, 2], "it was said to be open"),
+        None => assert!(left.ends_with(&[1, 2]), "the others are open: {left:?}"),
+    }
     Passed
 }
 
