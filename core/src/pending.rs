@@ -48,8 +48,8 @@ struct Slot<T> {
     answer: Answer,
     deadline: Instant,
     key: Option<u64>,
-    /// What it takes of the queue, until it is answered.
-    bytes: usize,
+    /// What it takes of the queue, until that is given back.
+    bytes: Option<usize>,
     /// Until it is answered.
     sent: Option<T>,
 }
@@ -183,6 +183,22 @@ impl<T> Pending<T> {
         self.release(table, None, wakers);
     }
 
+    /// The answers to sends whose room was taken over ([`take_rooms`](Self::take_rooms)) and is free now, as
+    /// [`resolve_all`](Self::resolve_all): each a token, its room, and its answer.
+    pub fn resolve_taken(&self, answers: impl IntoIterator<Item = (u64, usize, Confirmed)>) {
+        let (mut over, mut rooms) = (Vec::new(), Vec::new());
+        let mut table = self.table();
+        for (token, bytes, outcome) in answers {
+            rooms.append(&mut table.rooms.give_back(bytes));
+            if let Some((sent, waker, mut room)) = table.resolve(token, |_| outcome) {
+                over.push((sent, waker));
+                rooms.append(&mut room);
+            }
+        }
+        self.release(table, None, rooms);
+        over.into_iter().filter_map(|(_, waker)| waker).for_each(Waker::wake);
+    }
+
     /// Lets go of the lock, then wakes whoever waits.
     fn release(&self, table: MutexGuard<'_, Table<T>>, waker: Option<Waker>, rooms: Vec<Waker>) {
         let watched = table.watchers > 0;
@@ -200,7 +216,48 @@ impl<T> Pending<T> {
         table.slots[index].sent.as_mut().map(look)
     }
 
-    fn give_back(&self, bytes: usize) {
+    /// Takes the room of a send over: from now on the adapter says when it is free again ([`give_back`](Self::give_back)). `None`
+    /// if the send has its answer.
+    pub fn take_room(&self, token: u64) -> Option<usize> {
+        let mut table = self.table();
+        let index = table.find(token)?;
+        table.slots[index].bytes.take()
+    }
+
+    /// As [`take_room`](Self::take_room), for many under one lock: `look` is given what is kept of each that has no answer yet, and its
+    /// room.
+    ///
+    /// `look` is called under the lock: it should do little, and must not come back here.
+    pub fn take_rooms(
+        &self,
+        tokens: impl IntoIterator<Item = u64>,
+        mut look: impl FnMut(u64, &mut T, usize),
+    ) {
+        let mut table = self.table();
+        for token in tokens {
+            let slot = table.find(token).map(|index| &mut table.slots[index]);
+            if let Some((sent, bytes)) = slot.and_then(|slot| Some((slot.sent.as_mut()?, slot.bytes.take()?)))
+            {
+                look(token, sent, bytes);
+            }
+        }
+    }
+
+    /// Lets a send have its room again, which was taken over. Answers whether it has no answer yet; else the room is free.
+    pub fn return_room(&self, token: u64, bytes: usize) -> bool {
+        let mut table = self.table();
+        let slot = table.find(token).map(|index| &mut table.slots[index]);
+        if let Some(slot) = slot.filter(|slot| slot.sent.is_some()) {
+            slot.bytes = Some(bytes);
+            return true;
+        }
+        let wakers = table.rooms.give_back(bytes);
+        self.release(table, None, wakers);
+        false
+    }
+
+    /// Gives back what was taken over.
+    pub fn give_back(&self, bytes: usize) {
         let mut table = self.table();
         let wakers = table.rooms.give_back(bytes);
         self.release(table, None, wakers);
@@ -294,7 +351,7 @@ impl<T> Table<T> {
         }
         let number = self.sends;
         let answer = Answer::Waiting(None);
-        let slot = Slot { number, answer, deadline, key, bytes, sent: Some(sent) };
+        let slot = Slot { number, answer, deadline, key, bytes: Some(bytes), sent: Some(sent) };
         token(number, self.slots.insert(slot))
     }
 
@@ -318,7 +375,7 @@ impl<T> Table<T> {
             Err(PublishError::Failed(_)) => self.report.failed += 1,
             Err(PublishError::Unknown(_)) => self.report.unknown += 1,
         }
-        let (number, key, bytes) = (slot.number, slot.key, slot.bytes);
+        let (number, key, bytes) = (slot.number, slot.key, slot.bytes.take());
         let waker = if let Answer::Waiting(waker) = &mut slot.answer {
             let waker = waker.take();
             slot.answer = Answer::Here(outcome);
@@ -333,7 +390,7 @@ impl<T> Table<T> {
     }
 
     /// A send is over: what it held is free.
-    fn close(&mut self, number: u64, key: Option<u64>, bytes: usize) -> Vec<Waker> {
+    fn close(&mut self, number: u64, key: Option<u64>, bytes: Option<usize>) -> Vec<Waker> {
         self.open -= 1;
         if let Some(key) = key
             && let Some(count) = self.keys.get_mut(&key)
@@ -346,7 +403,7 @@ impl<T> Table<T> {
         for (_, flush) in &mut self.flushes {
             flush.left -= usize::from(number <= flush.last);
         }
-        self.rooms.give_back(bytes)
+        bytes.map_or_else(Vec::new, |bytes| self.rooms.give_back(bytes))
     }
 
     fn unread(&mut self, outcome: Confirmed) {

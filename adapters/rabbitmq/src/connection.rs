@@ -2,6 +2,7 @@
 //! alarm at the broker blocks a publishing connection as a whole, acknowledgements included.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -42,6 +43,8 @@ pub(crate) struct Link(Arc<Inner>);
 
 struct Inner {
     state: watch::Receiver<State>,
+    /// Kept apart from the state: it is asked for with each message.
+    frame: Arc<AtomicUsize>,
     stop: CancellationToken,
     supervisor: std::sync::Mutex<JoinSet<()>>,
 }
@@ -166,12 +169,13 @@ impl Link {
     /// Connects, or says why not; then the supervisor keeps it.
     pub(crate) async fn open(target: Target, name: &'static str) -> Result<Self> {
         let connection = target.connect(name).await?;
+        let frame = Arc::new(AtomicUsize::new(frame(&connection)));
         let first = State { generation: 1, connection: Some(Arc::new(connection)), ..State::default() };
         let (sender, state) = watch::channel(first);
         let stop = CancellationToken::new();
         let mut supervisor = JoinSet::new();
-        supervisor.spawn(supervise(target, name, sender, stop.clone()));
-        Ok(Self(Arc::new(Inner { state, stop, supervisor: supervisor.into() })))
+        supervisor.spawn(supervise(target, name, sender, Arc::clone(&frame), stop.clone()));
+        Ok(Self(Arc::new(Inner { state, frame, stop, supervisor: supervisor.into() })))
     }
 
     /// How it is now.
@@ -179,14 +183,9 @@ impl Link {
         self.0.state.borrow().clone()
     }
 
-    /// The largest frame that client and broker have agreed on, in bytes, while there is a connection.
-    pub(crate) fn frame(&self) -> Option<usize> {
-        self.0
-            .state
-            .borrow()
-            .connection
-            .as_ref()
-            .map(|connection| connection.configuration().frame_max() as usize)
+    /// The largest frame that client and broker have agreed on for the present or the last connection, in bytes.
+    pub(crate) fn frame(&self) -> usize {
+        self.0.frame.load(Relaxed)
     }
 
     /// Resolves when there is a connection.
@@ -288,7 +287,17 @@ impl Link {
     }
 }
 
-async fn supervise(target: Target, name: &'static str, state: watch::Sender<State>, stop: CancellationToken) {
+fn frame(connection: &lapin::Connection) -> usize {
+    connection.configuration().frame_max() as usize
+}
+
+async fn supervise(
+    target: Target,
+    name: &'static str,
+    state: watch::Sender<State>,
+    largest: Arc<AtomicUsize>,
+    stop: CancellationToken,
+) {
     loop {
         let connection = state.borrow().connection.clone();
         if let Some(connection) = connection {
@@ -330,6 +339,7 @@ async fn supervise(target: Target, name: &'static str, state: watch::Sender<Stat
             };
             if let Some(connection) = connected {
                 tracing::info!(target: "postrider::connection", name, "connected again");
+                largest.store(frame(&connection), Relaxed);
                 state.send_modify(|state| {
                     state.generation += 1;
                     state.connection = Some(Arc::new(connection));

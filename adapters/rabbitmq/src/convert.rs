@@ -11,7 +11,7 @@ use crate::field;
 
 const PREFIX: &str = "cloudEvents:";
 /// How others write the attributes' names.
-const PREFIXES: [&str; 3] = [PREFIX, "cloudEvents_", "ce-"];
+const OTHERS: [&str; 2] = ["cloudEvents_", "ce-"];
 const NULL: &str = "postrider-null";
 /// Which send a returned message was.
 const SEND: &str = "postrider-send";
@@ -20,6 +20,7 @@ const RETRIED: &str = "postrider-retry-attempts";
 /// Where headers go that would act on the broker.
 const MOVED: &str = "postrider-orig-";
 /// Properties that are no attributes are carried as headers of these names, and become properties again.
+const PROPERTY: &str = "amqp-";
 const ENCODING: &str = "amqp-content-encoding";
 const PRIORITY: &str = "amqp-priority";
 const TYPE: &str = "amqp-type";
@@ -42,34 +43,42 @@ fn short(text: &str) -> Option<ShortString> {
     ShortString::try_new(text).ok()
 }
 
+/// The same of a text that is given up for it.
+fn owned(text: String) -> Option<ShortString> {
+    ShortString::try_new(text).ok()
+}
+
+/// The header of an attribute.
+fn prefixed(attribute: &str) -> Option<ShortString> {
+    owned([PREFIX, attribute].concat())
+}
+
 /// The properties of a message; `send` tells it apart when it is returned.
 pub(crate) fn properties(envelope: &Envelope, send: u64) -> BasicProperties {
     let mut properties = BasicProperties::default().with_delivery_mode(PERSISTENT);
     let mut table = FieldTable::default();
-    let mut put = |name: &str, value: AMQPValue| {
-        // longer names than AMQP has room for can't have come from AMQP, and no user's are that long
-        if let Some(name) = short(name) {
+    // longer names than AMQP has room for can't have come from AMQP, and no user's are that long
+    let mut put = |name: Option<ShortString>, value: AMQPValue| {
+        if let Some(name) = name {
             table.insert(name, value);
         }
     };
-    put(SEND, AMQPValue::LongLongInt(send as i64));
-    let mut name = String::with_capacity(32);
-    envelope.write_attributes(|attribute, text| {
-        name.clear();
-        name.push_str(PREFIX);
-        name.push_str(attribute);
-        put(&name, AMQPValue::LongString(text.into()));
-    });
+    put(short(SEND), AMQPValue::LongLongInt(send as i64));
+    envelope.write_attributes(|attribute, text| put(prefixed(attribute), AMQPValue::LongString(text.into())));
     if envelope.is_null() {
-        put(NULL, AMQPValue::LongString("1".into()));
+        put(short(NULL), AMQPValue::LongString("1".into()));
     }
     if let Some(text) = envelope.content_type() {
         match short(text) {
             Some(text) => properties = properties.with_content_type(text),
-            None => put(&format!("{PREFIX}{CONTENT_TYPE}"), AMQPValue::LongString(text.into())),
+            None => put(prefixed(CONTENT_TYPE), AMQPValue::LongString(text.into())),
         }
     }
-    if let Some(id) = short(&envelope.id().to_string()) {
+    let id = match envelope.id() {
+        MessageId::Text(id) => short(id),
+        id @ MessageId::Uuid(_) => owned(id.to_string()),
+    };
+    if let Some(id) = id {
         properties = properties.with_message_id(id);
     }
     if let Some(id) = envelope.correlation_id().and_then(short) {
@@ -85,15 +94,14 @@ pub(crate) fn properties(envelope: &Envelope, send: u64) -> BasicProperties {
     let mut many = Many::of(headers);
     for (index, (name, value)) in headers.iter().enumerate() {
         let earlier = many.as_mut().map(|many| !many.written.insert(name));
-        let text = value.as_text().and_then(short);
+        let text = if name.starts_with(PROPERTY) { value.as_text().and_then(short) } else { None };
         match (name, text, value) {
             (ENCODING, Some(text), _) => properties = properties.with_content_encoding(text),
             (TYPE, Some(text), _) => properties = properties.with_type(text),
             (APP, Some(text), _) => properties = properties.with_app_id(text),
             (PRIORITY, _, HeaderValue::Int(n @ 0..=255)) => properties = properties.with_priority(n as u8),
             _ => {
-                let moved = acts(name).then(|| format!("{MOVED}{name}"));
-                let wire = moved.as_deref().unwrap_or(name);
+                let wire = if acts(name) { owned(format!("{MOVED}{name}")) } else { short(name) };
                 if earlier.unwrap_or_else(|| headers.iter().take(index).any(|(earlier, _)| earlier == name)) {
                     continue; // an AMQP table has each name once: all its values went with the first
                 }
@@ -183,19 +191,23 @@ pub(crate) fn envelope(
     body: Bytes,
     origin: impl FnOnce() -> String,
 ) -> Envelope {
-    let empty = FieldTable::default();
-    let table = properties.headers().as_ref().unwrap_or(&empty).inner();
+    static EMPTY: BTreeMap<ShortString, AMQPValue> = BTreeMap::new();
+    let table = properties.headers().as_ref().map_or(&EMPTY, FieldTable::inner);
     let is = |name: &str| table.get(name).and_then(field::text);
     let null = body.is_empty() && is(NULL).is_some_and(|text| text == "1");
-    let waited = waited(table);
-    let ours = table.contains_key("cloudEvents:specversion");
+    let death = death(table);
+    let waited = death.is_some_and(|death| waited(table, death));
+    let mut ours = false;
     let mut reader = WireReader::new((!null).then_some(body));
     for (name, value) in table {
         let name = name.as_str();
-        let attribute = PREFIXES.iter().find_map(|prefix| name.strip_prefix(prefix));
-        if let Some(attribute) = attribute
-            && let Some(text) = field::text(value)
-            && reader.attribute(attribute, &text)
+        if let Some(attribute) = name.strip_prefix(PREFIX) {
+            ours |= attribute == "specversion";
+            if is_attribute(&mut reader, attribute, value) {
+                continue;
+            }
+        } else if let Some(attribute) = OTHERS.iter().find_map(|prefix| name.strip_prefix(prefix))
+            && is_attribute(&mut reader, attribute, value)
         {
             continue;
         }
@@ -231,10 +243,9 @@ pub(crate) fn envelope(
             }
         }
     }
-    if !waited
+    if let Some(death) = death
+        && !waited
         && !table.contains_key("postrider-dlq-reason")
-        && let Some(AMQPValue::FieldArray(deaths)) = table.get("x-death")
-        && let Some(AMQPValue::FieldTable(death)) = deaths.as_slice().first()
     {
         broker_made(death, &mut reader);
     }
@@ -248,15 +259,23 @@ pub(crate) fn envelope(
     reader.finish()
 }
 
-/// Whether the message comes from where it waited for its retry: to the broker that is an expired message.
-fn waited(table: &BTreeMap<ShortString, AMQPValue>) -> bool {
-    let death = match table.get("x-death") {
-        Some(AMQPValue::FieldArray(deaths)) => deaths.as_slice().first(),
+fn is_attribute(reader: &mut WireReader, attribute: &str, value: &AMQPValue) -> bool {
+    field::text(value).is_some_and(|text| reader.attribute(attribute, &text))
+}
+
+/// What the broker wrote down last about how the message died.
+fn death(table: &BTreeMap<ShortString, AMQPValue>) -> Option<&FieldTable> {
+    match table.get("x-death") {
+        Some(AMQPValue::FieldArray(deaths)) => match deaths.as_slice().first() {
+            Some(AMQPValue::FieldTable(death)) => Some(death),
+            _ => None,
+        },
         _ => None,
-    };
-    let Some(AMQPValue::FieldTable(death)) = death else {
-        return false;
-    };
+    }
+}
+
+/// Whether the message comes from where it waited for its retry: to the broker that is an expired message.
+fn waited(table: &BTreeMap<ShortString, AMQPValue>, death: &FieldTable) -> bool {
     let exchange = death.inner().get("exchange").and_then(field::text).unwrap_or_default();
     table.contains_key(RETRIED) && exchange.contains("--retry-")
 }

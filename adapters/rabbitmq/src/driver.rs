@@ -1,38 +1,31 @@
-//! The one task that owns the publishing channel and all its confirms.
-//!
-//! lapin attaches a returned message to whichever confirm completes next, and completes the confirms of a `multiple`
-//! acknowledgement in any order. So no confirm is judged by itself: all that are ready are collected, then a call that takes the
-//! lock under which the client works through an acknowledgement makes sure that it is done with the last one, and what is ready
-//! by then is collected too. By AMQP a return comes before its confirm, so every return of the first lot is now among the two.
+//! The one task that owns the publishing channel and all its confirms. How answers are judged is `flight`'s.
 
-use std::collections::{BTreeMap, HashSet};
-use std::pin::{Pin, pin};
+use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::task::{Context, Poll, Wake, Waker};
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use futures_util::stream::FuturesUnordered;
-use futures_util::{FutureExt, Stream, StreamExt};
-use lapin::options::{BasicPublishOptions, ConfirmSelectOptions, ExchangeDeclareOptions};
+use lapin::options::{ConfirmSelectOptions, ExchangeDeclareOptions};
 use lapin::types::FieldTable;
-use lapin::{Channel, Confirmation, ExchangeKind};
-use postrider_core::{BoxFuture, Env, Error, ErrorKind, PublishError, Receipt};
+use lapin::{Channel, ExchangeKind};
+use postrider_core::{Env, Error, ErrorKind, PublishError};
 
-use crate::confirms::{Next, Room, Sent, Slots};
+use crate::confirms::{Exchange, Queued, Sends};
 use crate::connection::Link;
-use crate::convert;
 use crate::error;
+use crate::flight::Flight;
 
-/// How many messages are handed over before answers are looked at again.
-const BATCH: usize = 64;
+/// How many messages are handed over together.
+const LOT: usize = 16;
+/// How many of those before answers are looked at again.
+const LOTS: usize = 4;
 /// How long a channel that could not be opened is left alone.
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// The publishing channel's owner.
 pub(crate) struct Driver {
     pub(crate) link: Link,
-    pub(crate) slots: Arc<Slots>,
+    pub(crate) sends: Arc<Sends>,
     pub(crate) env: Env,
     /// Whether what had no answer is sent again.
     pub(crate) resend: bool,
@@ -40,25 +33,30 @@ pub(crate) struct Driver {
     pub(crate) most: usize,
 }
 
-type Answered = (u64, lapin::Result<Confirmation>);
+/// The exchanges that are known to be there.
+struct Known {
+    /// The channel's number: an exchange that has it was seen on this channel.
+    channel: u64,
+    names: HashSet<String>,
+}
 
-/// What is handed over on one channel.
-#[derive(Default)]
-struct Flight {
-    pending: FuturesUnordered<BoxFuture<'static, Answered>>,
-    out: BTreeMap<u64, (Arc<Sent>, Option<Room>)>,
-    /// Answered and not judged.
-    done: Vec<Answered>,
-    returned: HashSet<u64>,
+impl Known {
+    fn has(&self, exchange: &Exchange) -> bool {
+        exchange.seen.load(Relaxed) == self.channel
+    }
+
+    fn see(&mut self, exchange: &Exchange) {
+        exchange.seen.store(self.channel, Relaxed);
+    }
 }
 
 impl Driver {
     /// Attends to the queue as long as the connection's supervisor lives.
     pub(crate) async fn run(self) {
-        loop {
+        for number in 1.. {
             let (generation, connection) = self.link.up().await;
             match self.link.during(generation, self.channel(&connection)).await {
-                Some(Ok(channel)) => self.attend(generation, &connection, &channel).await,
+                Some(Ok(channel)) => self.attend(generation, number, &connection, channel).await,
                 Some(Err(error)) => {
                     tracing::debug!(target: "postrider::connection", %error, "no publishing channel yet");
                     self.env.sleep(PAUSE).await;
@@ -74,43 +72,49 @@ impl Driver {
         Ok(channel)
     }
 
-    async fn attend(&self, generation: u64, connection: &lapin::Connection, channel: &Channel) {
-        let mut flight = Flight::default();
-        let failed = self.pump(generation, connection, channel, &mut flight).await;
+    async fn attend(&self, generation: u64, number: u64, connection: &lapin::Connection, channel: Channel) {
+        let mut flight = Flight::new(channel);
+        let known = Known { channel: number, names: HashSet::new() };
+        let failed = self.pump(generation, connection, &mut flight, known).await;
         // answers that came before the end count
-        while !flight.done.is_empty() || flight.collect() {
-            if flight.judge(channel, &self.slots).is_some() {
+        while flight.has_answers() {
+            if flight.judge(&self.sends).is_some() {
                 break;
             }
         }
+        let out = flight.unanswered();
         let missing = match &failed {
             Some(error) if error::is_not_found(error) => {
-                let exchanges = flight.out.values().map(|(sent, _)| sent.exchange.clone()).collect();
+                let exchanges = out.iter().map(|(queued, _)| queued.exchange.name.to_string()).collect();
                 self.link.during(generation, missing(connection, exchanges)).await.unwrap_or_default()
             }
             _ => HashSet::new(),
         };
         // the only one that was out is the one that was refused; of several the broker doesn't say which
-        let refused = failed.as_ref().filter(|e| error::is_refused(e) && flight.out.len() == 1).cloned();
-        for (token, (sent, room)) in flight.out {
-            if let Some(error) = &refused {
-                let error = error::of("publish", error.clone()).with("exchange", &sent.exchange);
-                self.slots.resolve(token, Err(PublishError::Failed(error)));
-            } else if missing.contains(&sent.exchange) {
-                self.slots.resolve(token, Err(PublishError::Failed(no_channel(&sent))));
-            } else if self.resend && !sent.is_copy {
-                self.slots.requeue(token, room);
-            } else {
-                let message = "the connection was lost before the answer";
-                let lost = Error::new(ErrorKind::Connection, "publish", message);
-                // what ended the channel may have been another's
-                let why = match failed.clone() {
-                    Some(error) => lost.because(error),
-                    None => lost,
-                };
-                self.slots.fail(token, why);
+        let refused = failed.as_ref().filter(|e| error::is_refused(e) && out.len() == 1);
+        let refusal = |queued: &Queued| match refused {
+            Some(error) => Some(error::of("publish", error.clone()).with("exchange", &queued.exchange.name)),
+            None if missing.contains(queued.exchange.name.as_str()) => Some(no_channel(&queued.exchange)),
+            None => None,
+        };
+        let mut lost = Vec::new();
+        let mut definite = Vec::new();
+        for (queued, room) in out {
+            match refusal(&queued) {
+                Some(error) => definite.push((queued.token, room, Err(PublishError::Failed(error)))),
+                None => lost.push((queued, room)),
             }
         }
+        self.sends.pending.resolve_taken(definite);
+        self.sends.lost(lost, self.resend, |_| {
+            let message = "the connection was lost before the answer";
+            let lost = Error::new(ErrorKind::Connection, "publish", message);
+            // what ended the channel may have been another's
+            match failed.clone() {
+                Some(error) => lost.because(error),
+                None => lost,
+            }
+        });
     }
 
     /// Hands over and takes answers until the channel or the connection has ended.
@@ -118,28 +122,23 @@ impl Driver {
         &self,
         generation: u64,
         connection: &lapin::Connection,
-        channel: &Channel,
         flight: &mut Flight,
+        mut known: Known,
     ) -> Option<lapin::Error> {
         let mut watch = self.link.watch();
-        let mut known = HashSet::new();
+        let mut state = watch.borrow_and_update().clone();
         loop {
-            let state = watch.borrow_and_update().clone();
-            if state.generation != generation || state.connection.is_none() || !channel.status().connected() {
+            if state.generation != generation
+                || state.connection.is_none()
+                || !flight.channel().status().connected()
+            {
                 return None;
             }
-            let may_hand = state.blocked.is_none() && flight.out.len() < self.most;
-            let unjudged = !flight.done.is_empty();
+            let may_hand = state.blocked.is_none() && flight.len() < self.most;
             tokio::select! {
                 biased;
-                Some(answered) = flight.pending.next(), if !unjudged && !flight.pending.is_empty() => {
-                    flight.take(answered);
-                    if let Some(error) = flight.judge(channel, &self.slots) {
-                        return Some(error);
-                    }
-                }
-                () = std::future::ready(()), if unjudged => {
-                    if let Some(error) = flight.judge(channel, &self.slots) {
+                () = flight.answered() => {
+                    if let Some(error) = flight.judge(&self.sends) {
                         return Some(error);
                     }
                 }
@@ -147,145 +146,51 @@ impl Driver {
                     if changed.is_err() {
                         return None;
                     }
+                    state = watch.borrow_and_update().clone();
                 }
-                () = self.queued(), if may_hand => {
-                    let handing = self.hand_over(connection, channel, flight, &mut known);
-                    match self.link.during(generation, handing).await {
-                        Some(Ok(())) => {}
-                        Some(Err(error)) => return Some(error),
-                        None => return None,
+                () = self.sends.queued(), if may_hand => {
+                    self.hand_over(flight, &known);
+                    let unseen = self.sends.first().filter(|exchange| !known.has(exchange));
+                    if let Some(exchange) = unseen {
+                        let looking = self.look(connection, &exchange, &mut known);
+                        match self.link.during(generation, looking).await {
+                            Some(Ok(())) => {}
+                            Some(Err(error)) => return Some(error),
+                            None => return None,
+                        }
                     }
                 }
             }
         }
     }
 
-    async fn queued(&self) {
-        while !self.slots.has_queued() {
-            self.slots.queued.notified().await;
+    fn hand_over(&self, flight: &mut Flight, known: &Known) {
+        for _ in 0..LOTS {
+            let mut lot = Vec::new();
+            let most = LOT.min(self.most - flight.len());
+            self.sends.hand(most, self.resend, |exchange| known.has(exchange), &mut lot);
+            if lot.is_empty() {
+                break;
+            }
+            flight.send(lot);
         }
     }
 
-    async fn hand_over(
+    /// Makes sure that an exchange is there: a publish to one that isn't would close the channel under all others.
+    async fn look(
         &self,
         connection: &lapin::Connection,
-        channel: &Channel,
-        flight: &mut Flight,
-        known: &mut HashSet<String>,
+        exchange: &Arc<Exchange>,
+        known: &mut Known,
     ) -> lapin::Result<()> {
-        for _ in 0..BATCH.min(self.most - flight.out.len()) {
-            match self.slots.hand(known) {
-                Next::Nothing => break,
-                Next::Unchecked(token, sent) => {
-                    // a publish to an exchange that isn't there would close the channel under all others
-                    if exists(connection, &sent.exchange).await? {
-                        known.insert(sent.exchange.clone());
-                    } else {
-                        self.slots.fail(token, no_channel(&sent));
-                    }
-                }
-                Next::Message(token, sent, room) => flight.send(channel, token, sent, room).await,
-            }
+        let name = exchange.name.as_str();
+        if known.names.contains(name) || exists(connection, name).await? {
+            known.names.insert(name.to_owned());
+            known.see(exchange);
+        } else {
+            self.sends.fail_first(exchange, no_channel(exchange));
         }
         Ok(())
-    }
-}
-
-impl Flight {
-    /// Hands a message to the client, which takes its frames at the first poll.
-    async fn send(&mut self, channel: &Channel, token: u64, sent: Arc<Sent>, room: Option<Room>) {
-        self.out.insert(token, (Arc::clone(&sent), room));
-        let channel = channel.clone();
-        let mut publishing: BoxFuture<'static, Answered> = Box::pin(async move {
-            let options = BasicPublishOptions { mandatory: true, immediate: false };
-            let properties = convert::properties(&sent.envelope, token);
-            let key = sent.routing_key.as_ref().into();
-            let exchange = sent.exchange.as_str().into();
-            let body = sent.envelope.payload();
-            let written = channel.basic_publish(exchange, key, options, body, properties).await;
-            let answer = match written {
-                Ok(confirm) => confirm.await,
-                Err(error) => Err(error),
-            };
-            (token, answer)
-        });
-        match futures_util::poll!(publishing.as_mut()) {
-            Poll::Ready(answered) => self.take(answered),
-            Poll::Pending => self.pending.push(publishing),
-        }
-    }
-
-    fn take(&mut self, (token, mut answer): Answered) {
-        if let Ok(Confirmation::Ack(message) | Confirmation::Nack(message)) = &mut answer
-            && let Some(message) = message.take()
-            && let Some(returned) = convert::returned(&message.properties)
-        {
-            self.returned.insert(returned);
-        }
-        self.done.push((token, answer));
-    }
-
-    /// Takes every answer that is ready; whether there was one.
-    fn collect(&mut self) -> bool {
-        let before = self.done.len();
-        let woken = Arc::new(Woken::default());
-        let waker = Waker::from(Arc::clone(&woken));
-        let mut cx = Context::from_waker(&waker);
-        loop {
-            match Pin::new(&mut self.pending).poll_next(&mut cx) {
-                Poll::Ready(Some(answered)) => self.take(answered),
-                // it may only have made a pause
-                Poll::Pending if woken.0.swap(false, Relaxed) => {}
-                Poll::Pending | Poll::Ready(None) => break,
-            }
-        }
-        self.done.len() > before
-    }
-
-    /// Judges all that were answered before this call. Answers why the channel ended, if it has.
-    fn judge(&mut self, channel: &Channel, slots: &Slots) -> Option<lapin::Error> {
-        self.collect();
-        let sure = self.done.len();
-        // polled once only: it takes the lock of the acknowledgements, which is held while one is worked through
-        let _ = pin!(channel.wait_for_confirms()).now_or_never();
-        self.collect();
-        let mut failed = None;
-        for (token, answer) in self.done.drain(..sure) {
-            let sent = self.out.get(&token).map(|(sent, _)| Arc::clone(sent));
-            let exchange = sent.as_ref().map_or("", |sent| sent.exchange.as_str());
-            let outcome = match answer {
-                Err(error) => {
-                    failed = Some(error);
-                    continue;
-                }
-                Ok(_) if self.returned.remove(&token) => {
-                    slots.taken(exchange, false);
-                    Err(PublishError::Failed(unroutable(exchange)))
-                }
-                Ok(Confirmation::Ack(_)) => {
-                    slots.taken(exchange, true);
-                    Ok(Receipt::default())
-                }
-                Ok(_) => {
-                    let message = "a queue refused the message; another may have taken it";
-                    Err(PublishError::Unknown(
-                        Error::new(ErrorKind::Broker, "publish", message).temporary(true),
-                    ))
-                }
-            };
-            self.out.remove(&token);
-            slots.resolve(token, outcome);
-        }
-        failed
-    }
-}
-
-#[derive(Default)]
-struct Woken(AtomicBool);
-
-impl Wake for Woken {
-    fn wake(self: Arc<Self>) {
-        self.0.store(true, Relaxed);
     }
 }
 
@@ -319,13 +224,13 @@ async fn missing(connection: &lapin::Connection, exchanges: HashSet<String>) -> 
     missing
 }
 
-fn no_channel(sent: &Sent) -> Error {
+fn no_channel(exchange: &Exchange) -> Error {
     let text = "the broker has no exchange for this channel; start the router that reads it first, or declare it: `broker.declare(…)`";
-    Error::new(ErrorKind::NotFound, "publish", text).with("exchange", &sent.exchange)
+    Error::new(ErrorKind::NotFound, "publish", text).with("exchange", &exchange.name)
 }
 
-fn unroutable(exchange: &str) -> Error {
+pub(crate) fn unroutable(exchange: &Exchange) -> Error {
     let text =
         "no queue takes this channel's messages; start the router that reads it first, or declare its group";
-    Error::new(ErrorKind::NotFound, "publish", text).with("exchange", exchange)
+    Error::new(ErrorKind::NotFound, "publish", text).with("exchange", &exchange.name)
 }

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use crate::tags::Tags;
+
 /// One thing to tell the broker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Tell {
@@ -11,60 +13,82 @@ pub(crate) enum Tell {
     Nack { tag: u64 },
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Open,
+    /// Done with.
+    Acked,
+    /// It goes back.
+    Returned,
+}
+
 /// Tags that the broker hasn't been told about.
 #[derive(Debug, Default)]
 pub(crate) struct Ledger {
-    open: BTreeSet<u64>,
-    acked: BTreeSet<u64>,
+    untold: Tags<State>,
+    acked: usize,
     returned: BTreeSet<u64>,
 }
 
 impl Ledger {
     /// A delivery came.
     pub(crate) fn delivered(&mut self, tag: u64) {
-        self.open.insert(tag);
+        self.untold.push(tag, State::Open);
+    }
+
+    fn settle(&mut self, tag: u64, state: State) -> bool {
+        let open = self.untold.get_mut(tag).filter(|state| **state == State::Open);
+        open.map(|open| *open = state).is_some()
     }
 
     /// It is done with.
     pub(crate) fn ack(&mut self, tag: u64) {
-        self.acked.insert(tag);
+        self.acked += usize::from(self.settle(tag, State::Acked));
     }
 
     /// It goes back.
     pub(crate) fn give_back(&mut self, tag: u64) {
-        self.returned.insert(tag);
+        if self.settle(tag, State::Returned) {
+            self.returned.insert(tag);
+        }
     }
 
-    /// Whether something is done with that could still become part of a longer run.
-    pub(crate) fn has_scattered(&self) -> bool {
-        !self.acked.is_empty()
+    /// How many are done with that the broker wasn't told about.
+    pub(crate) fn acked(&self) -> usize {
+        self.acked
+    }
+
+    /// Whether something goes back.
+    pub(crate) fn has_returned(&self) -> bool {
+        !self.returned.is_empty()
     }
 
     /// What is to be told now, in this order. `multiple` only ever reaches over tags that are settled. Those that have unsettled
     /// ones before them are told one by one only when `all` is asked for.
     pub(crate) fn tell(&mut self, all: bool) -> Vec<Tell> {
+        let mut out = Vec::new();
         // what goes back first: an acknowledgement after it may then reach over it
-        let mut out: Vec<_> = std::mem::take(&mut self.returned)
-            .into_iter()
-            .filter(|tag| self.open.remove(tag))
-            .map(|tag| Tell::Nack { tag })
-            .collect();
-        let mut prefix = None;
-        while let (Some(first), Some(acked)) = (self.open.first(), self.acked.first())
-            && first == acked
-        {
-            let count = prefix.map_or(1, |(_, count)| count + 1);
-            prefix = self.open.pop_first().map(|tag| (tag, count));
-            self.acked.pop_first();
+        for tag in std::mem::take(&mut self.returned) {
+            self.untold.remove(tag);
+            out.push(Tell::Nack { tag });
         }
-        if let Some((tag, count)) = prefix {
+        let (mut last, mut count) = (None, 0);
+        while let Some((tag, State::Acked)) = self.untold.first() {
+            self.untold.remove(tag);
+            (last, count) = (Some(tag), count + 1);
+        }
+        self.acked -= count;
+        if let Some(tag) = last {
             out.push(Tell::Ack { tag, multiple: count > 1 });
         }
-        let scattered = if all { std::mem::take(&mut self.acked) } else { BTreeSet::new() };
-        for tag in scattered {
-            if self.open.remove(&tag) {
+        if all && self.acked > 0 {
+            let scattered = self.untold.iter().filter(|(_, state)| **state == State::Acked);
+            let scattered: Vec<_> = scattered.map(|(tag, _)| tag).collect();
+            for tag in scattered {
+                self.untold.remove(tag);
                 out.push(Tell::Ack { tag, multiple: false });
             }
+            self.acked = 0;
         }
         out
     }
@@ -156,7 +180,7 @@ mod tests {
         (1..=90).rev().for_each(|tag| ledger.ack(tag));
         ledger.ack(95);
         assert_eq!(ledger.tell(false), [Tell::Ack { tag: 90, multiple: true }]);
-        assert!(ledger.has_scattered());
+        assert_eq!(ledger.acked(), 1);
         assert_eq!(ledger.tell(true), [Tell::Ack { tag: 95, multiple: false }]);
         assert_eq!(ledger.tell(true), []);
     }

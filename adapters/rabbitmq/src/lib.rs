@@ -17,6 +17,7 @@ mod convert;
 mod driver;
 mod error;
 mod field;
+mod flight;
 mod foreign;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
@@ -32,6 +33,7 @@ mod settle;
 mod shared;
 mod strikes;
 mod subscriber;
+mod tags;
 mod topology;
 
 pub use broker::RabbitmqBroker;

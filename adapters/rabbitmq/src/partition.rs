@@ -2,7 +2,6 @@
 
 use std::hash::BuildHasher;
 use std::sync::Arc;
-use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -18,7 +17,7 @@ use postrider_core::{BoxFuture, Env, Error, ErrorKind, Order, Result};
 use tokio::sync::{Mutex, Notify, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use crate::connection::Link;
+use crate::connection::{Link, State};
 use crate::convert;
 use crate::error;
 use crate::ledger::Tell;
@@ -39,7 +38,7 @@ const LOOKS: u32 = 16;
 /// How long the broker may need until it has counted what goes back with a channel.
 const RETURNING: Duration = Duration::from_secs(1);
 
-/// How long scattered acknowledgements wait for more that can be told with them in one word.
+/// How long a few or scattered acknowledgements wait for more that can be told with them in one word.
 const GATHERING: Duration = Duration::from_millis(10);
 /// How long a queue without order has to answer for settlements before a channel is closed.
 const SETTLING: Duration = Duration::from_millis(20);
@@ -183,11 +182,9 @@ impl Attendant {
         let budget = self.consumer_timeout.mul_f64(LONGEST);
         let mut look = self.env.sleep(budget / LOOKS);
         loop {
-            let state = link.borrow_and_update().clone();
-            if state.generation != generation || state.connection.is_none() {
+            if !is_on(&link.borrow_and_update(), generation) {
                 return End::Lost;
             }
-            drop(state);
             tokio::select! {
                 biased;
                 () = self.stop.cancelled() => {
@@ -203,16 +200,16 @@ impl Attendant {
                 all = due(&wake, &mut scattered) => {
                     // those that are being settled at this moment go with them
                     tokio::task::yield_now().await;
-                    match self.link.during(generation, self.tell(channel, all)).await {
-                        Some(Ok(told)) if told.released => {
+                    match self.tell(channel, all) {
+                        Ok(told) if told.released => {
                             self.link.during(generation, self.leave(channel)).await;
                             return End::Released;
                         }
-                        Some(Ok(told)) if told.more => {
+                        Ok(told) if told.more => {
                             scattered.get_or_insert_with(|| self.env.sleep(GATHERING));
                         }
-                        Some(Ok(_)) => scattered = None,
-                        Some(Err(_)) | None => return End::Lost,
+                        Ok(_) => scattered = None,
+                        Err(_) => return End::Lost,
                     }
                 }
                 () = &mut look => {
@@ -229,7 +226,11 @@ impl Attendant {
                     }
                 }
                 delivery = consumer.next() => match delivery {
-                    Some(Ok(delivery)) => self.take(delivery, &mut consumer),
+                    Some(Ok(delivery)) => {
+                        self.take(delivery, &mut consumer);
+                        // a wake-up for each delivery costs more than all else: let several come
+                        tokio::task::yield_now().await;
+                    }
                     // cancelled by the broker, or the channel is closed
                     Some(Err(_)) | None => return End::Lost,
                 },
@@ -257,29 +258,27 @@ impl Attendant {
             // unique, and no identity: the broker gives a message no name that it keeps
             format!("{}/{:016x}", self.queue(), self.env.random())
         });
-        let key = envelope.key().map(|key| self.hash.hash_one(key));
+        let is_ordered = self.restorer.plan.order != Order::None;
+        let key = envelope.key().filter(|_| is_ordered).map(|key| self.hash.hash_one(key));
         Arrived { tag, envelope, key, deliveries }
     }
 
     /// Tells the broker what was settled.
-    async fn tell(&self, channel: &Channel, all: bool) -> lapin::Result<Told> {
-        let mut told = self.shared.tell(self.shard, all);
-        let mut writing: Vec<BoxFuture<'_, lapin::Result<()>>> = Vec::new();
-        for tell in told.tells.drain(..) {
-            let mut write: BoxFuture<'_, _> = match tell {
-                Tell::Ack { tag, multiple } => Box::pin(channel.basic_ack(tag, BasicAckOptions { multiple })),
+    fn tell(&self, channel: &Channel, all: bool) -> lapin::Result<Told> {
+        let told = self.shared.tell(self.shard, all);
+        for tell in &told.tells {
+            // polled once, its frame has its place. That it was written shows in what is written after it, and that it wasn't in the
+            // state of the channel
+            let written = match *tell {
+                Tell::Ack { tag, multiple } => {
+                    channel.basic_ack(tag, BasicAckOptions { multiple }).now_or_never()
+                }
                 Tell::Nack { tag } => {
-                    Box::pin(channel.basic_nack(tag, BasicNackOptions { multiple: false, requeue: true }))
+                    let options = BasicNackOptions { multiple: false, requeue: true };
+                    channel.basic_nack(tag, options).now_or_never()
                 }
             };
-            // polled once, its frame has its place; how it went is asked for later
-            match futures_util::poll!(write.as_mut()) {
-                Poll::Ready(outcome) => outcome?,
-                Poll::Pending => writing.push(write),
-            }
-        }
-        for write in writing {
-            write.await?;
+            written.transpose()?;
         }
         Ok(told)
     }
@@ -290,7 +289,7 @@ impl Attendant {
     /// and forgets them when it is closed. Adding a consumer and taking it away again waits for the queue's answer, twice, by
     /// which time what was kept back has gone out. Behind a single active consumer it gets nothing.
     async fn settled(&self, channel: &Channel) -> lapin::Result<()> {
-        self.tell(channel, true).await?;
+        self.tell(channel, true)?;
         let plan = &self.restorer.plan;
         if plan.order == Order::None || plan.group.is_none() {
             self.roundtrip(channel).await?;
@@ -361,13 +360,18 @@ impl Attendant {
     }
 
     async fn gather(&self, channel: &Channel, consumer: &mut Consumer) -> lapin::Result<()> {
-        self.tell(channel, true).await?;
+        self.tell(channel, true)?;
         self.roundtrip(channel).await?;
         if let Some(Some(Ok(delivery))) = consumer.next().now_or_never() {
             self.take(delivery, consumer);
         }
         Ok(())
     }
+}
+
+/// Whether the connection of that generation lives.
+fn is_on(state: &State, generation: u64) -> bool {
+    state.generation == generation && state.connection.is_some()
 }
 
 /// Resolves when something is settled, or, with `true`, when the scattered ones have waited long enough.

@@ -2,32 +2,28 @@
 
 use std::hash::BuildHasher;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use postrider_core::{
-    Capabilities, Confirm, Confirms, DrainReport, Env, Error, ErrorKind, Health, MessageId, Outgoing,
-    PublishError, PublishOrder, Result, check_address, check_size, fit_copy, key_slot, retry_tier,
+    Capabilities, Channel, Confirm, DrainReport, Env, Envelope, Error, ErrorKind, Health, MessageId, NewSend,
+    Outgoing, PublishError, PublishOrder, Result, Window, check_address, check_size, fit_copy, key_slot,
+    retry_tier,
 };
-use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use crate::config::{OnUnknown, RabbitmqConfig};
-use crate::confirms::{Sent, Slots};
+use crate::confirms::{Exchange, Message, RoutingKey, Sends, Sent};
 use crate::connection::Link;
 use crate::convert;
 use crate::driver::Driver;
 use crate::foreign::Destination;
 use crate::naming::Naming;
 
-/// The byte bound is counted in pieces of this size, since a semaphore counts to 2^29 at most on every machine.
-const PIECE: usize = 1024;
 /// What the broker adds to a message's headers in their one frame: its counts, and where and why the message waited or died.
 const ADDED: usize = 4 * 1024;
 /// Properties that are shorter in memory fit into such a frame, however they are written there.
 const SMALL: usize = 16 * 1024;
-/// The largest frame of a broker that nobody has set otherwise, in bytes.
-const FRAME: usize = 128 * 1024;
 /// How often deadlines are looked at.
 const TICK: Duration = Duration::from_millis(50);
 
@@ -37,13 +33,8 @@ pub(crate) struct Outbox {
     link: Link,
     naming: Naming,
     env: Env,
-    slots: Arc<Slots>,
-    messages: Arc<Semaphore>,
-    bytes: Arc<Semaphore>,
-    all_bytes: u32,
+    sends: Arc<Sends>,
     deadline: Duration,
-    /// The largest frame of the last connection, in bytes.
-    frame: AtomicUsize,
     capabilities: Capabilities,
     keyless: AtomicU64,
     closed: AtomicBool,
@@ -59,27 +50,23 @@ impl Outbox {
         env: Env,
         capabilities: Capabilities,
     ) -> Self {
-        let slots = Arc::new(Slots::default());
+        let bound = Window { messages: config.max_pending, bytes: config.max_pending_bytes };
+        let sends = Arc::new(Sends::new(bound));
         let driver = Driver {
             link: link.clone(),
-            slots: Arc::clone(&slots),
+            sends: Arc::clone(&sends),
             env: env.clone(),
             resend: config.on_unknown == OnUnknown::Resend,
             most: config.max_pending,
         };
         let mut tasks = JoinSet::new();
         tasks.spawn(driver.run());
-        tasks.spawn(deadlines(Arc::clone(&slots), env.clone()));
-        let all_bytes = u32::try_from(config.max_pending_bytes.div_ceil(PIECE)).unwrap_or(u32::MAX >> 4);
+        tasks.spawn(deadlines(Arc::clone(&sends), env.clone()));
         Self {
-            frame: AtomicUsize::new(link.frame().unwrap_or(FRAME)),
             link,
             naming,
             env,
-            slots,
-            messages: Arc::new(Semaphore::new(config.max_pending)),
-            bytes: Arc::new(Semaphore::new(all_bytes as usize)),
-            all_bytes,
+            sends,
             deadline: config.send_deadline,
             capabilities,
             keyless: AtomicU64::new(0),
@@ -89,9 +76,8 @@ impl Outbox {
         }
     }
 
-    /// Where the message goes: an exchange, and the routing key if it isn't the key's slot. Of a copy, leaves out what the broker
-    /// wouldn't take.
-    fn check(&self, message: &mut Outgoing<'_>) -> Result<Destination> {
+    /// Where the message goes: an exchange, and the routing key. Of a copy, leaves out what the broker wouldn't take.
+    fn check(&self, message: &mut Outgoing<'_>) -> Result<(Arc<Exchange>, RoutingKey)> {
         if self.closed.load(Relaxed) {
             return Err(Error::new(ErrorKind::Closed, "publish", "the publisher is closed; connect again"));
         }
@@ -100,29 +86,51 @@ impl Outbox {
             if message.options.hop.is_some() { usize::MAX } else { self.capabilities.usable_payload() };
         check_size(&message.envelope, usable)?;
         self.fit(message)?;
-        let channel = message.address.channel();
-        postrider_core::Channel::check(channel)?;
         check_address(message, &self.capabilities)?;
-        let mut destination = Destination::of(message)?;
-        if destination.exchange.is_none() {
-            destination.exchange = Some(match (message.address.group(), message.options.delay) {
-                (None, _) => self.naming.exchange(channel)?,
-                (Some(group), None) => self.naming.redrive(channel, group)?,
-                (Some(group), Some(delay)) => self.naming.retry(channel, group, retry_tier(delay))?,
-            });
-        } else if destination.routing_key.is_none() {
+        let Destination { exchange, routing_key } = Destination::of(message)?;
+        let is_foreign = exchange.is_some();
+        let exchange = match exchange {
+            Some(name) => {
+                Channel::check(message.address.channel())?;
+                Exchange::new(name)?
+            }
+            None => self.exchange(message)?,
+        };
+        let routing_key = match routing_key {
+            Some(key) => RoutingKey::named(key)?,
             // somebody else's exchange knows nothing of slots
-            destination.routing_key = Some(String::new());
+            None if is_foreign => RoutingKey::named(String::new())?,
+            None => RoutingKey::Slot(self.slot(&message.envelope)),
+        };
+        Ok((exchange, routing_key))
+    }
+
+    /// The exchange of a message's channel, or of one group.
+    fn exchange(&self, message: &Outgoing<'_>) -> Result<Arc<Exchange>> {
+        let channel = message.address.channel();
+        let Some(group) = message.address.group() else {
+            return self.sends.exchange(channel, || {
+                Channel::check(channel)?;
+                self.naming.exchange(channel)
+            });
+        };
+        Channel::check(channel)?;
+        Exchange::new(match message.options.delay {
+            None => self.naming.redrive(channel, group)?,
+            Some(delay) => self.naming.retry(channel, group, retry_tier(delay))?,
+        })
+    }
+
+    fn slot(&self, envelope: &Envelope) -> u32 {
+        match envelope.key() {
+            Some(key) => key_slot(key),
+            None => (self.keyless.fetch_add(1, Relaxed) % u64::from(postrider_core::KEY_SLOTS)) as u32,
         }
-        Ok(destination)
     }
 
     /// A larger frame would end the connection under all others.
     fn fit(&self, message: &mut Outgoing<'_>) -> Result<()> {
-        if let Some(frame) = self.link.frame() {
-            self.frame.store(frame, Relaxed);
-        }
-        let most = self.frame.load(Relaxed).saturating_sub(ADDED);
+        let most = self.link.frame().saturating_sub(ADDED);
         let id = match message.envelope.id() {
             MessageId::Text(id) => id.len(),
             MessageId::Uuid(_) => 36,
@@ -143,24 +151,6 @@ impl Outbox {
         Err(Error::new(ErrorKind::TooLarge, "publish", text).with("id", message.envelope.id()))
     }
 
-    fn pieces(&self, message: &Outgoing<'_>) -> u32 {
-        u32::try_from(message.envelope.byte_len().div_ceil(PIECE))
-            .unwrap_or(u32::MAX)
-            .clamp(1, self.all_bytes)
-    }
-
-    /// The message as it goes out.
-    fn sent(&self, message: &Outgoing<'_>, destination: Destination) -> Sent {
-        let Destination { exchange, routing_key } = destination;
-        let slot = || match message.envelope.key() {
-            Some(key) => key_slot(key),
-            None => (self.keyless.fetch_add(1, Relaxed) % u64::from(postrider_core::KEY_SLOTS)) as u32,
-        };
-        let routing_key = routing_key.unwrap_or_else(|| Naming::slot(slot())).into();
-        let (exchange, is_copy) = (exchange.unwrap_or_default(), message.options.hop.is_some());
-        Sent { exchange, routing_key, envelope: message.envelope.clone(), is_copy }
-    }
-
     /// What tells keys apart that have one unresolved send at most.
     fn key(&self, message: &Outgoing<'_>) -> Option<u64> {
         (message.options.order == PublishOrder::PerKey)
@@ -168,36 +158,36 @@ impl Outbox {
             .flatten()
     }
 
-    fn confirm(&self, token: u64) -> Confirm {
-        Confirm::tracked(Arc::clone(&self.slots) as Arc<dyn Confirms>, token)
+    /// The send as it is waited for.
+    fn made(&self, message: &Outgoing<'_>, routing_key: RoutingKey) -> NewSend<Sent> {
+        let content = Message { routing_key, envelope: message.envelope.clone() };
+        NewSend {
+            deadline: self.env.now() + message.options.deadline.unwrap_or(self.deadline),
+            key: self.key(message),
+            bytes: message.envelope.byte_len(),
+            sent: Sent::new(content, message.options.hop.is_some()),
+        }
     }
 
     pub(crate) async fn send(&self, mut message: Outgoing<'_>) -> Confirm {
-        let destination = match self.check(&mut message) {
+        let (exchange, routing_key) = match self.check(&mut message) {
             Ok(destination) => destination,
             Err(error) => return Confirm::failed(error),
         };
+        let send = match self.sends.try_send(self.made(&message, routing_key), &exchange) {
+            Ok(confirm) => return confirm,
+            Err(send) => send,
+        };
         let allowed = message.options.deadline.unwrap_or(self.deadline);
-        let deadline = self.env.now() + allowed;
-        let (pieces, key) = (self.pieces(&message), self.key(&message));
-        let opened = async {
-            // the semaphores are never closed
-            let messages = Arc::clone(&self.messages).acquire_owned().await.ok()?;
-            let bytes = Arc::clone(&self.bytes).acquire_many_owned(pieces).await.ok()?;
-            let sent = self.sent(&message, destination);
-            Some(self.slots.open_in_turn(sent, deadline, key, (messages, bytes)).await)
-        };
-        let token = tokio::select! {
+        tokio::select! {
             biased;
-            token = opened => token,
-            () = self.env.sleep(allowed) => None,
-        };
-        if let Some(token) = token {
-            return self.confirm(token);
+            confirm = self.sends.send(send, &exchange) => confirm,
+            () = self.env.sleep(allowed) => {
+                let text = format!("there was no room until the deadline of {allowed:?}; it was never handed over");
+                let error = Error::new(ErrorKind::Timeout, "publish", text);
+                Confirm::failed(error.with("channel", message.address.channel()))
+            }
         }
-        let text = format!("there was no room until the deadline of {allowed:?}; it was never handed over");
-        let error = Error::new(ErrorKind::Timeout, "publish", text);
-        Confirm::failed(error.with("channel", message.address.channel()))
     }
 
     #[expect(clippy::result_large_err, reason = "the message is given back, not an error made")]
@@ -205,28 +195,17 @@ impl Outbox {
         &self,
         mut message: Outgoing<'a>,
     ) -> std::result::Result<Confirm, Outgoing<'a>> {
-        let destination = match self.check(&mut message) {
-            Ok(destination) => destination,
-            Err(error) => return Ok(Confirm::failed(error)),
-        };
-        let pieces = self.pieces(&message);
-        let (Ok(messages), Ok(bytes)) = (
-            Arc::clone(&self.messages).try_acquire_owned(),
-            Arc::clone(&self.bytes).try_acquire_many_owned(pieces),
-        ) else {
-            return Err(message);
-        };
-        let deadline = self.env.now() + message.options.deadline.unwrap_or(self.deadline);
-        let (sent, key) = (self.sent(&message, destination), self.key(&message));
-        match self.slots.open(sent, deadline, key, (messages, bytes)) {
-            Ok(token) => Ok(self.confirm(token)),
-            Err(_) => Err(message),
+        match self.check(&mut message) {
+            Ok((exchange, routing_key)) => {
+                self.sends.try_send(self.made(&message, routing_key), &exchange).map_err(|_| message)
+            }
+            Err(error) => Ok(Confirm::failed(error)),
         }
     }
 
     /// Says which channels have nobody who would read them.
     pub(crate) fn health(&self) -> Health {
-        let unread = self.slots.unread();
+        let unread = self.sends.unread();
         if unread.is_empty() {
             return Health::up();
         }
@@ -235,7 +214,7 @@ impl Outbox {
 
     /// All that was accepted is answered.
     pub(crate) async fn flush(&self) -> std::result::Result<(), PublishError> {
-        self.slots.flushed().await
+        self.sends.pending.flushed().await
     }
 
     /// Takes no more, and waits until all is answered or the deadline has come.
@@ -245,30 +224,30 @@ impl Outbox {
         let in_time = tokio::select! {
             biased;
             // failures that nobody read are in the report
-            _ = self.slots.flushed() => true,
+            _ = self.sends.pending.flushed() => true,
             () = self.env.sleep(left) => false,
         };
         if !in_time {
-            for token in self.slots.unanswered() {
+            self.sends.fail_all(self.sends.pending.unanswered(), |_| {
                 let text = "the broker didn't answer before the publisher closed";
-                self.slots.fail(token, Error::new(ErrorKind::Timeout, "close", text));
-            }
+                Error::new(ErrorKind::Timeout, "close", text)
+            });
         }
-        self.slots.report()
+        self.sends.pending.report()
     }
 }
 
 /// Ends sends whose deadline has passed.
-async fn deadlines(slots: Arc<Slots>, env: Env) {
+async fn deadlines(sends: Arc<Sends>, env: Env) {
     loop {
         env.sleep(TICK).await;
-        for token in slots.overdue(env.now()) {
-            let text = if slots.is_handed(token) {
+        sends.fail_all(sends.pending.overdue(env.now()), |sent| {
+            let text = if sent.handed {
                 "the broker didn't answer within the deadline"
             } else {
                 "the broker could not be reached, or took no publishes, until the deadline; it was never handed over"
             };
-            slots.fail(token, Error::new(ErrorKind::Timeout, "publish", text));
-        }
+            Error::new(ErrorKind::Timeout, "publish", text)
+        });
     }
 }

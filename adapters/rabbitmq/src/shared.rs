@@ -1,6 +1,6 @@
 //! What a subscription holds, shared by the tasks that fill it and those who empty it: buffers, claims, what is out. No I/O.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -10,9 +10,14 @@ use postrider_core::{
 use tokio::sync::Notify;
 
 use crate::ledger::{Ledger, Tell};
+use crate::tags::Tags;
 
 /// How long what runs may hold back a partition that is to be given to another member.
 const PATIENCE: Duration = Duration::from_mins(1);
+
+/// Acknowledgements are told when they make up so much of the window, or are so many; or a little later.
+const SHARE: usize = 8;
+const MOST: usize = 128;
 
 /// A message that came and is not settled.
 #[derive(Debug)]
@@ -26,7 +31,7 @@ struct Held {
     /// Given back with a delay that isn't over.
     asleep: bool,
     /// Kept while it may be handed out again.
-    envelope: Envelope,
+    envelope: Option<Envelope>,
     deliveries: u32,
 }
 
@@ -34,7 +39,7 @@ struct Held {
 #[derive(Debug, Default)]
 pub(crate) struct Told {
     pub(crate) tells: Vec<Tell>,
-    /// Some acknowledgements were kept back, for there may come more that can be told with them.
+    /// Some acknowledgements were kept back, for there may come more that can be told with them, in few words.
     pub(crate) more: bool,
     /// The partition is given up: when all is told the channel is to be closed.
     pub(crate) released: bool,
@@ -60,7 +65,7 @@ struct Partition {
     /// It was given up; its task closes the channel and asks again, behind the others.
     released: bool,
     /// By their delivery tag.
-    held: BTreeMap<u64, Held>,
+    held: Tags<Held>,
     /// What waits to be handed out: tags, ascending.
     buffer: VecDeque<u64>,
     /// Keys of which something waits for its time.
@@ -77,7 +82,7 @@ impl Partition {
             assigned: false,
             moving: None,
             released: false,
-            held: BTreeMap::new(),
+            held: Tags::default(),
             buffer: VecDeque::new(),
             delayed: HashMap::new(),
             ledger: Ledger::default(),
@@ -92,6 +97,20 @@ impl Partition {
         self.buffer.clear();
         self.delayed.clear();
         std::mem::take(&mut self.held).into_values().filter(|held| held.out).map(|held| held.bytes).collect()
+    }
+
+    /// Whether its task is to look at what was settled just now: at the first, which it waits for more after, and whenever there are
+    /// enough, or no more to come.
+    fn is_to_be_told(&self, together: usize) -> bool {
+        let acked = self.ledger.acked();
+        acked == 1
+            || self.is_worth_telling(together) && acked.is_multiple_of(together)
+            || self.held.is_empty()
+            || self.ledger.has_returned()
+    }
+
+    fn is_worth_telling(&self, together: usize) -> bool {
+        self.ledger.acked() >= together || self.held.is_empty()
     }
 
     /// Puts a held message where it belongs among those that wait.
@@ -110,6 +129,8 @@ struct State {
     window: Window,
     in_flight: InFlight,
     events: VecDeque<Signal>,
+    /// The window had no room for something that came.
+    is_full: bool,
     paused: bool,
     ended: Option<Error>,
     closed: bool,
@@ -141,6 +162,8 @@ impl State {
 pub(crate) struct Shared {
     state: Mutex<State>,
     order: Order,
+    /// So many acknowledgements of a partition are worth telling.
+    together: usize,
     /// Something to receive.
     pub(crate) arrived: Notify,
 }
@@ -152,13 +175,15 @@ impl Shared {
             window,
             in_flight: InFlight::default(),
             events: VecDeque::new(),
+            is_full: false,
             paused: false,
             ended: None,
             closed: false,
             turn: 0,
             share: usize::MAX,
         };
-        Self { state: Mutex::new(state), order, arrived: Notify::new() }
+        let together = (window.messages / SHARE).clamp(1, MOST);
+        Self { state: Mutex::new(state), order, together, arrived: Notify::new() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -235,7 +260,7 @@ impl Shared {
             return;
         };
         // tags rise, so the first one came first
-        if partition.held.values().next().is_none_or(|held| held.since > before) {
+        if partition.held.first().is_none_or(|(_, held)| held.since > before) {
             return;
         }
         partition.moving = Some(until);
@@ -302,8 +327,16 @@ impl Shared {
                 continue; // it goes back with the channel
             }
             let bytes = envelope.byte_len();
-            let held = Held { since: now, bytes, key, out: false, asleep: false, envelope, deliveries };
-            partition.held.insert(tag, held);
+            let held = Held {
+                since: now,
+                bytes,
+                key,
+                out: false,
+                asleep: false,
+                envelope: Some(envelope),
+                deliveries,
+            };
+            partition.held.push(tag, held);
             partition.enqueue(tag);
         }
         drop(state);
@@ -344,7 +377,7 @@ impl Shared {
                 if into.len() - before == max {
                     break 'partitions;
                 }
-                let Some(held) = partition.held.get_mut(&tag) else {
+                let Some(held) = partition.held.get_mut(tag) else {
                     partition.buffer.remove(at);
                     continue;
                 };
@@ -353,15 +386,22 @@ impl Shared {
                     continue;
                 }
                 if !state.in_flight.has_room(&state.window, held.bytes) {
+                    state.is_full = true;
                     break 'partitions;
                 }
                 partition.buffer.remove(at);
+                // without order it never comes here again: what is given back goes to the broker
+                let envelope =
+                    if self.order == Order::None { held.envelope.take() } else { held.envelope.clone() };
+                let Some(envelope) = envelope else {
+                    continue;
+                };
                 held.out = true;
                 state.in_flight.take(held.bytes);
                 let token =
                     Token { claim: ClaimId { shard: shard as u32, epoch: partition.epoch }, seq: tag };
                 into.push(Delivery {
-                    envelope: held.envelope.clone(),
+                    envelope,
                     origin: Origin { shard: shard as u32, position: tag },
                     deliveries: Some(held.deliveries),
                     claim: claim(token),
@@ -381,12 +421,12 @@ impl Shared {
         let mut stale = Vec::new();
         let mut state = self.state();
         let state = &mut *state;
-        let mut woken: Option<usize> = None;
+        let mut waited_for = false;
         for (token, settlement) in batch {
             let shard = token.claim.shard as usize;
             let partition = state.partitions.get_mut(shard);
             let Some(partition) = partition
-                .filter(|p| p.epoch == token.claim.epoch && p.held.get(&token.seq).is_some_and(|h| h.out))
+                .filter(|p| p.epoch == token.claim.epoch && p.held.get(token.seq).is_some_and(|h| h.out))
             else {
                 stale.push(*token);
                 continue;
@@ -402,7 +442,7 @@ impl Shared {
             match after {
                 // under order the message waits here, at the head of what came after it; without, until its time comes
                 Some(after) if self.order != Order::None || after.is_some() => {
-                    let Some(held) = partition.held.get_mut(&token.seq) else {
+                    let Some(held) = partition.held.get_mut(token.seq) else {
                         continue;
                     };
                     (held.out, held.asleep) = (false, after.is_some());
@@ -416,9 +456,10 @@ impl Shared {
                         delayed.push((*token, after));
                     }
                     partition.enqueue(token.seq);
+                    waited_for = true;
                 }
                 after => {
-                    let Some(held) = partition.held.remove(&token.seq) else {
+                    let Some(held) = partition.held.remove(token.seq) else {
                         continue;
                     };
                     state.in_flight.settled(held.bytes);
@@ -427,14 +468,16 @@ impl Shared {
                     } else {
                         partition.ledger.ack(token.seq);
                     }
-                    if woken != Some(shard) {
-                        woken = Some(shard);
+                    if partition.is_to_be_told(self.together) {
                         partition.wake.notify_one();
                     }
                 }
             }
         }
-        self.arrived.notify_one();
+        // who receives is woken only for what can be received
+        if waited_for || std::mem::take(&mut state.is_full) {
+            self.arrived.notify_one();
+        }
         stale
     }
 
@@ -445,12 +488,12 @@ impl Shared {
         let Some(partition) = partition.filter(|p| p.epoch == token.claim.epoch) else {
             return;
         };
-        let Some(held) = partition.held.get_mut(&token.seq) else {
+        let Some(held) = partition.held.get_mut(token.seq) else {
             return;
         };
         held.asleep = false;
         if self.order == Order::None {
-            partition.held.remove(&token.seq);
+            partition.held.remove(token.seq);
             partition.ledger.give_back(token.seq);
             partition.wake.notify_one();
         } else if let Some(key) = held.key
@@ -467,10 +510,13 @@ impl Shared {
 
     /// What is to be told to the broker on the partition's channel; the scattered acknowledgements only if `all` is asked for.
     pub(crate) fn tell(&self, shard: usize, all: bool) -> Told {
-        let told = |partition: &mut Partition| Told {
-            tells: partition.ledger.tell(all),
-            more: partition.ledger.has_scattered(),
-            released: partition.released,
+        let told = |partition: &mut Partition| {
+            let due = all
+                || partition.is_worth_telling(self.together)
+                || partition.ledger.has_returned()
+                || partition.released;
+            let tells = if due { partition.ledger.tell(all) } else { Vec::new() };
+            Told { tells, more: partition.ledger.acked() > 0, released: partition.released }
         };
         self.with(shard, told).unwrap_or_default()
     }
@@ -484,7 +530,7 @@ impl Shared {
     pub(crate) fn oldest(&self) -> Option<Instant> {
         // tags rise, so the first one of each partition came first
         let state = self.state();
-        state.partitions.iter().filter_map(|p| p.held.values().next()).map(|held| held.since).min()
+        state.partitions.iter().filter_map(|p| p.held.first()).map(|(_, held)| held.since).min()
     }
 
     /// From now on nothing that was handed out can be settled, and nothing more is handed out.

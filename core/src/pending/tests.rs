@@ -99,6 +99,44 @@ fn both_bounds_hold_and_one_message_always_fits() {
 }
 
 #[tokio::test]
+async fn many_rooms_are_taken_over_and_come_free_with_the_answers() {
+    let pending = pending();
+    let [first, second, third] = [10, 20, 70].map(|bytes| pending.try_open(entry(bytes, None)).unwrap());
+    let confirms = [first, third].map(|token| confirm(&pending, token));
+    pending.resolve(second, |_| Ok(Receipt::default()));
+    let mut taken = Vec::new();
+    pending.take_rooms([first, second, third], |token, sent, bytes| {
+        *sent += 1;
+        taken.push((token, bytes));
+    });
+    assert_eq!(taken, [(first, 10), (third, 70)]);
+    pending.take_rooms([first], |_, _, bytes| panic!("{bytes} were taken already"));
+    // one has its answer before the adapter is through with it: its room is still the adapter's
+    assert_eq!(pending.resolve(third, |_| failed()), Some(8));
+    assert!(pending.try_open(entry(21, None)).is_err());
+    pending.resolve_taken([(first, 10, Ok(Receipt::new(0, 7))), (third, 70, Ok(Receipt::default()))]);
+    let [first, third] = confirms;
+    assert_eq!(first.await.unwrap().position, 7);
+    assert!(third.await.is_err());
+    assert!(pending.try_open(entry(100, None)).is_ok());
+    let report = pending.report();
+    assert_eq!((report.confirmed, report.failed), (2, 1));
+}
+
+#[test]
+fn a_room_that_is_returned_is_the_sends_again_or_free() {
+    let pending = pending();
+    let token = pending.try_open(entry(100, None)).unwrap();
+    assert_eq!(pending.take_room(token), Some(100));
+    assert!(pending.return_room(token, 100));
+    assert_eq!(pending.take_room(token), Some(100));
+    assert_eq!(pending.resolve(token, |_| failed()), Some(7));
+    assert!(pending.try_open(entry(1, None)).is_err());
+    assert!(!pending.return_room(token, 100));
+    assert!(pending.try_open(entry(100, None)).is_ok());
+}
+
+#[tokio::test]
 async fn room_is_granted_in_the_order_of_asking_and_given_back_when_not_wanted() {
     let pending = pending();
     let token = pending.try_open(entry(90, None)).unwrap();
@@ -137,6 +175,17 @@ async fn a_key_has_one_turn_at_a_time() {
     pending.resolve(first, |_| Ok(Receipt::default()));
     turn.await;
     assert!(pending.open(back, room).is_ok());
+}
+
+#[tokio::test]
+async fn room_taken_over_is_free_when_it_is_given_back() {
+    let pending = pending();
+    let token = pending.try_open(entry(100, None)).unwrap();
+    let bytes = pending.take_room(token).unwrap();
+    pending.resolve(token, |_| Ok(Receipt::default()));
+    assert!(pending.try_open(entry(1, None)).is_err());
+    pending.give_back(bytes);
+    assert!(pending.try_open(entry(100, None)).is_ok());
 }
 
 #[tokio::test]
