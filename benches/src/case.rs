@@ -45,7 +45,7 @@ pub(crate) enum Subject {
     Usual,
     /// The fastest honest loop on the client's public interface
     Best,
-    /// The fastest publisher, but of bodies that say nothing of themselves
+    /// The fastest loop that sends bodies alone, or looks at nothing but bodies
     Bare,
     /// The same with 256 messages in flight: what it is held against on Kafka
     Narrow,

@@ -36,6 +36,10 @@ pub(crate) fn subjects(kind: Kind, case: Case) -> Vec<Subject> {
         (Kind::Kafka, Case::Publish) => {
             vec![Subject::Postrider, Subject::Usual, Subject::Best, Subject::Bare, Subject::Narrow]
         }
+        // its client reads a message's headers only for who asks
+        (Kind::Kafka, Case::Consume) => {
+            vec![Subject::Postrider, Subject::Usual, Subject::Best, Subject::Bare]
+        }
         (_, case) if case.direction() == Direction::In => {
             vec![Subject::Postrider, Subject::Usual, Subject::Best, Subject::Bare]
         }

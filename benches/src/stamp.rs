@@ -1,9 +1,10 @@
-//! What a message says of itself, written by hand: the attributes that postrider sends with one. The best loop sends them too, for
-//! without them a reader knows neither which message it has, nor of what type and version; the bare loop sends none.
+//! What a message says of itself, written and read by hand: the attributes that postrider sends with one. The best loop sends them
+//! too, for without them a reader knows neither which message it has, nor of what type and version, and looks at them before it
+//! decodes; the bare loop sends none and looks at nothing.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result, ensure};
 use jiff::Timestamp;
 use uuid::Uuid;
 use uuid::fmt::Hyphenated;
@@ -55,5 +56,33 @@ impl Stamp {
         self.last += 1;
         let id = &*Uuid::from_u128(self.last).hyphenated().encode_lower(&mut self.id);
         Ok(Said { id, time: &self.time, ms })
+    }
+}
+
+/// What a reader has to know of a message before it decodes it.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Claimed<'a> {
+    pub(crate) id: Option<&'a str>,
+    pub(crate) of: Option<&'a str>,
+    pub(crate) version: Option<&'a str>,
+    pub(crate) content_type: Option<&'a str>,
+}
+
+impl Claimed<'_> {
+    /// Whether a subject looks at all.
+    pub(crate) fn is_read_by(job: &Job) -> bool {
+        job.subject != Subject::Bare
+    }
+
+    /// That it is what this reader can decode, and by which id a duplicate of it would be known.
+    pub(crate) fn check(self) -> Result<Uuid> {
+        ensure!(self.of == Some(ORDER), "a message of another type: {:?}", self.of);
+        ensure!(self.version == Some(SCHEMA_VERSION), "a message of another version: {:?}", self.version);
+        ensure!(
+            self.content_type == Some(CONTENT_TYPE),
+            "a message of another kind: {:?}",
+            self.content_type
+        );
+        Uuid::try_parse(self.id.context("a message without an id")?).context("a message's id is none")
     }
 }

@@ -30,6 +30,7 @@ mod publish;
 mod rate;
 mod redrive;
 mod registry;
+mod rising;
 mod router;
 mod runner;
 mod settle;
@@ -79,6 +80,7 @@ pub use publish::{
 pub use rate::{RateLimit, RatePolicy};
 pub use redrive::{Redrive, Redriven};
 pub use registry::{BrokerUrl, Connector, Host, OptionsError, Registry};
+pub use rising::Rising;
 pub use router::{DRAIN, Description, RouteDescription, Router};
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]

@@ -66,12 +66,12 @@ pub(crate) fn envelope(feed: &mut Feed<'_>) -> Envelope {
         match feed.byte() % 10 {
             0..=2 => {
                 let (name, text) = (feed.one_of(&NAMES), feed.text());
-                if !reader.attribute(&name, &text) {
+                if !reader.attribute(&name, text.clone()) {
                     reader.header(&name, &*text);
                 }
             }
             3 => reader.key(feed.bytes()),
-            4 => reader.content_type(&feed.text()),
+            4 => reader.content_type(feed.text()),
             5 => reader.id_or(|| MessageId::parse(&feed.text())),
             6 => reader.time_or(feed.number()),
             7 => reader.made_up_id_or(|| MessageId::Text(feed.text().into())),
@@ -120,7 +120,7 @@ pub(crate) fn target(data: &[u8]) {
     holds(&envelope);
     let mut reader = WireReader::new((!envelope.is_null()).then(|| envelope.payload().clone()));
     envelope.write_attributes(|name, text| {
-        if !reader.attribute(name, text) {
+        if !reader.attribute(name, text.to_owned()) {
             assert!(matches!(name, "time" | "expirytime"), "`{name}` can't be read: {text}");
         }
     });

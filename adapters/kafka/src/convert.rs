@@ -3,16 +3,19 @@
 use std::fmt::Write as _;
 use std::panic::AssertUnwindSafe;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use postrider_core::{Envelope, HeaderValue, MAX_HEADERS, MessageId, WireReader};
 use rdkafka::Message;
 use rdkafka::message::{BorrowedMessage, Header, Headers, OwnedHeaders};
+use smallvec::SmallVec;
 
 const PREFIX: &str = "ce_";
 const CONTENT_TYPE: &str = "content-type";
 /// Kafka's headers are bytes; what kind those were that aren't text stands here: `INDEX:KIND`, separated by spaces, the index
 /// counted over the user's headers.
 const KINDS: &str = "postrider-header-kinds";
+/// No more headers than this are nothing unusual.
+const FEW: usize = 16;
 /// More headers than this aren't looked at: the record breaks the bounds many times over.
 const MOST: usize = 4 * MAX_HEADERS;
 
@@ -76,11 +79,34 @@ fn text_of(buffer: &mut String, value: impl std::fmt::Display) -> &[u8] {
     buffer.as_bytes()
 }
 
+/// Room for the small bodies of several records, so that not each of them is two allocations. None outlives its envelope by more than
+/// the others of its chunk do.
+#[derive(Debug, Default)]
+pub(crate) struct Chunk(BytesMut);
+
+impl Chunk {
+    /// Bytes of one.
+    const SIZE: usize = 8 * 1024;
+    /// The largest body that goes into one.
+    const SMALL: usize = Self::SIZE / 8;
+
+    fn copy(&mut self, body: &[u8]) -> Bytes {
+        if body.len() > Self::SMALL {
+            return Bytes::copy_from_slice(body);
+        }
+        if self.0.capacity() < body.len() {
+            self.0 = BytesMut::with_capacity(Self::SIZE);
+        }
+        self.0.extend_from_slice(body);
+        self.0.split().freeze()
+    }
+}
+
 /// The envelope of a record.
-pub(crate) fn envelope(message: &BorrowedMessage<'_>, topic: &str) -> Envelope {
+pub(crate) fn envelope(message: &BorrowedMessage<'_>, topic: &str, chunk: &mut Chunk) -> Envelope {
     let found = message.headers();
     let count = found.map_or(0, Headers::count);
-    let mut fields = Vec::with_capacity(count.min(MOST));
+    let mut fields = SmallVec::<[_; FEW]>::new();
     let mut unreadable = count.saturating_sub(MOST);
     for index in 0..count.min(MOST) {
         // the client panics on a name that isn't UTF-8; such a header can't be carried, and is counted
@@ -93,7 +119,7 @@ pub(crate) fn envelope(message: &BorrowedMessage<'_>, topic: &str) -> Envelope {
     }
     let record = Record {
         key: message.key(),
-        body: message.payload().map(Bytes::copy_from_slice),
+        body: message.payload().map(|body| chunk.copy(body)),
         time_ms: message.timestamp().to_millis().unwrap_or(0).max(0) as u64,
         unreadable,
     };
@@ -179,6 +205,19 @@ mod tests {
         let fields: Vec<_> = written.iter().map(|Header { key, value }| (key, value)).collect();
         let body = (!envelope.is_null()).then(|| envelope.payload().clone());
         read(Record { key: envelope.key(), body, time_ms: 7, unreadable: 0 }, &fields, || "t/0/1".into())
+    }
+
+    #[test]
+    fn small_bodies_share_a_chunk_and_large_ones_are_alone() {
+        let mut chunk = Chunk::default();
+        let bodies: Vec<Vec<u8>> = (0..40_u8).map(|n| vec![n; usize::from(n) * 30]).collect();
+        let copies: Vec<_> = bodies.iter().map(|body| chunk.copy(body)).collect();
+        assert!(copies.iter().zip(&bodies).all(|(copy, body)| copy == body));
+        let (one, next) = (chunk.copy(&[1; Chunk::SMALL]), chunk.copy(&[2; 4]));
+        assert_eq!(one.as_ptr().wrapping_add(Chunk::SMALL), next.as_ptr());
+        let (large, after) = (chunk.copy(&[3; Chunk::SMALL + 1]), chunk.copy(&[4; 4]));
+        assert_eq!(next.as_ptr().wrapping_add(4), after.as_ptr());
+        assert!(large.is_unique() && chunk.copy(b"").is_empty());
     }
 
     proptest! {

@@ -12,7 +12,7 @@ use rdkafka::message::Message;
 use crate::broker::KafkaBroker;
 use crate::closed::{self, Closed, Place};
 use crate::connection::HEADER_ROOM;
-use crate::convert;
+use crate::convert::{self, Chunk};
 use crate::properties;
 use crate::scan::Scan;
 
@@ -115,7 +115,11 @@ impl Letters for KafkaLetters {
                 let time = record.timestamp().to_millis().unwrap_or(0);
                 if !closed.has(place, time) {
                     let origin = Origin { shard: place.partition as u32, position: place.offset as u64 };
-                    read.push((Letter::new(convert::envelope(record, &topic), origin), place, time));
+                    read.push((
+                        Letter::new(convert::envelope(record, &topic, &mut Chunk::default()), origin),
+                        place,
+                        time,
+                    ));
                 }
                 read.len() < max.get()
             })?;

@@ -5,6 +5,7 @@
 //! written beside it, so that a restart delivers only what is open. What is declared, and what differs from other brokers,
 //! stands in the book's page on Kafka.
 
+mod ahead;
 mod broker;
 mod closed;
 mod committer;

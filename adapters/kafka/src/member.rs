@@ -12,6 +12,7 @@ use rdkafka::metadata::MetadataPartition;
 use rdkafka::topic_partition_list::Offset;
 use tokio::sync::{oneshot, watch};
 
+use crate::ahead::Records;
 use crate::committer::Committer;
 use crate::error;
 use crate::positions::{self, Place};
@@ -124,18 +125,29 @@ impl Member {
     /// Starts the thread.
     pub(crate) fn start(self, members: &Members) -> Result<()> {
         let entered = members.enter();
-        let builder = std::thread::Builder::new().name("postrider-kafka".into());
-        let spawned = builder.spawn(move || {
+        let (shared, ahead) = (Arc::clone(&self.shared), members.enter());
+        spawn("postrider-kafka", move || {
             let _entered = entered;
             let progress = self.progress.clone();
             Work::run(self);
             progress.send_modify(|progress| progress.done = true);
+        })?;
+        let reading = Arc::clone(&shared);
+        let spawned = spawn("postrider-ahead", move || {
+            let _entered = ahead;
+            reading.read_ahead();
         });
-        spawned.map(drop).map_err(|e| {
-            Error::new(ErrorKind::Broker, "subscribe", "the system gives no thread for the subscription")
-                .because(e)
-        })
+        // the other one ends with it
+        spawned.inspect_err(|_| shared.close())
     }
+}
+
+fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<()> {
+    let spawned = std::thread::Builder::new().name(name.into()).spawn(work);
+    spawned.map(drop).map_err(|e| {
+        Error::new(ErrorKind::Broker, "subscribe", "the system gives no thread for the subscription")
+            .because(e)
+    })
 }
 
 impl Work {
@@ -254,13 +266,15 @@ impl Work {
         };
         let mut claims = Vec::new();
         for place in &places {
+            shared.give_back(place.partition);
             // before the client fetches, so that every message takes this way
             let Some(mut queue) = client.split_partition_queue(topic, place.partition) else { continue };
             let arrived = Arc::clone(&shared.arrived);
             queue.set_nonempty_callback(move || arrived.notify_one());
             let mark = Watermark::new(place.position, place.ahead.iter().copied());
             let starts = group.then(|| place.starts.clone());
-            claims.push(shared.assign(place.partition, queue, mark, starts));
+            let records = Records::new(queue, Arc::clone(&shared.topic));
+            claims.push(shared.assign(place.partition, records, mark, starts));
         }
         let list = positions::list(topic, places.iter().map(at));
         let mut taken = if *group { client.incremental_assign(&list) } else { client.assign(&list) };
@@ -374,12 +388,17 @@ impl Work {
             let Some(edges) = edges.get(&number) else { continue };
             let inside = (edges.low..=edges.high).contains(&next);
             let position = if inside { next } else { edges.low };
+            // what comes from the new place must not be taken for the old one's
+            shared.begin_move(&[number]);
             if let Err(error) = self.put(&[(number, position)]) {
+                shared.end_move(&[number]);
                 tracing::debug!(target: "postrider::receive", %error, topic, number, "the place is set again");
                 shared.trouble(number);
                 continue;
             }
-            if !inside {
+            if inside {
+                shared.end_move(&[number]);
+            } else {
                 shared.moved(number, position);
                 if next < edges.low {
                     shared.gap(postrider_core::Gap::new(number as u32, next, edges.low));

@@ -1,14 +1,14 @@
 //! One partition that a member holds: its queue, how far it is settled, what is out and what waits. No locks; those are `shared`'s.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::sync::Arc;
 use std::time::Instant;
 
 use foldhash::fast::FixedState;
-use postrider_core::{Claim, ClaimId, Delivery, Envelope, InFlight, Origin, Token};
-use rdkafka::consumer::base_consumer::PartitionQueue;
+use postrider_core::{Claim, ClaimId, Delivery, Envelope, InFlight, Origin, Rising, Token};
 
+use crate::ahead::{Ahead, Found, Records};
 use crate::mark::{MOST_STRIKES, Starts};
-use crate::rebalance::Listener;
 use crate::watermark::Watermark;
 
 /// A message that was read and isn't settled.
@@ -37,9 +37,11 @@ pub(crate) struct Partition {
     /// Its number among all that the subscription reads.
     shard: u32,
     pub(crate) phase: Phase,
-    pub(crate) queue: PartitionQueue<Listener>,
+    pub(crate) queue: Arc<Ahead<Records>>,
+    /// Read already, and next in turn.
+    lot: VecDeque<Found>,
     pub(crate) mark: Watermark,
-    pub(crate) held: HashMap<u64, Held, FixedState>,
+    pub(crate) held: Rising<Held>,
     /// What waits to be handed out, before anything more is taken from the queue.
     pub(crate) waiting: BTreeSet<u64>,
     /// Keys of which something waits for its time.
@@ -65,7 +67,7 @@ impl Partition {
     /// A partition as it comes, with what is known of those who held it; without, nothing is ever written down.
     pub(crate) fn new(
         ClaimId { shard, epoch }: ClaimId,
-        queue: PartitionQueue<Listener>,
+        queue: Records,
         mark: Watermark,
         starts: Option<Starts>,
         span: u64,
@@ -78,9 +80,10 @@ impl Partition {
             epoch,
             shard,
             phase: Phase::Active,
-            queue,
+            queue: Arc::new(Ahead::new(queue)),
+            lot: VecDeque::new(),
             mark,
-            held: HashMap::default(),
+            held: Rising::default(),
             waiting: BTreeSet::new(),
             delayed: HashMap::default(),
             rests_until: None,
@@ -111,6 +114,8 @@ impl Partition {
     /// From here on other messages are meant: nothing that was handed out before can be settled.
     pub(crate) fn restart(&mut self, mark: Watermark) {
         self.epoch += 1;
+        self.lot.clear();
+        self.queue.go_on(true);
         self.mark = mark;
         self.reached = 0;
         self.starts = Starts { count: self.starts.count.min(1), ..Starts::default() };
@@ -174,28 +179,62 @@ impl Partition {
         self.waiting.iter().copied().filter(|offset| !self.is_held_back(*offset))
     }
 
+    /// The next record of the client's.
+    pub(crate) fn next(&mut self) -> Option<Found> {
+        self.queue.next(&mut self.lot)
+    }
+
     /// Whether something of its key waits for its time.
-    pub(crate) fn is_held_back(&self, offset: u64) -> bool {
-        let key = self.held.get(&offset).and_then(|held| held.key);
+    fn is_held_back(&self, offset: u64) -> bool {
+        self.held.get(offset).is_some_and(|held| self.is_delayed(held.key))
+    }
+
+    /// Whether something of this key waits for its time.
+    pub(crate) fn is_delayed(&self, key: Option<u64>) -> bool {
         key.is_some_and(|key| self.delayed.contains_key(&key))
     }
 
+    /// What was read just now waits here.
+    pub(crate) fn keep(&mut self, offset: u64, held: Held) {
+        self.held.push(offset, held);
+    }
+
+    /// Hands out what was read just now.
+    pub(crate) fn hand_on(
+        &mut self,
+        offset: u64,
+        held: Held,
+        in_flight: &mut InFlight,
+        claim: impl Fn(Token) -> Claim,
+    ) -> Delivery {
+        let delivery = self.delivery(offset, held.envelope.clone(), claim);
+        self.out += 1;
+        in_flight.take(held.bytes);
+        self.held.push(offset, Held { out: true, ..held });
+        delivery
+    }
+
+    /// Hands out what waits here.
     pub(crate) fn hand_out(
         &mut self,
         offset: u64,
         in_flight: &mut InFlight,
         claim: impl Fn(Token) -> Claim,
     ) -> Option<Delivery> {
-        let (token, deliveries) = (Token { claim: self.claim(), seq: offset }, self.deliveries(offset));
-        let held = self.held.get_mut(&offset)?;
+        let held = self.held.get_mut(offset)?;
         held.out = true;
-        self.out += 1;
         in_flight.take(held.bytes);
-        Some(Delivery {
-            envelope: held.envelope.clone(),
+        let envelope = held.envelope.clone();
+        self.out += 1;
+        Some(self.delivery(offset, envelope, claim))
+    }
+
+    fn delivery(&self, offset: u64, envelope: Envelope, claim: impl Fn(Token) -> Claim) -> Delivery {
+        Delivery {
+            envelope,
             origin: Origin { shard: self.shard, position: offset },
-            deliveries: Some(deliveries),
-            claim: claim(token),
-        })
+            deliveries: Some(self.deliveries(offset)),
+            claim: claim(Token { claim: self.claim(), seq: offset }),
+        }
     }
 }

@@ -10,15 +10,16 @@ use postrider_core::{
     Claim, ClaimId, Delivery, Env, Error, Gap, InFlight, Order, Origin, RETRY_TIERS, Settlement, Signal,
     Token, Window,
 };
-use rdkafka::consumer::base_consumer::PartitionQueue;
-use rdkafka::message::{BorrowedMessage, Message};
 use tokio::sync::Notify;
 
-use crate::convert;
+use crate::ahead::{Record, Records};
 use crate::mark::Starts;
 use crate::partition::{Held, Partition, Phase};
-use crate::rebalance::{Listener, Waker};
+use crate::rebalance::Waker;
 use crate::watermark::Watermark;
+
+/// So many messages received at once are a sign that there is more.
+const MUCH: usize = 64;
 
 /// Which of a group's two topics is read. The shards of the second are numbered behind those of the first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,12 +88,14 @@ struct State {
 /// What a subscription holds.
 pub(crate) struct Shared {
     state: Mutex<State>,
-    topic: String,
+    pub(crate) topic: Arc<str>,
     source: Source,
     order: Order,
     env: Env,
     hash: FixedState,
     pub(crate) waker: Arc<Waker>,
+    /// Of the thread that reads ahead.
+    reader: Waker,
     /// Something to receive.
     pub(crate) arrived: Arc<Notify>,
     /// Something was written down, or can't be any more.
@@ -154,12 +157,13 @@ impl Shared {
         };
         Self {
             state: Mutex::new(state),
-            topic,
+            topic: topic.into(),
             source,
             order,
             env,
             hash: FixedState::default(),
             waker: Arc::default(),
+            reader: Waker::default(),
             arrived,
             written: Notify::new(),
         }
@@ -219,7 +223,7 @@ impl Shared {
             let ready: Vec<u64> = partition.ready().take(max - (into.len() - before)).collect();
             let mut full = false;
             for offset in ready {
-                let Some(held) = partition.held.get(&offset) else {
+                let Some(held) = partition.held.get(offset) else {
                     partition.waiting.remove(&offset);
                     continue;
                 };
@@ -238,26 +242,32 @@ impl Shared {
                 if waiting >= state.window.messages {
                     break; // nothing more is read, but another partition may have what waits here already
                 }
-                let Some((offset, due)) = self.pop(partition, number, &mut state.troubled) else { break };
+                let Some((offset, held, due)) = self.pop(partition, number, &mut state.troubled) else {
+                    break;
+                };
                 if let Some(due) = due {
+                    partition.keep(offset, held);
                     partition.rests_until = Some(due);
                     state.timers.insert((due, number, partition.epoch, offset));
                     self.waker.wake();
                     break;
                 }
-                let bytes = partition.held.get(&offset).map_or(0, |held| held.bytes);
-                if partition.is_held_back(offset) || !in_flight.has_room(&state.window, bytes) {
+                if partition.is_delayed(held.key) || !in_flight.has_room(&state.window, held.bytes) {
+                    partition.keep(offset, held);
                     partition.waiting.insert(offset);
                     waiting += 1;
                     continue;
                 }
-                into.extend(partition.hand_out(offset, in_flight.own, &claim));
+                into.push(partition.hand_on(offset, held, in_flight.own, &claim));
             }
             if full || into.len() - before == max {
                 break;
             }
         }
         state.turn = (state.turn + 1) % count;
+        if into.len() - before >= MUCH {
+            self.reader.wake();
+        }
         if !state.troubled.is_empty() {
             self.waker.wake();
         }
@@ -270,17 +280,16 @@ impl Shared {
         partition: &mut Partition,
         number: i32,
         troubled: &mut BTreeSet<i32>,
-    ) -> Option<(u64, Option<Instant>)> {
+    ) -> Option<(u64, Held, Option<Instant>)> {
         loop {
-            let found = match partition.queue.poll(Duration::ZERO)? {
+            let Record { offset, sent_ms, envelope } = match partition.next()? {
                 Ok(found) => found,
                 Err(error) => {
-                    tracing::debug!(target: "postrider::receive", topic = self.topic, partition = number, %error, "fetch error");
+                    tracing::debug!(target: "postrider::receive", topic = &*self.topic, partition = number, %error, "fetch error");
                     troubled.insert(number);
                     return None;
                 }
             };
-            let offset = found.offset().max(0) as u64;
             let dirty = partition.is_dirty();
             if !partition.mark.take(offset) {
                 if !dirty && partition.is_dirty() {
@@ -288,7 +297,6 @@ impl Shared {
                 }
                 continue;
             }
-            let envelope = convert::envelope(&found, &self.topic);
             let key = match self.order {
                 Order::None => None,
                 // the partition is what is ordered
@@ -296,19 +304,36 @@ impl Shared {
                 Order::Key => envelope.key().map(|key| self.hash.hash_one(key)),
             };
             let bytes = envelope.byte_len();
-            partition.held.insert(offset, Held { envelope, bytes, key, out: false });
-            return Some((offset, self.due(&found, number)));
+            return Some((offset, Held { envelope, bytes, key, out: false }, self.due(sent_ms, number)));
         }
     }
 
     /// When a message that waits for its retry may be handed out; `None`: now.
-    fn due(&self, message: &BorrowedMessage<'_>, number: i32) -> Option<Instant> {
+    fn due(&self, sent_ms: u64, number: i32) -> Option<Instant> {
         let wait = self.source.wait(number)?;
         // a copy bears the time when it was sent, not that of the message
-        let sent = u64::try_from(message.timestamp().to_millis().unwrap_or(0)).unwrap_or(0);
-        let since = self.env.wall_ms().saturating_sub(sent);
+        let since = self.env.wall_ms().saturating_sub(sent_ms);
         let left = wait.saturating_sub(Duration::from_millis(since));
         (!left.is_zero()).then(|| self.env.now() + left)
+    }
+
+    /// Reads ahead on the calling thread until the subscription is closed.
+    pub(crate) fn read_ahead(&self) {
+        self.reader.here();
+        loop {
+            let queues: Vec<_> = {
+                let state = self.state();
+                if state.closed {
+                    return;
+                }
+                state.partitions.values().map(|partition| Arc::clone(&partition.queue)).collect()
+            };
+            for queue in &queues {
+                queue.read(queues.len(), || self.arrived.notify_one());
+            }
+            drop(queues);
+            std::thread::park();
+        }
     }
 
     /// Answers those that were stale.
@@ -321,7 +346,7 @@ impl Shared {
             let found = state.partitions.get_mut(&number).filter(|partition| {
                 !state.closed
                     && partition.epoch == token.claim.epoch
-                    && partition.held.get(&token.seq).is_some_and(|held| held.out)
+                    && partition.held.get(token.seq).is_some_and(|held| held.out)
             });
             let Some(partition) = found else {
                 stale.push(*token);
@@ -332,7 +357,7 @@ impl Shared {
             }
             partition.out -= 1;
             wake |= partition.phase == Phase::Revoking && partition.out == 0;
-            let Some(held) = partition.held.get_mut(&token.seq) else { continue };
+            let Some(held) = partition.held.get_mut(token.seq) else { continue };
             state.in_flight.settled(held.bytes);
             if let Settlement::GiveBack(after) = settlement {
                 held.out = false;
@@ -353,7 +378,7 @@ impl Shared {
                     state.timers.insert((due, number, partition.epoch, token.seq));
                 }
             } else {
-                partition.held.remove(&token.seq);
+                partition.held.remove(token.seq);
                 wake |= !partition.is_dirty();
                 partition.mark.settle(token.seq);
             }
@@ -379,7 +404,7 @@ impl Shared {
                 continue;
             };
             partition.rests_until.take_if(|until| *until <= now);
-            if let Some(key) = partition.held.get(&offset).map(|held| held.key) {
+            if let Some(key) = partition.held.get(offset).map(|held| held.key) {
                 partition.waiting.insert(offset);
                 if let Some(key) = key
                     && let Some(count) = partition.delayed.get_mut(&key)
@@ -398,11 +423,18 @@ impl Shared {
         state.timers.first().map(|(due, ..)| *due)
     }
 
+    /// A partition that is held already comes anew: its queue goes back first.
+    pub(crate) fn give_back(&self, number: i32) {
+        if let Some(partition) = self.state().partitions.get(&number) {
+            partition.queue.end();
+        }
+    }
+
     /// The member holds a partition from now on.
     pub(crate) fn assign(
         &self,
         number: i32,
-        queue: PartitionQueue<Listener>,
+        queue: Records,
         mark: Watermark,
         starts: Option<Starts>,
     ) -> ClaimId {
@@ -460,7 +492,8 @@ impl Shared {
         let mut cut = Vec::new();
         for number in numbers {
             let Some(partition) = state.partitions.remove(number) else { continue };
-            for held in partition.held.values().filter(|held| held.out) {
+            partition.queue.end();
+            for (_, held) in partition.held.iter().filter(|(_, held)| held.out) {
                 state.in_flight.settled(held.bytes);
             }
             if partition.out > 0 {
@@ -480,6 +513,7 @@ impl Shared {
         for number in numbers {
             if let Some(partition) = state.partitions.get_mut(number) {
                 partition.phase = Phase::Moving;
+                partition.queue.hold();
             }
         }
     }
@@ -489,7 +523,7 @@ impl Shared {
         let mut state = self.state();
         let state = &mut *state;
         let Some(partition) = state.partitions.get_mut(&number) else { return };
-        for held in partition.held.values().filter(|held| held.out) {
+        for (_, held) in partition.held.iter().filter(|(_, held)| held.out) {
             state.in_flight.settled(held.bytes);
         }
         let lost = partition.claim();
@@ -504,10 +538,11 @@ impl Shared {
     pub(crate) fn end_move(&self, numbers: &[i32]) {
         let mut state = self.state();
         for number in numbers {
-            if let Some(partition) = state.partitions.get_mut(number)
-                && partition.phase == Phase::Moving
-            {
-                partition.phase = Phase::Active;
+            if let Some(partition) = state.partitions.get_mut(number) {
+                partition.queue.go_on(false);
+                if partition.phase == Phase::Moving {
+                    partition.phase = Phase::Active;
+                }
             }
         }
         self.arrived.notify_one();
@@ -641,6 +676,7 @@ impl Shared {
         drop(state);
         self.arrived.notify_one();
         self.waker.wake();
+        self.reader.wake();
     }
 
     pub(crate) fn is_closed(&self) -> bool {

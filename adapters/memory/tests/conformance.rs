@@ -46,8 +46,8 @@ impl Factory for Memory {
             let mut reader = WireReader::new(Some(body));
             for (name, value) in headers {
                 match name.strip_prefix("ce-") {
-                    _ if *name == "content-type" => reader.content_type(value),
-                    Some(attribute) if reader.attribute(attribute, value) => {}
+                    _ if *name == "content-type" => reader.content_type(*value),
+                    Some(attribute) if reader.attribute(attribute, *value) => {}
                     _ => reader.header(name, *value),
                 }
             }

@@ -164,7 +164,7 @@ pub(crate) fn envelope(
             let text = value.as_str();
             if let Some(attribute) = name.strip_prefix(PREFIX) {
                 ours |= attribute == "specversion";
-                if !reader.attribute(attribute, &unescape(text)) {
+                if !reader.attribute(attribute, unescape(text)) {
                     reader.header(name, text);
                 }
             } else if name.eq_ignore_ascii_case(CONTENT_TYPE) {
@@ -235,7 +235,7 @@ fn text_of(buffer: &mut String, value: impl std::fmt::Display) -> &[u8] {
     buffer.as_bytes()
 }
 
-fn decode(text: &str, reader: &mut WireReader) -> bool {
+fn decode(text: &str, reader: &mut WireReader<'_>) -> bool {
     let mut parts = text.splitn(3, ' ');
     let (Some(kind), Some(value), Some(name)) = (parts.next(), parts.next(), parts.next()) else {
         return false;

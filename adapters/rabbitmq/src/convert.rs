@@ -259,8 +259,8 @@ pub(crate) fn envelope(
     reader.finish()
 }
 
-fn is_attribute(reader: &mut WireReader, attribute: &str, value: &AMQPValue) -> bool {
-    field::text(value).is_some_and(|text| reader.attribute(attribute, &text))
+fn is_attribute<'a>(reader: &mut WireReader<'a>, attribute: &str, value: &'a AMQPValue) -> bool {
+    field::text(value).is_some_and(|text| reader.attribute(attribute, text))
 }
 
 /// What the broker wrote down last about how the message died.
@@ -281,7 +281,7 @@ fn waited(table: &BTreeMap<ShortString, AMQPValue>, death: &FieldTable) -> bool 
 }
 
 /// A dead letter that the broker itself made says so in its own way; it is put into the words of ours.
-fn broker_made(death: &FieldTable, reader: &mut WireReader) {
+fn broker_made(death: &FieldTable, reader: &mut WireReader<'_>) {
     let text = |name: &str| death.inner().get(name).and_then(field::text).unwrap_or_default();
     let reason = match &*text("reason") {
         "delivery_limit" => "crash-loop",

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::tags::Tags;
+use postrider_core::Rising;
 
 /// One thing to tell the broker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,7 +25,7 @@ enum State {
 /// Tags that the broker hasn't been told about.
 #[derive(Debug, Default)]
 pub(crate) struct Ledger {
-    untold: Tags<State>,
+    untold: Rising<State>,
     acked: usize,
     returned: BTreeSet<u64>,
 }

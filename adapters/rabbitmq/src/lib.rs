@@ -33,7 +33,6 @@ mod settle;
 mod shared;
 mod strikes;
 mod subscriber;
-mod tags;
 mod topology;
 
 pub use broker::RabbitmqBroker;

@@ -5,12 +5,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use postrider_core::{
-    Claim, ClaimId, Delivery, Envelope, Error, InFlight, Order, Origin, Settlement, Signal, Token, Window,
+    Claim, ClaimId, Delivery, Envelope, Error, InFlight, Order, Origin, Rising, Settlement, Signal, Token,
+    Window,
 };
 use tokio::sync::Notify;
 
 use crate::ledger::{Ledger, Tell};
-use crate::tags::Tags;
 
 /// How long what runs may hold back a partition that is to be given to another member.
 const PATIENCE: Duration = Duration::from_mins(1);
@@ -65,7 +65,7 @@ struct Partition {
     /// It was given up; its task closes the channel and asks again, behind the others.
     released: bool,
     /// By their delivery tag.
-    held: Tags<Held>,
+    held: Rising<Held>,
     /// What waits to be handed out: tags, ascending.
     buffer: VecDeque<u64>,
     /// Keys of which something waits for its time.
@@ -82,7 +82,7 @@ impl Partition {
             assigned: false,
             moving: None,
             released: false,
-            held: Tags::default(),
+            held: Rising::default(),
             buffer: VecDeque::new(),
             delayed: HashMap::new(),
             ledger: Ledger::default(),

@@ -4,6 +4,7 @@
 //! with a thread that polls.)
 
 use std::collections::VecDeque;
+use std::hint::black_box;
 use std::sync::atomic::{
     AtomicBool, AtomicU64,
     Ordering::{Relaxed, SeqCst},
@@ -15,7 +16,9 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::{DeliveryResult, Header, OwnedHeaders};
+use rdkafka::message::{
+    BorrowedHeaders, BorrowedMessage, DeliveryResult, Header, Headers as _, OwnedHeaders,
+};
 use rdkafka::producer::{BaseRecord, ProducerContext, ThreadedProducer};
 use rdkafka::{ClientContext, Message as _};
 use tokio::runtime::Handle;
@@ -27,7 +30,7 @@ use crate::job::{BATCH, Job, found};
 use crate::meter::Measured;
 use crate::order::OrderPlaced;
 use crate::pace::Pace;
-use crate::stamp::{self, Said, Stamp};
+use crate::stamp::{self, Claimed, Said, Stamp};
 use crate::tally::Tally;
 
 /// Messages in flight.
@@ -213,6 +216,7 @@ fn consume(job: &Job, names: &Names, tally: &Tally, mut output: Option<Sender>) 
         .set("socket.nagle.disable", "true")
         .create()?;
     consumer.subscribe(&[&names.orders])?;
+    let reads = Claimed::is_read_by(job);
     let mut pending = Pending::default();
     let wait = if output.is_some() { Duration::from_millis(1) } else { TICK };
     while !tally.is_full() || !pending.out.is_empty() {
@@ -230,6 +234,9 @@ fn consume(job: &Job, names: &Names, tally: &Tally, mut output: Option<Sender>) 
         for turn in 0..256 {
             let Some(message) = consumer.poll(if turn == 0 { wait } else { Duration::ZERO }) else { break };
             let message = message?;
+            if reads {
+                black_box(claimed(&message).check()?);
+            }
             let order: OrderPlaced = serde_json::from_slice(message.payload().context("no body")?)?;
             tally.add(&order);
             if let Some(output) = &mut output {
@@ -250,6 +257,21 @@ fn consume(job: &Job, names: &Names, tally: &Tally, mut output: Option<Sender>) 
         Ok(()) | Err(KafkaError::ConsumerCommit(RDKafkaErrorCode::NoOffset)) => Ok(()),
         Err(error) => bail!("the place can't be written down: {error}"),
     }
+}
+
+fn claimed<'a>(message: &'a BorrowedMessage<'_>) -> Claimed<'a> {
+    let mut claimed = Claimed::default();
+    for header in message.headers().into_iter().flat_map(BorrowedHeaders::iter) {
+        let value = header.value.and_then(|value| std::str::from_utf8(value).ok());
+        match header.key {
+            "ce_id" => claimed.id = value,
+            "ce_type" => claimed.of = value,
+            "ce_schemaversion" => claimed.version = value,
+            "content-type" => claimed.content_type = value,
+            _ => {}
+        }
+    }
+    claimed
 }
 
 /// The orders whose invoices are out, from that of number `first` on.

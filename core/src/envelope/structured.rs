@@ -21,7 +21,7 @@ struct Structured<'a> {
 }
 
 /// Gives the attributes to `reader` and answers the body; `None` if the body is no such event.
-pub(super) fn take_apart(body: &Bytes, reader: &mut WireReader) -> Option<Bytes> {
+pub(super) fn take_apart(body: &Bytes, reader: &mut WireReader<'_>) -> Option<Bytes> {
     let event: Structured<'_> = match serde_json::from_slice(body) {
         Ok(event) => event,
         Err(_) => return None,
@@ -34,13 +34,13 @@ pub(super) fn take_apart(body: &Bytes, reader: &mut WireReader) -> Option<Bytes>
     reader.forget_content_type();
     for (name, value) in &event.attributes {
         match value {
-            serde_json::Value::String(text) if name == "datacontenttype" => reader.content_type(text),
-            serde_json::Value::String(text) if !reader.attribute(name, text) => {
+            serde_json::Value::String(text) if name == "datacontenttype" => reader.content_type(text.clone()),
+            serde_json::Value::String(text) if !reader.attribute(name, text.clone()) => {
                 reader.header(name, &**text);
             }
             serde_json::Value::Number(n) => {
                 let text = n.to_string();
-                if !reader.attribute(name, &text) {
+                if !reader.attribute(name, text.clone()) {
                     reader.header(name, n.as_i64().map_or(HeaderValue::Text(&text), HeaderValue::Int));
                 }
             }

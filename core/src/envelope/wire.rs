@@ -1,5 +1,7 @@
 //! The text forms that every broker shares: attributes, ids, times, binary keys. Prefixes and places are the adapter's.
 
+use std::borrow::Cow;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
@@ -51,15 +53,15 @@ impl Envelope {
 /// Nothing here fails: a value that can't be read is carried as a header, and what breaks a bound is noted.
 #[derive(Debug)]
 #[must_use = "it becomes an envelope by `finish`"]
-pub struct WireReader {
+pub struct WireReader<'a> {
     builder: EnvelopeBuilder,
     key_is_base64: bool,
-    key: Option<String>,
-    content_type: Option<String>,
+    key: Option<Cow<'a, str>>,
+    content_type: Option<Cow<'a, str>>,
     made_up: Option<MessageId>,
 }
 
-impl WireReader {
+impl<'a> WireReader<'a> {
     /// A record with this body; `None` is null.
     pub fn new(body: Option<Bytes>) -> Self {
         let builder = body.map_or_else(EnvelopeBuilder::null, EnvelopeBuilder::new);
@@ -68,11 +70,12 @@ impl WireReader {
 
     /// An attribute by its `CloudEvents` name. Answers `false` for an unknown or unreadable one, which the adapter then carries
     /// along with [`header`](Self::header) under the name it came with.
-    pub fn attribute(&mut self, name: &str, text: &str) -> bool {
+    pub fn attribute(&mut self, name: &str, text: impl Into<Cow<'a, str>>) -> bool {
+        let text = text.into();
         match name {
             "specversion" => {}
-            "id" => self.builder.id = Some(MessageId::parse(text)),
-            "time" => match parse_rfc3339(text) {
+            "id" => self.builder.id = Some(MessageId::parse(&text)),
+            "time" => match parse_rfc3339(&text) {
                 Some(ms) => self.builder.time_ms = Some(ms),
                 None => return false,
             },
@@ -80,14 +83,14 @@ impl WireReader {
                 Ok(version) => self.builder.version = version,
                 Err(_) => return false,
             },
-            "partitionkey" => self.key = Some(text.into()),
+            "partitionkey" => self.key = Some(text),
             KEY_ENCODING => self.key_is_base64 = text == "base64",
-            "expirytime" => match parse_rfc3339(text) {
+            "expirytime" => match parse_rfc3339(&text) {
                 Some(ms) => self.builder.headers.set(Attribute::ExpiryTime, HeaderValue::Time(ms as i64)),
                 None => return false,
             },
             name => match Attribute::from_name(name) {
-                Some(attribute) => self.builder.headers.set(attribute, text),
+                Some(attribute) => self.builder.headers.set(attribute, &*text),
                 None => return false,
             },
         }
@@ -95,12 +98,12 @@ impl WireReader {
     }
 
     /// A header as it came; one beyond the bounds is kept and noted.
-    pub fn header<'a>(&mut self, name: &str, value: impl Into<HeaderValue<'a>>) {
+    pub fn header<'v>(&mut self, name: &str, value: impl Into<HeaderValue<'v>>) {
         self.builder.headers.insert_foreign(name, value);
     }
 
     /// The media type of the body.
-    pub fn content_type(&mut self, text: &str) {
+    pub fn content_type(&mut self, text: impl Into<Cow<'a, str>>) {
         self.content_type = Some(text.into());
     }
 
@@ -146,7 +149,7 @@ impl WireReader {
             self.builder.payload = body;
         }
         if let Some(key) = self.key.take() {
-            match self.key_is_base64.then(|| STANDARD.decode(&key).ok()).flatten() {
+            match self.key_is_base64.then(|| STANDARD.decode(&*key).ok()).flatten() {
                 Some(bytes) => self.builder.headers.set(Attribute::Key, &*bytes),
                 None => self.builder.headers.set(Attribute::Key, &*key),
             }
@@ -209,7 +212,7 @@ mod tests {
 
     fn through_the_wire(envelope: &Envelope) -> Envelope {
         let mut reader = WireReader::new((!envelope.is_null()).then(|| envelope.payload().clone()));
-        envelope.write_attributes(|name, text| assert!(reader.attribute(name, text), "{name}"));
+        envelope.write_attributes(|name, text| assert!(reader.attribute(name, text.to_owned()), "{name}"));
         envelope.content_type().into_iter().for_each(|text| reader.content_type(text));
         envelope.headers().iter().for_each(|(name, value)| reader.header(name, value));
         reader.finish()
