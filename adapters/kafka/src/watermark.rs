@@ -41,9 +41,18 @@ impl Watermark {
         !settled
     }
 
+    fn find(&self, offset: u64) -> Option<usize> {
+        // holes are rare: it mostly stands where it is to be expected
+        let expected = offset.checked_sub(self.taken.front()?.0)? as usize;
+        if self.taken.get(expected).is_some_and(|(found, _)| *found == offset) {
+            return Some(expected);
+        }
+        self.taken.binary_search_by_key(&offset, |(offset, _)| *offset).ok()
+    }
+
     /// An offset is settled. `false`: it isn't open.
     pub(crate) fn settle(&mut self, offset: u64) -> bool {
-        let Ok(at) = self.taken.binary_search_by_key(&offset, |(offset, _)| *offset) else {
+        let Some(at) = self.find(offset) else {
             return false;
         };
         if std::mem::replace(&mut self.taken[at].1, true) {

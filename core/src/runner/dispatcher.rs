@@ -4,6 +4,7 @@
 mod admission;
 mod claims;
 mod copies;
+mod direct;
 mod once;
 mod suspects;
 
@@ -29,6 +30,7 @@ use super::pool::Pool;
 use super::report::{RouteState, Status};
 use crate::delivery::Delivery;
 use crate::env::BoxFuture;
+use crate::envelope::Envelope;
 use crate::error::{BoxError, Class};
 use crate::extract::Incoming;
 use crate::idempotency::Ending;
@@ -178,8 +180,15 @@ impl<'a> Dispatcher<'a> {
     pub(crate) fn arrived(&mut self, inbox: &mut Vec<Delivery>, cx: &mut Context<'_>) {
         self.held += inbox.len();
         let received = self.status.arrivals.at(self.now);
-        for delivery in inbox.drain(..) {
+        let is_direct = self.is_direct();
+        for mut delivery in inbox.drain(..) {
             let lane = self.lane_of(&delivery);
+            if is_direct {
+                match self.direct(delivery, lane, &received, cx) {
+                    Some(back) => delivery = back,
+                    None => continue,
+                }
+            }
             let mut held = Held::new(delivery, lane, Arc::clone(&received), self.patient_now);
             if self.plan.subscribe.durable_retry {
                 held.go_on(self.plan.retry.max_attempts(), self.orders.env.wall_ms());
@@ -193,7 +202,7 @@ impl<'a> Dispatcher<'a> {
             }) else {
                 continue;
             };
-            // the common case: the lane is free, there is room, and the handler ends at once: no queue is touched
+            // the lane is free and there is room: no queue is touched
             if self.plan.batch.is_none() && self.ready.is_empty() && self.has_room() {
                 self.start(Items::from_iter([held]), false, cx);
             } else {
@@ -355,7 +364,7 @@ impl<'a> Dispatcher<'a> {
 
     /// Begins an attempt at one message, or at a batch. `occupied`: its lanes are marked busy already.
     fn start(&mut self, mut items: Items, occupied: bool, cx: &mut Context<'_>) {
-        if items.iter().any(|held| self.is_suspect(held)) {
+        if items.iter().any(|held| !held.cleared && self.is_suspect(&held.delivery)) {
             items = self.set_aside(items, occupied);
             if items.is_empty() {
                 return;
@@ -374,7 +383,7 @@ impl<'a> Dispatcher<'a> {
     /// Calls the handler.
     fn run(&mut self, mut items: Items, mut pass: Option<Box<Pass>>, occupied: bool, cx: &mut Context<'_>) {
         // after the store was asked: what was handled once is no dead letter because a copy of it comes too late
-        if items.iter().any(|held| self.unfit(held).is_some()) {
+        if items.iter().any(|held| self.unfit(&held.delivery.envelope).is_some()) {
             let before = items.len();
             items = self.sort_out(items, occupied);
             self.spare(before - items.len());
@@ -416,8 +425,7 @@ impl<'a> Dispatcher<'a> {
     }
 
     /// Why a message isn't handed to the handler at all.
-    fn unfit(&self, held: &Held) -> Option<Unfit> {
-        let envelope = &held.delivery.envelope;
+    fn unfit(&self, envelope: &Envelope) -> Option<Unfit> {
         if envelope.headers().get(REASON).is_some() {
             // a dead letter is read as it is: that its headers break a bound or its time has passed may be why it is one
             return None;
@@ -442,7 +450,7 @@ impl<'a> Dispatcher<'a> {
     fn sort_out(&mut self, items: Items, occupied: bool) -> Items {
         let mut fit = Items::new();
         for mut held in items {
-            let Some(unfit) = self.unfit(&held) else {
+            let Some(unfit) = self.unfit(&held.delivery.envelope) else {
                 fit.push(held);
                 continue;
             };

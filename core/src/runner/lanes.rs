@@ -43,6 +43,11 @@ impl<T> Lanes<T> {
         }
     }
 
+    /// Whether a message of the lane is under way.
+    pub(crate) fn is_busy(&self, lane: LaneId) -> bool {
+        !self.busy.is_empty() && self.busy.contains_key(&lane)
+    }
+
     /// A message of the lane is under way.
     pub(crate) fn occupy(&mut self, lane: LaneId) {
         self.busy.entry(lane).or_insert_with(|| Lane { holders: 0, queue: VecDeque::new() }).holders += 1;

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::copies::{CopySent, Sent};
 use super::{Dispatcher, Held, Items};
+use crate::delivery::Delivery;
 use crate::error::{ErrorKind, Result};
 use crate::outcome::Reason;
 use crate::runner::events;
@@ -49,8 +50,8 @@ impl Suspects {
 
 impl Dispatcher<'_> {
     /// Whether a message was handed out so often that it may be what ends the processes.
-    pub(super) fn is_suspect(&self, held: &Held) -> bool {
-        !held.cleared && self.plan.crash_limit.is_some_and(|limit| held.delivery.deliveries > Some(limit))
+    pub(super) fn is_suspect(&self, delivery: &Delivery) -> bool {
+        self.plan.crash_limit.is_some_and(|limit| delivery.deliveries > Some(limit))
     }
 
     /// Takes the suspects out of what is about to start, and answers the others.
@@ -60,7 +61,7 @@ impl Dispatcher<'_> {
         let (mut aside, mut behind): (Vec<Held>, Vec<Held>) = (Vec::new(), Vec::new());
         for held in items {
             let follows = |other: &Held| held.lane.is_some() && other.lane == held.lane;
-            let suspect = self.is_suspect(&held);
+            let suspect = !held.cleared && self.is_suspect(&held.delivery);
             if aside.iter().chain(&behind).any(follows) || suspect && rest.iter().any(follows) {
                 // it comes after a suspect of its key, or is one and comes after what isn't
                 behind.push(held);

@@ -1,0 +1,63 @@
+//! The short way of most messages: nothing is known against it, its lane is free, there is room, and the handler is done at its first
+//! poll. Such a message is never held: it is handled where it arrived, and acknowledged.
+
+use std::sync::Arc;
+use std::task::Context;
+use std::time::Instant;
+
+use super::{Dispatcher, Hands, Held, Items, Job};
+use crate::delivery::Delivery;
+use crate::extract::Incoming;
+use crate::outcome::Outcome;
+use crate::runner::lanes::LaneId;
+use crate::settle::Settlement;
+
+impl Dispatcher<'_> {
+    /// Whether deliveries may go the short way at all, as the route was planned and as it stands.
+    pub(super) fn is_direct(&self) -> bool {
+        matches!(self.hands, Hands::Own(_))
+            && self.plan.batch.is_none()
+            && self.plan.idempotency.is_none()
+            && !self.plan.subscribe.durable_retry
+            && self.admission.is_none()
+            && self.revoking.is_empty()
+    }
+
+    /// Handles a delivery where it stands, if nothing keeps it from beginning; else gives it back.
+    pub(super) fn direct(
+        &mut self,
+        delivery: Delivery,
+        lane: Option<LaneId>,
+        received: &Arc<Instant>,
+        cx: &mut Context<'_>,
+    ) -> Option<Delivery> {
+        if !self.ready.is_empty()
+            || lane.is_some_and(|lane| self.lanes.is_busy(lane))
+            || self.is_suspect(&delivery)
+            || self.unfit(&delivery.envelope).is_some()
+            || !self.has_room()
+        {
+            return Some(delivery);
+        }
+        let Hands::Own(crew) = &mut self.hands else { return Some(delivery) };
+        let incoming =
+            Incoming::new(delivery.envelope.clone(), Vec::new(), 1, delivery.deliveries, delivery.claim_id());
+        let jobs = &self.jobs;
+        let outcome = crew.start(|| jobs.vacant_key(), incoming, cx);
+        if let Some(Outcome::Done(_)) = outcome {
+            self.handled += 1;
+            self.settled.push((delivery.claim, Settlement::Ack));
+            return None;
+        }
+        let items = Items::from_iter([Held::new(delivery, lane, Arc::clone(received), self.patient_now)]);
+        if let Some(outcome) = outcome {
+            self.conclude(items, None, outcome, false);
+        } else {
+            if let Some(lane) = lane {
+                self.lanes.occupy(lane);
+            }
+            self.jobs.insert(Job { items, pass: None });
+        }
+        None
+    }
+}
