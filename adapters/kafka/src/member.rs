@@ -371,17 +371,15 @@ impl Work {
         if self.is_changing() {
             return;
         }
-        let troubled = self.member.shared.take_troubled();
+        let troubled = self.member.shared.troubled();
         if troubled.is_empty() {
             return;
         }
         let Member { client, shared, topic, .. } = &self.member;
         let (shared, topic) = (Arc::clone(shared), topic.clone());
         let numbers: Vec<_> = troubled.iter().map(|(number, _)| *number).collect();
+        // until they are known, and their places set, nothing is handed out of these
         let Ok(edges) = positions::edges(client, &topic, &numbers, REQUEST) else {
-            for number in numbers {
-                shared.trouble(number);
-            }
             return;
         };
         for (number, next) in troubled {
@@ -393,11 +391,10 @@ impl Work {
             if let Err(error) = self.put(&[(number, position)]) {
                 shared.end_move(&[number]);
                 tracing::debug!(target: "postrider::receive", %error, topic, number, "the place is set again");
-                shared.trouble(number);
                 continue;
             }
             if inside {
-                shared.end_move(&[number]);
+                shared.mended(number);
             } else {
                 shared.moved(number, position);
                 if next < edges.low {

@@ -111,11 +111,16 @@ impl Partition {
         self.written != Some(self.mark.version())
     }
 
+    /// The client reads from another place.
+    pub(crate) fn forget_read(&mut self) {
+        self.lot.clear();
+        self.queue.go_on(true);
+    }
+
     /// From here on other messages are meant: nothing that was handed out before can be settled.
     pub(crate) fn restart(&mut self, mark: Watermark) {
         self.epoch += 1;
-        self.lot.clear();
-        self.queue.go_on(true);
+        self.forget_read();
         self.mark = mark;
         self.reached = 0;
         self.starts = Starts { count: self.starts.count.min(1), ..Starts::default() };

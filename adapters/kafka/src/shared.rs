@@ -73,7 +73,7 @@ struct State {
     in_flight: InFlight,
     events: VecDeque<Signal>,
     timers: BTreeSet<(Instant, i32, u32, u64)>,
-    /// Partitions whose place isn't in the log any more.
+    /// Partitions whose place isn't in the log any more, or isn't sure: nothing is handed out of them.
     troubled: BTreeSet<i32>,
     paused: bool,
     /// The group's place can't be written down at present.
@@ -217,7 +217,7 @@ impl Shared {
         for step in 0..count {
             let number = numbers[(state.turn + step) % count];
             let Some(partition) = state.partitions.get_mut(&number) else { continue };
-            if !partition.is_open() {
+            if !partition.is_open() || state.troubled.contains(&number) {
                 continue;
             }
             let ready: Vec<u64> = partition.ready().take(max - (into.len() - before)).collect();
@@ -442,6 +442,7 @@ impl Shared {
         let epoch = state.epochs.entry(number).or_default();
         *epoch += 1;
         let claim = self.claim(number, *epoch);
+        state.troubled.remove(&number);
         let span = state.window.messages as u64;
         state.partitions.insert(number, Partition::new(claim, queue, mark, starts, span));
         claim
@@ -491,6 +492,7 @@ impl Shared {
         let state = &mut *state;
         let mut cut = Vec::new();
         for number in numbers {
+            state.troubled.remove(number);
             let Some(partition) = state.partitions.remove(number) else { continue };
             partition.queue.end();
             for (_, held) in partition.held.iter().filter(|(_, held)| held.out) {
@@ -526,6 +528,7 @@ impl Shared {
         for (_, held) in partition.held.iter().filter(|(_, held)| held.out) {
             state.in_flight.settled(held.bytes);
         }
+        state.troubled.remove(&number);
         let lost = partition.claim();
         partition.restart(Watermark::new(position, []));
         state.epochs.insert(number, partition.epoch);
@@ -549,13 +552,26 @@ impl Shared {
     }
 
     /// Partitions whose place has to be found anew, each with what would have come next.
-    pub(crate) fn take_troubled(&self) -> Vec<(i32, u64)> {
-        let mut state = self.state();
-        let troubled = std::mem::take(&mut state.troubled);
-        let next = |number| Some((number, state.partitions.get(&number)?.mark.next()));
-        troubled.into_iter().filter_map(next).collect()
+    pub(crate) fn troubled(&self) -> Vec<(i32, u64)> {
+        let state = self.state();
+        let next = |number: &i32| Some((*number, state.partitions.get(number)?.mark.next()));
+        state.troubled.iter().filter_map(next).collect()
     }
 
+    /// The place was set to what comes next: what was read of what comes behind it comes again.
+    pub(crate) fn mended(&self, number: i32) {
+        let mut state = self.state();
+        state.troubled.remove(&number);
+        if let Some(partition) = state.partitions.get_mut(&number) {
+            partition.forget_read();
+            if partition.phase == Phase::Moving {
+                partition.phase = Phase::Active;
+            }
+        }
+        self.arrived.notify_one();
+    }
+
+    /// From now on nothing is handed out of this partition, until its place is found anew.
     pub(crate) fn trouble(&self, number: i32) {
         self.state().troubled.insert(number);
     }
