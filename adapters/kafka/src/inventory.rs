@@ -2,14 +2,15 @@
 //! connection may do there.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use postrider_core::{
     Channel, ChannelEntry, Error, ErrorKind, Finding, GroupEntry, GroupName, Inventory, Result, Scope,
 };
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
-use rdkafka::client::DefaultClientContext;
-use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::client::{ClientContext, DefaultClientContext};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode as Code};
+use rdkafka::groups::GroupList;
 
 use crate::broker::KafkaBroker;
 use crate::error;
@@ -19,6 +20,8 @@ use crate::rebalance::{Client, Listener};
 
 /// How long one request may take.
 const REQUEST: Duration = Duration::from_secs(10);
+/// The time between two questions to a broker that doesn't know yet.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// How many partitions each topic has, and how many members each group id.
 #[derive(Debug, Default)]
@@ -101,13 +104,26 @@ async fn filled(
     Ok(entry)
 }
 
+/// All groups. A broker that has just begun, or has just been given groups, reads what it wrote down of them first.
+fn groups<C: ClientContext>(client: &rdkafka::client::Client<C>) -> KafkaResult<GroupList> {
+    let patience = Instant::now() + REQUEST;
+    loop {
+        match client.fetch_group_list(None, REQUEST) {
+            Err(KafkaError::GroupListFetch(
+                Code::CoordinatorLoadInProgress | Code::CoordinatorNotAvailable | Code::NotCoordinator,
+            )) if Instant::now() < patience => std::thread::sleep(LOOK),
+            listed => return listed,
+        }
+    }
+}
+
 /// All topics and groups that this connection is shown.
 async fn cluster(broker: &KafkaBroker) -> Result<Cluster> {
     let asked = broker.connection().ask(|client| {
         let metadata = client.fetch_metadata(None, REQUEST)?;
         let topics = metadata.topics().iter().filter(|topic| topic.error().is_none());
         let topics = topics.map(|topic| (topic.name().to_owned(), topic.partitions().len() as u32)).collect();
-        let listed = client.fetch_group_list(None, REQUEST)?;
+        let listed = groups(client)?;
         let groups = listed.groups().iter().map(|group| {
             // groups of the newer protocol are described by a request that the client doesn't have
             let told = group.protocol_type() == "consumer" && group.state() != "Dead";
@@ -201,9 +217,7 @@ pub(crate) async fn examine(broker: &KafkaBroker) -> Vec<Finding> {
             found.push(Finding::failed("server", error.to_string(), "check the user's access rules"));
         }
     }
-    let listed = broker
-        .connection()
-        .ask(|client| client.fetch_group_list(None, REQUEST).map(|list| list.groups().len()));
+    let listed = broker.connection().ask(|client| groups(client).map(|list| list.groups().len()));
     found.push(match listed.await.and_then(|asked| asked.map_err(|e| error::client("examine", e))) {
         Ok(count) => Finding::ok("permission to list", format!("{count} groups are shown")),
         Err(error) => {
