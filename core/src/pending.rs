@@ -216,16 +216,8 @@ impl<T> Pending<T> {
         table.slots[index].sent.as_mut().map(look)
     }
 
-    /// Takes the room of a send over: from now on the adapter says when it is free again ([`give_back`](Self::give_back)). `None`
-    /// if the send has its answer.
-    pub fn take_room(&self, token: u64) -> Option<usize> {
-        let mut table = self.table();
-        let index = table.find(token)?;
-        table.slots[index].bytes.take()
-    }
-
-    /// As [`take_room`](Self::take_room), for many under one lock: `look` is given what is kept of each that has no answer yet, and its
-    /// room.
+    /// Takes the rooms of sends over, under one lock: from now on the adapter says when they are free again
+    /// ([`give_back`](Self::give_back)). `look` is given what is kept of each that has no answer yet, and its room.
     ///
     /// `look` is called under the lock: it should do little, and must not come back here.
     pub fn take_rooms(

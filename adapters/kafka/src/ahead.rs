@@ -118,19 +118,16 @@ impl<Q: Queue> Ahead<Q> {
         if let Some(found) = lot.pop_front() {
             return Some(found);
         }
-        if let Some(found) = self.stock().take(lot) {
-            return Some(found);
-        }
-        let mut source = match self.source.try_lock() {
-            Ok(source) => source,
-            Err(TryLockError::Poisoned(source)) => source.into_inner(),
-            Err(TryLockError::WouldBlock) => return None,
+        // had before the look at the stock, so that nothing can come into it between that look and the queue
+        let source = match self.source.try_lock() {
+            Ok(source) => Some(source),
+            Err(TryLockError::Poisoned(source)) => Some(source.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
         };
-        // what the reader has found in between comes first
         if let Some(found) = self.stock().take(lot) {
             return Some(found);
         }
-        source.next()
+        source?.next()
     }
 
     /// Reads ahead until the queue is empty or the share of one of `partitions` is used up; `told` is called for each round.

@@ -28,6 +28,9 @@ impl Committer {
                 client.context().push(Event::Committed(result));
                 waker.wake();
             }
+            // a member that leaves waits for that
+            drop(client);
+            waker.wake();
         });
         spawned.map_err(|e| {
             let message = "the system gives no thread for the subscription";

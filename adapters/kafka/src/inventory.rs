@@ -2,15 +2,14 @@
 //! connection may do there.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use postrider_core::{
     Channel, ChannelEntry, Error, ErrorKind, Finding, GroupEntry, GroupName, Inventory, Result, Scope,
 };
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
-use rdkafka::client::{ClientContext, DefaultClientContext};
+use rdkafka::client::DefaultClientContext;
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode as Code};
-use rdkafka::groups::GroupList;
 
 use crate::broker::KafkaBroker;
 use crate::error;
@@ -104,34 +103,40 @@ async fn filled(
     Ok(entry)
 }
 
-/// All groups. A broker that has just begun, or has just been given groups, reads what it wrote down of them first.
-fn groups<C: ClientContext>(client: &rdkafka::client::Client<C>) -> KafkaResult<GroupList> {
-    let patience = Instant::now() + REQUEST;
-    loop {
-        match client.fetch_group_list(None, REQUEST) {
-            Err(KafkaError::GroupListFetch(
-                Code::CoordinatorLoadInProgress | Code::CoordinatorNotAvailable | Code::NotCoordinator,
-            )) if Instant::now() < patience => std::thread::sleep(LOOK),
-            listed => return listed,
-        }
-    }
-}
-
 /// All topics and groups that this connection is shown.
 async fn cluster(broker: &KafkaBroker) -> Result<Cluster> {
     let asked = broker.connection().ask(|client| {
         let metadata = client.fetch_metadata(None, REQUEST)?;
         let topics = metadata.topics().iter().filter(|topic| topic.error().is_none());
         let topics = topics.map(|topic| (topic.name().to_owned(), topic.partitions().len() as u32)).collect();
-        let listed = groups(client)?;
-        let groups = listed.groups().iter().map(|group| {
-            // groups of the newer protocol are described by a request that the client doesn't have
-            let told = group.protocol_type() == "consumer" && group.state() != "Dead";
-            (group.name().to_owned(), told.then(|| group.members().len() as u32))
-        });
-        Ok::<_, KafkaError>(Cluster { topics, groups: groups.collect() })
+        Ok::<_, KafkaError>(topics)
     });
-    asked.await?.map_err(|e| error::client("inventory", e))
+    let topics = asked.await?.map_err(|e| error::client("inventory", e))?;
+    Ok(Cluster { topics, groups: groups(broker, "inventory").await? })
+}
+
+/// How many members each group id has, where the client can tell. A broker that has just begun, or has just been given groups, first
+/// reads what it wrote down of them, and is asked again.
+async fn groups(broker: &KafkaBroker, operation: &'static str) -> Result<BTreeMap<String, Option<u32>>> {
+    let env = broker.environment();
+    let patience = env.now() + REQUEST;
+    loop {
+        let asked = broker.connection().ask(|client| {
+            let listed = client.fetch_group_list(None, REQUEST)?;
+            let groups = listed.groups().iter().map(|group| {
+                // groups of the newer protocol are described by a request that the client doesn't have
+                let told = group.protocol_type() == "consumer" && group.state() != "Dead";
+                (group.name().to_owned(), told.then(|| group.members().len() as u32))
+            });
+            Ok::<_, KafkaError>(groups.collect())
+        });
+        match asked.await? {
+            Err(KafkaError::GroupListFetch(
+                Code::CoordinatorLoadInProgress | Code::CoordinatorNotAvailable | Code::NotCoordinator,
+            )) if env.now() < patience => env.sleep(LOOK).await,
+            listed => return listed.map_err(|e| error::client(operation, e)),
+        }
+    }
 }
 
 /// What is unsettled of these topics (each read by a group id, and with so many partitions), by what was written down.
@@ -217,9 +222,8 @@ pub(crate) async fn examine(broker: &KafkaBroker) -> Vec<Finding> {
             found.push(Finding::failed("server", error.to_string(), "check the user's access rules"));
         }
     }
-    let listed = broker.connection().ask(|client| groups(client).map(|list| list.groups().len()));
-    found.push(match listed.await.and_then(|asked| asked.map_err(|e| error::client("examine", e))) {
-        Ok(count) => Finding::ok("permission to list", format!("{count} groups are shown")),
+    found.push(match groups(broker, "examine").await {
+        Ok(groups) => Finding::ok("permission to list", format!("{} groups are shown", groups.len())),
         Err(error) => {
             let next = "allow Describe on groups and topics to the user";
             Finding::warning("permission to list", error.to_string(), next)

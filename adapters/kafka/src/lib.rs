@@ -33,6 +33,7 @@ mod rebalance;
 mod scan;
 mod settle;
 mod shared;
+mod source;
 mod subscriber;
 mod topology;
 mod watermark;

@@ -567,10 +567,11 @@ impl Work {
         member.client.context().close();
         drop(member.committer);
         member.lent.lock().unwrap_or_else(PoisonError::into_inner).take();
-        // whoever still asks it something is through soon; the client leaves the group when it is dropped, here
+        // whoever still asks it something is through soon, and wakes this thread when it has let go; the client leaves the group when
+        // it is dropped, here
         let patience = Instant::now() + LAST_COMMIT;
         while Arc::strong_count(&member.client) > 1 && Instant::now() < patience {
-            std::thread::sleep(Duration::from_millis(2));
+            std::thread::park_timeout(patience.saturating_duration_since(Instant::now()));
         }
         drop(member.client);
     }

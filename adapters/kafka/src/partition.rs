@@ -7,7 +7,7 @@ use std::time::Instant;
 use foldhash::fast::FixedState;
 use postrider_core::{Claim, ClaimId, Delivery, Envelope, InFlight, Origin, Rising, Token};
 
-use crate::ahead::{Ahead, Found, Records};
+use crate::ahead::{Ahead, Found, Queue, Records};
 use crate::mark::{MOST_STRIKES, Starts};
 use crate::watermark::Watermark;
 
@@ -32,12 +32,12 @@ pub(crate) enum Phase {
 }
 
 /// One partition that this member holds.
-pub(crate) struct Partition {
+pub(crate) struct Partition<Q = Records> {
     pub(crate) epoch: u32,
     /// Its number among all that the subscription reads.
     shard: u32,
     pub(crate) phase: Phase,
-    pub(crate) queue: Arc<Ahead<Records>>,
+    pub(crate) queue: Arc<Ahead<Q>>,
     /// Read already, and next in turn.
     lot: VecDeque<Found>,
     pub(crate) mark: Watermark,
@@ -63,11 +63,11 @@ pub(crate) struct Partition {
     pub(crate) written: Option<u64>,
 }
 
-impl Partition {
+impl<Q: Queue> Partition<Q> {
     /// A partition as it comes, with what is known of those who held it; without, nothing is ever written down.
     pub(crate) fn new(
         ClaimId { shard, epoch }: ClaimId,
-        queue: Records,
+        queue: Q,
         mark: Watermark,
         starts: Option<Starts>,
         span: u64,

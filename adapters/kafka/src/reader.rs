@@ -18,7 +18,8 @@ use crate::member::{Command, Member, Progress, SharedClient};
 use crate::positions;
 use crate::properties;
 use crate::rebalance::{self, Client, Listener};
-use crate::shared::{Shared, Source};
+use crate::shared::Shared;
+use crate::source::Source;
 
 /// How often a member without a second client looks whether there is anything for it.
 const LOOK: Duration = Duration::from_secs(5);
@@ -185,7 +186,13 @@ impl Context {
     pub(crate) async fn lag(self: &Arc<Self>, shared: &Arc<Shared>) -> Result<u64> {
         let count = self.connection.partitions("lag", &self.topic).await?.unwrap_or_default();
         let (context, shared) = (Arc::clone(self), Arc::clone(shared));
-        let asked = tokio::task::spawn_blocking(move || lag(&context, &shared, count)).await;
+        let asked = tokio::task::spawn_blocking(move || {
+            let lag = lag(&context, &shared, count);
+            // it has let go of the client, for which a member that leaves waits
+            shared.waker.wake();
+            lag
+        });
+        let asked = asked.await;
         asked.map_err(|e| Error::new(ErrorKind::Closed, "lag", "the runtime is stopping").because(e))?
     }
 }

@@ -6,7 +6,8 @@ use std::time::Duration;
 use postrider_core::{BoxFuture, Env, Settle, SettleError, Settlement, Token};
 
 use crate::reader::Own;
-use crate::shared::{Shared, Source};
+use crate::shared::Shared;
+use crate::source::Source;
 
 /// How long a flush waits for a broker that is away; what it then leaves is written when the broker is back.
 const PATIENCE: Duration = Duration::from_secs(5);

@@ -18,7 +18,8 @@ use crate::member::{Command, Progress};
 use crate::properties;
 use crate::reader::{Context, Own, Reader, Reading, Terms};
 use crate::settle::Tracker;
-use crate::shared::{Shared, Source};
+use crate::shared::Shared;
+use crate::source::Source;
 
 /// How long a subscription waits for the group to let it in; later, its partitions come by themselves.
 const ADMISSION: Duration = Duration::from_secs(5);

@@ -1,14 +1,16 @@
 //! How far a partition is settled: the place below which nothing is open, and what is settled above it. No I/O.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::BTreeSet;
+
+use postrider_core::Rising;
 
 /// The place of one partition. Offsets go in as they are handed out, ascending, with holes where the log has them.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct Watermark {
     /// Where reading goes on.
     next: u64,
-    /// From the oldest open one on: offset, and whether it is settled.
-    taken: VecDeque<(u64, bool)>,
+    /// What was read and isn't settled. All else below `next` is settled, or was never there.
+    open: Rising<()>,
     /// Settled by an earlier holder above the place where it stopped; passed over when they come.
     ahead: BTreeSet<u64>,
     /// Rises with every change of what is to be written down.
@@ -19,7 +21,7 @@ impl Watermark {
     /// A partition that is read from `position` on, of which `ahead` are settled already.
     pub(crate) fn new(position: u64, ahead: impl IntoIterator<Item = u64>) -> Self {
         let ahead = ahead.into_iter().filter(|offset| *offset >= position).collect();
-        Self { next: position, taken: VecDeque::new(), ahead, version: 0 }
+        Self { next: position, open: Rising::default(), ahead, version: 0 }
     }
 
     /// An offset was read. `false`: it was settled before, or read before, and isn't to be handed out.
@@ -33,41 +35,24 @@ impl Watermark {
         while self.ahead.first().is_some_and(|first| *first < offset) {
             self.ahead.pop_first();
         }
-        if settled && self.taken.is_empty() {
+        if !settled {
+            self.open.push(offset, ());
+        } else if self.open.is_empty() {
             self.version += 1;
-        } else {
-            self.taken.push_back((offset, settled));
         }
         !settled
     }
 
-    fn find(&self, offset: u64) -> Option<usize> {
-        // holes are rare: it mostly stands where it is to be expected
-        let expected = offset.checked_sub(self.taken.front()?.0)? as usize;
-        if self.taken.get(expected).is_some_and(|(found, _)| *found == offset) {
-            return Some(expected);
-        }
-        self.taken.binary_search_by_key(&offset, |(offset, _)| *offset).ok()
-    }
-
     /// An offset is settled. `false`: it isn't open.
     pub(crate) fn settle(&mut self, offset: u64) -> bool {
-        let Some(at) = self.find(offset) else {
-            return false;
-        };
-        if std::mem::replace(&mut self.taken[at].1, true) {
-            return false;
-        }
-        while self.taken.front().is_some_and(|(_, settled)| *settled) {
-            self.taken.pop_front();
-        }
-        self.version += 1;
-        true
+        let settled = self.open.remove(offset).is_some();
+        self.version += u64::from(settled);
+        settled
     }
 
     /// Below this nothing is open: what a restart begins with.
     pub(crate) fn position(&self) -> u64 {
-        self.taken.front().map_or(self.next, |(offset, _)| *offset)
+        self.open.first().map_or(self.next, |(offset, ())| offset)
     }
 
     /// What comes next from the log.
@@ -75,10 +60,16 @@ impl Watermark {
         self.next
     }
 
-    /// What is settled above the position, ascending.
+    /// What is settled above the position, ascending; what was never there counts as that.
     pub(crate) fn settled_above(&self) -> impl Iterator<Item = u64> {
-        let taken = self.taken.iter().filter(|(_, settled)| *settled).map(|(offset, _)| *offset);
-        taken.chain(self.ahead.iter().copied())
+        let mut open = self.open.iter().map(|(offset, ())| offset).peekable();
+        let read = (self.position()..self.next).filter(move |offset| open.next_if_eq(offset).is_none());
+        read.chain(self.ahead.iter().copied())
+    }
+
+    /// How many that are.
+    pub(crate) fn count_above(&self) -> u64 {
+        self.next - self.position() - self.open.len() as u64 + self.ahead.len() as u64
     }
 
     /// There is something else to write down beside it.
@@ -103,7 +94,8 @@ mod tests {
         let mut mark = Watermark::new(5, []);
         assert!(mark.take(5) && mark.take(6) && mark.take(9));
         assert!(mark.settle(9) && mark.settle(6));
-        assert_eq!((mark.position(), mark.settled_above().collect::<Vec<_>>()), (5, vec![6, 9]));
+        // 7 and 8 aren't in the log
+        assert_eq!((mark.position(), mark.settled_above().collect::<Vec<_>>()), (5, vec![6, 7, 8, 9]));
         assert!(mark.settle(5) && !mark.settle(5));
         assert_eq!((mark.position(), mark.settled_above().count()), (10, 0));
         assert!(!mark.take(9), "read before");
@@ -154,6 +146,8 @@ mod tests {
                 }
                 prop_assert!(mark.position() >= at);
                 let above: BTreeSet<_> = mark.settled_above().collect();
+                prop_assert_eq!(mark.count_above(), above.len() as u64);
+                prop_assert!(mark.settled_above().is_sorted());
                 prop_assert!(log.iter().all(|o| settled.contains(o) == (*o < mark.position() || above.contains(o))));
             }
         }

@@ -1,0 +1,189 @@
+//! From the client's queues to whoever receives, as far as the window goes.
+
+use std::collections::BTreeSet;
+use std::hash::BuildHasher as _;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use postrider_core::{Claim, Delivery, Error, InFlight, Order, Signal, Token, Window};
+
+use super::Shared;
+use crate::ahead::{Queue, Record};
+use crate::partition::{Held, Partition};
+
+/// So many messages received at once are a sign that there is more.
+const MUCH: usize = 64;
+
+/// What is out, here and under the subscription's other claims: they share one window.
+struct Shares<'a> {
+    own: &'a mut InFlight,
+    elsewhere: InFlight,
+}
+
+impl Shares<'_> {
+    fn all(&self) -> InFlight {
+        let InFlight { messages, bytes } = *self.own;
+        InFlight { messages: messages + self.elsewhere.messages, bytes: bytes + self.elsewhere.bytes }
+    }
+
+    fn has_room(&self, window: &Window, bytes: usize) -> bool {
+        self.all().has_room(window, bytes)
+    }
+
+    /// Whether there is room for another message of unknown size.
+    fn has_any_room(&self, window: &Window) -> bool {
+        let all = self.all();
+        all.has_room(window, 0) && (all.messages == 0 || all.bytes < window.bytes)
+    }
+}
+
+impl<Q: Queue> Shared<Q> {
+    /// The next event, or what the window has room for, of which `elsewhere` is taken up.
+    pub(crate) fn receive(
+        &self,
+        max: usize,
+        elsewhere: InFlight,
+        into: &mut Vec<Delivery>,
+        claim: impl Fn(Token) -> Claim,
+    ) -> Result<Option<Signal>, Error> {
+        let mut state = self.state();
+        let state = &mut *state;
+        if let Some(signal) = state.events.pop_front() {
+            return Ok(Some(signal));
+        }
+        if let Some(error) = state.ended.take() {
+            state.closed = true;
+            return Err(error);
+        }
+        if state.closed {
+            return Ok(Some(Signal::Closed));
+        }
+        if state.paused || state.held_back || state.partitions.is_empty() {
+            return Ok(None);
+        }
+        let in_flight = Shares { own: &mut state.in_flight, elsewhere };
+        let (before, count) = (into.len(), state.partitions.len());
+        let numbers: Vec<i32> = state.partitions.keys().copied().collect();
+        let mut waiting: usize = state.partitions.values().map(|partition| partition.waiting.len()).sum();
+        for step in 0..count {
+            let number = numbers[(state.turn + step) % count];
+            let Some(partition) = state.partitions.get_mut(&number) else { continue };
+            if !partition.is_open() || state.troubled.contains(&number) {
+                continue;
+            }
+            let ready: Vec<u64> = partition.ready().take(max - (into.len() - before)).collect();
+            let mut full = false;
+            for offset in ready {
+                let Some(held) = partition.held.get(offset) else {
+                    partition.waiting.remove(&offset);
+                    continue;
+                };
+                if !in_flight.has_room(&state.window, held.bytes) {
+                    full = true;
+                    break;
+                }
+                waiting -= usize::from(partition.waiting.remove(&offset));
+                into.extend(partition.hand_out(offset, in_flight.own, &claim));
+            }
+            while !full && into.len() - before < max && partition.rests_until.is_none() {
+                if !in_flight.has_any_room(&state.window) {
+                    full = true;
+                    break;
+                }
+                if waiting >= state.window.messages {
+                    break; // nothing more is read, but another partition may have what waits here already
+                }
+                let Some((offset, held, due)) = self.pop(partition, number, &mut state.troubled) else {
+                    break;
+                };
+                if let Some(due) = due {
+                    partition.keep(offset, held);
+                    partition.rests_until = Some(due);
+                    state.timers.insert((due, number, partition.epoch, offset));
+                    self.waker.wake();
+                    break;
+                }
+                if partition.is_delayed(held.key) || !in_flight.has_room(&state.window, held.bytes) {
+                    partition.keep(offset, held);
+                    partition.waiting.insert(offset);
+                    waiting += 1;
+                    continue;
+                }
+                into.push(partition.hand_on(offset, held, in_flight.own, &claim));
+            }
+            if full || into.len() - before == max {
+                break;
+            }
+        }
+        state.turn = (state.turn + 1) % count;
+        if into.len() - before >= MUCH {
+            self.reader.wake();
+        }
+        if !state.troubled.is_empty() {
+            self.waker.wake();
+        }
+        Ok((into.len() > before).then_some(Signal::Deliveries))
+    }
+
+    /// Takes the next open message out of the client's queue; answers its offset, and its time if that hasn't come.
+    fn pop(
+        &self,
+        partition: &mut Partition<Q>,
+        number: i32,
+        troubled: &mut BTreeSet<i32>,
+    ) -> Option<(u64, Held, Option<Instant>)> {
+        loop {
+            let Record { offset, sent_ms, envelope } = match partition.next()? {
+                Ok(found) => found,
+                Err(error) => {
+                    tracing::debug!(target: "postrider::receive", topic = &*self.topic, partition = number, %error, "fetch error");
+                    troubled.insert(number);
+                    return None;
+                }
+            };
+            let dirty = partition.is_dirty();
+            if !partition.mark.take(offset) {
+                if !dirty && partition.is_dirty() {
+                    self.waker.wake();
+                }
+                continue;
+            }
+            let key = match self.order {
+                Order::None => None,
+                // the partition is what is ordered
+                Order::Partition => Some(0),
+                Order::Key => envelope.key().map(|key| self.hash.hash_one(key)),
+            };
+            let bytes = envelope.byte_len();
+            return Some((offset, Held { envelope, bytes, key, out: false }, self.due(sent_ms, number)));
+        }
+    }
+
+    /// When a message that waits for its retry may be handed out; `None`: now.
+    fn due(&self, sent_ms: u64, number: i32) -> Option<Instant> {
+        let wait = self.source.wait(number)?;
+        // a copy bears the time when it was sent, not that of the message
+        let since = self.env.wall_ms().saturating_sub(sent_ms);
+        let left = wait.saturating_sub(Duration::from_millis(since));
+        (!left.is_zero()).then(|| self.env.now() + left)
+    }
+
+    /// Reads ahead on the calling thread until the subscription is closed.
+    pub(crate) fn read_ahead(&self) {
+        self.reader.here();
+        loop {
+            let queues: Vec<_> = {
+                let state = self.state();
+                if state.closed {
+                    return;
+                }
+                state.partitions.values().map(|partition| Arc::clone(&partition.queue)).collect()
+            };
+            for queue in &queues {
+                queue.read(queues.len(), || self.arrived.notify_one());
+            }
+            drop(queues);
+            std::thread::park();
+        }
+    }
+}
