@@ -53,7 +53,8 @@ macro_rules! for_each_case {
             reading_disturbs_no_group [Letters], closed_ones_stay_closed [Letters],
             many_closed_at_once_stay_closed [Letters], two_readers_miss_nothing [Letters],
             dropped_reader_holds_nothing [Letters], missing_channel_is_told [Letters],
-            cut_off_reader_closes_what_it_says [Letters], letter_of_large_foreign_headers [Letters],
+            cut_off_reader_closes_what_it_says [Letters], closing_given_up_is_no_lie [Letters],
+            letter_of_large_foreign_headers [Letters],
         }
         redrive {
             goes_to_the_failed_group_alone [Letters], letters_of_one_id_never_vanish [Letters],

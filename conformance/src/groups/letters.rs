@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
 
+use futures_util::FutureExt as _;
 use postrider_core::{
     BoxLetters, Broker, Classify, Envelope, ErrorKind, HandlerError, Letter, Letters, Origin, Reason,
     Redrive, RouteOptions,
@@ -11,7 +12,7 @@ use postrider_core::{
 use super::failure::{channel_of, dead_letters, handle, text};
 use super::faults::own_broker;
 use super::redrive::{handle_all, redrive_all};
-use crate::kit::{Bench, QUIET, number_of, within};
+use crate::kit::{Bench, PATIENCE, QUIET, number_of, within};
 use crate::record::Outcome::{self, Passed, Skipped};
 
 /// Opens the dead letters of group `g`.
@@ -159,6 +160,63 @@ pub async fn dropped_reader_holds_nothing(bench: Bench) -> Outcome {
     Passed
 }
 
+/// What closing has come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Closed {
+    Yes,
+    No,
+    /// It may have arrived before the connection was lost, or the call given up.
+    InDoubt,
+}
+
+/// Closes, again and again while the broker can't be told.
+async fn close(letters: &mut BoxLetters, which: &[Origin]) -> Closed {
+    within("closing is answered", async {
+        loop {
+            match letters.close(which).await {
+                Ok(()) => return Closed::Yes,
+                Err(error) if error.is_temporary() => tokio::time::sleep(QUIET).await,
+                Err(error) if error.to_string().contains("not known") => return Closed::InDoubt,
+                Err(_) => return Closed::No,
+            }
+        }
+    })
+    .await
+}
+
+/// Opens the letters as soon as there is a connection.
+async fn reopen(broker: &Broker, channel: &str) -> BoxLetters {
+    loop {
+        match broker.letters(&format!("{channel}.g.dlq")).await {
+            Ok(letters) => return letters,
+            Err(error) if error.is_temporary() => tokio::time::sleep(QUIET).await,
+            Err(error) => panic!("the letters can't be opened: {error}"),
+        }
+    }
+}
+
+/// The first of three letters is closed, or isn't, as was said; all others are open. What somebody lost comes back when the broker has
+/// noticed, and may come between two reads: so it has to be the same twice.
+async fn is_as_said(broker: &Broker, channel: &str, said: Closed) {
+    let expected: &[&[usize]] = match said {
+        Closed::Yes => &[&[1, 2]],
+        Closed::No => &[&[0, 1, 2]],
+        Closed::InDoubt => &[&[1, 2], &[0, 1, 2]],
+    };
+    let (mut before, mut now) = (Vec::new(), Vec::new());
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while before != now || !expected.contains(&&*now) {
+        assert!(tokio::time::Instant::now() < deadline, "said to be closed: {said:?}, but there are {now:?}");
+        tokio::time::sleep(QUIET).await;
+        let mut other = reopen(broker, channel).await;
+        let mut all = Vec::new();
+        if other.read(NonZeroUsize::MAX, &mut all).await.is_ok() {
+            (before, now) = (now, numbers(&all));
+        }
+        other.leave().await.expect("it leaves");
+    }
+}
+
 /// Cut off between reading and closing: what it says of the closing is true, and it goes on reading.
 pub async fn cut_off_reader_closes_what_it_says(bench: Bench) -> Outcome {
     let Some((controls, settings)) = own_broker(&bench).await else {
@@ -166,44 +224,43 @@ pub async fn cut_off_reader_closes_what_it_says(bench: Bench) -> Outcome {
     };
     let broker = controls.connect(settings).await;
     let bench = Bench { broker: broker.clone(), ..bench };
-    let channel = channel_with_letters(&bench, 3).await;
-    let mut letters = open(&broker, &channel).await;
-    let first = read(&mut letters, 1).await;
-    controls.proxy().cut();
-    let closed = within("closing is answered", async {
-        loop {
-            match letters.close(&origins(&first)).await {
-                Err(error) if error.is_temporary() => tokio::time::sleep(QUIET).await,
-                Ok(()) => return Some(true),
-                // what was under way when the cut came may have arrived
-                Err(error) if error.to_string().contains("not known") => return None,
-                Err(_) => return Some(false),
-            }
-        }
-    })
-    .await;
-    let left = within("reading goes on", async {
-        loop {
-            let mut other = match broker.letters(&format!("{channel}.g.dlq")).await {
-                Ok(other) => other,
-                Err(error) if error.is_temporary() => continue,
-                Err(error) => panic!("the letters can't be opened: {error}"),
-            };
-            let mut all = Vec::new();
-            // what a lost connection held comes back when the broker has noticed
-            letters.leave().await.expect("it leaves");
-            let enough = if closed == Some(false) { 3 } else { 2 };
-            if other.read(NonZeroUsize::MAX, &mut all).await.is_ok() && all.len() >= enough {
-                return numbers(&all);
-            }
+    for noticed in [false, true] {
+        let channel = channel_with_letters(&bench, 3).await;
+        let mut letters = open(&broker, &channel).await;
+        let first = read(&mut letters, 1).await;
+        controls.proxy().cut();
+        if noticed {
+            // whoever begins after the loss has nothing under way that could have arrived
+            let mut other = within("the connection is back", reopen(&broker, &channel)).await;
             other.leave().await.expect("it leaves");
         }
-    })
-    .await;
-    match closed {
-        Some(true) => assert_eq!(left, [1, 2], "it was said to be closed"),
-        Some(false) => assert_eq!(left, [0, 1, 2], "it was said to be open"),
-        None => assert!(left.ends_with(&[1, 2]), "the others are open: {left:?}"),
+        let said = close(&mut letters, &origins(&first)).await;
+        assert!(!noticed || said != Closed::InDoubt, "nothing was under way");
+        letters.leave().await.expect("it leaves");
+        is_as_said(&broker, &channel, said).await;
+    }
+    Passed
+}
+
+/// A call that is given up may have closed it or not; the next one says what is true, and the reader goes on.
+pub async fn closing_given_up_is_no_lie(bench: Bench) -> Outcome {
+    for polls in 1..4 {
+        let channel = channel_with_letters(&bench, 3).await;
+        let mut letters = open(&bench.broker, &channel).await;
+        let first = origins(&read(&mut letters, 1).await);
+        {
+            let mut closing = std::pin::pin!(letters.close(&first));
+            for _ in 0..polls {
+                if let Some(closed) = (&mut closing).now_or_never() {
+                    closed.expect("it can be closed");
+                    break;
+                }
+                tokio::task::yield_now().await;
+            }
+        }
+        let said = close(&mut letters, &first).await;
+        letters.leave().await.expect("it leaves");
+        is_as_said(&bench.broker, &channel, said).await;
     }
     Passed
 }

@@ -1,0 +1,173 @@
+//! A claim that is to be given up: what runs under it ends, nothing new starts under it, and only then is it let go.
+
+#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test says what it expects")]
+
+mod router_kit;
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use postrider::memory::{MemoryBroker, MemorySubscription};
+use postrider::prelude::*;
+use postrider::{
+    Adapter, Capabilities, Channel, ClaimId, Confirm, Control, Declare, Delivery, DrainReport, Env, Finding,
+    Health, Inventory, Outgoing, PublishError, Publisher, Result, RouteOptions, Scope, Signal,
+    SubscribeOptions, Subscriber, Subscription,
+};
+use router_kit::{Log, Placed, broker_with, finish, placed};
+use tokio::sync::Notify;
+
+/// The embedded broker, which never takes a claim away, as one that does after the first delivery: whoever else there is hears of it
+/// when another message is on its way already.
+#[derive(Clone, Debug)]
+struct Greedy {
+    inner: MemoryBroker,
+    released: Log<ClaimId>,
+}
+
+impl Publisher for Greedy {
+    fn env(&self) -> &Env {
+        self.inner.env()
+    }
+
+    async fn send(&self, message: Outgoing<'_>) -> Confirm {
+        self.inner.send(message).await
+    }
+
+    fn try_send<'a>(&self, message: Outgoing<'a>) -> std::result::Result<Confirm, Outgoing<'a>> {
+        self.inner.try_send(message)
+    }
+
+    async fn flush(&self) -> std::result::Result<(), PublishError> {
+        self.inner.flush().await
+    }
+
+    async fn close(&self, deadline: Instant) -> DrainReport {
+        self.inner.close(deadline).await
+    }
+}
+
+impl Subscriber for Greedy {
+    type Subscription = GreedySubscription;
+
+    async fn subscribe(&self, options: &SubscribeOptions) -> Result<GreedySubscription> {
+        let inner = self.inner.subscribe(options).await?;
+        Ok(GreedySubscription { inner, released: self.released.clone(), next: Next::First })
+    }
+}
+
+impl Adapter for Greedy {
+    type Letters = <MemoryBroker as Adapter>::Letters;
+
+    fn name(&self) -> &'static str {
+        self.inner.name()
+    }
+
+    fn capabilities(&self) -> &Capabilities {
+        self.inner.capabilities()
+    }
+
+    async fn declare(&self, topology: &[Declare]) -> Result<()> {
+        self.inner.declare(topology).await
+    }
+
+    fn health(&self) -> Health {
+        self.inner.health()
+    }
+
+    async fn letters(&self, channel: &Channel) -> Result<Self::Letters> {
+        self.inner.letters(channel).await
+    }
+
+    async fn inventory(&self, scope: &Scope) -> Result<Inventory> {
+        self.inner.inventory(scope).await
+    }
+
+    async fn examine(&self) -> Vec<Finding> {
+        self.inner.examine().await
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Next {
+    First,
+    Revocation(ClaimId),
+    /// Deliveries as they come, but none before the claim is released once the second has come.
+    Second,
+    Rest,
+}
+
+#[derive(Debug)]
+struct GreedySubscription {
+    inner: MemorySubscription,
+    released: Log<ClaimId>,
+    next: Next,
+}
+
+impl Subscription for GreedySubscription {
+    async fn receive(&mut self, max: NonZeroUsize, into: &mut Vec<Delivery>) -> Result<Signal> {
+        if let Next::Revocation(claim) = self.next {
+            self.next = Next::Second;
+            return Ok(Signal::Revoking(vec![claim]));
+        }
+        if let Next::Rest = self.next
+            && self.released.all().is_empty()
+        {
+            return std::future::pending().await;
+        }
+        let max = if let Next::Rest = self.next { max } else { NonZeroUsize::MIN };
+        let signal = self.inner.receive(max, into).await?;
+        if let Some(delivery) = into.last() {
+            self.next = match self.next {
+                Next::First => Next::Revocation(delivery.claim_id()),
+                _ => Next::Rest,
+            };
+        }
+        Ok(signal)
+    }
+
+    async fn release(&mut self, claims: &[ClaimId]) -> Result<()> {
+        for claim in claims {
+            self.released.add(*claim);
+        }
+        Ok(())
+    }
+
+    async fn close(&mut self) -> Result<()> {
+        self.inner.close().await
+    }
+
+    fn control(&self) -> Arc<dyn Control> {
+        self.inner.control()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_starts_under_a_claim_that_is_to_be_given_up_and_it_goes_when_nothing_runs_under_it() {
+    for workers in [1, 2] {
+        let (inner, _) = broker_with(&[placed("ann", 1), placed("bob", 2), placed("cem", 3)]).await;
+        let released = Log::default();
+        let broker = Broker::new(Greedy { inner, released: released.clone() });
+        let (runs, go) = (Log::default(), Arc::new(Notify::new()));
+        let (log, wait) = (runs.clone(), Arc::clone(&go));
+        let handler = move |order: Placed| {
+            log.add(order.number);
+            let wait = Arc::clone(&wait);
+            async move {
+                if order.number == 1 {
+                    wait.notified().await;
+                }
+            }
+        };
+        let options = RouteOptions::new("orders", "billing").name("bill").workers(workers);
+        let service = Router::new().route(options.handle(handler)).start(&broker).await.unwrap();
+        // bob's message is there, and would have begun by now
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!((runs.all(), released.all().len()), (vec![1], 0), "{workers} workers");
+        go.notify_one();
+        let report = finish(service).await;
+        assert_eq!((runs.all(), released.all().len()), (vec![1, 2, 3], 1), "{workers} workers");
+        assert_eq!((report.handled, report.dead_lettered), (3, 0));
+    }
+}
