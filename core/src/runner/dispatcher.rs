@@ -558,6 +558,10 @@ impl<'a> Dispatcher<'a> {
         if let Some(lane) = held.lane {
             self.lanes.put_back(lane, items);
         }
+        if wait.is_zero() && held.attempt == 2 {
+            // in the same round; whoever fails again lets the others go first, and a stop be noticed
+            return self.ready.push_back(held);
+        }
         self.delays += 1;
         let now = self.orders.env.now();
         // what a handler advises may be more than the clock can count

@@ -52,6 +52,8 @@ impl Dispatcher<'_> {
         let items = Items::from_iter([Held::new(delivery, lane, Arc::clone(received), self.patient_now)]);
         if let Some(outcome) = outcome {
             self.conclude(items, None, outcome, false);
+            // what is tried again at once isn't in the way of those that came after it
+            self.pump(cx);
         } else {
             if let Some(lane) = lane {
                 self.lanes.occupy(lane);
