@@ -68,7 +68,13 @@ impl RabbitmqLetters {
         let link = broker.consuming();
         let (generation, connection) =
             link.up_within(operation, broker.environment(), broker.config()).await?;
-        if self.session.as_ref().is_some_and(|session| session.lives(generation)) {
+        // a closing that was given up leaves open what the queue has heard, and the letter that was to come with its answer is held by
+        // the channel and was never seen: both are over when the channel is
+        if self
+            .session
+            .as_ref()
+            .is_some_and(|session| session.lives(generation) && session.closing.is_empty())
+        {
             return Ok(());
         }
         let lost = self.session.take().is_some_and(|session| self.give_back(session));
@@ -82,7 +88,7 @@ impl RabbitmqLetters {
         self.sessions += 1;
         self.session = Some(Session::new(generation, channel));
         if lost {
-            let message = "the connection was lost, and what was read went back to the queue; reading begins with the oldest again";
+            let message = "what was read went back to the queue, since the connection was lost or a closing was given up; reading begins with the oldest again";
             return Err(Error::new(ErrorKind::Connection, operation, message).with("queue", queue));
         }
         Ok(())
@@ -228,10 +234,6 @@ impl Letters for RabbitmqLetters {
     }
 
     async fn close(&mut self, letters: &[Origin]) -> Result<()> {
-        // a call that was given up in its middle leaves open what the queue has heard: no tag may be told of twice
-        if let Some(session) = self.session.take_if(|session| !session.closing.is_empty()) {
-            self.give_back(session);
-        }
         let own: BTreeSet<u64> = match &self.session {
             Some(session) => {
                 let own = letters.iter().filter(|letter| letter.shard == self.sessions);
