@@ -6,14 +6,16 @@ mod claims;
 mod copies;
 mod direct;
 mod once;
+mod outcomes;
 mod suspects;
+mod unfit;
 
 use std::collections::{BinaryHeap, VecDeque};
 use std::hash::BuildHasher;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use futures_util::stream::FuturesUnordered;
 use slab::Slab;
@@ -21,7 +23,6 @@ use tokio_util::sync::CancellationToken;
 
 use super::admission::{Admission, Pass};
 use super::crew::{Crew, Ended, Orders};
-use super::events;
 use super::held::{Delayed, Held, Items};
 use super::isolation::Place;
 use super::lanes::{LaneId, Lanes};
@@ -30,13 +31,7 @@ use super::pool::Pool;
 use super::report::{RouteState, Status};
 use crate::delivery::Delivery;
 use crate::env::BoxFuture;
-use crate::envelope::Envelope;
-use crate::error::{BoxError, Class};
 use crate::extract::Incoming;
-use crate::idempotency::Ending;
-use crate::letters::REASON;
-use crate::outcome::{Outcome, Reason};
-use crate::policy::{OnExpired, Verdict};
 use crate::settle::{Claim, ClaimId, Settlement, Token};
 use crate::subscribe::{Control, Health, Order};
 use claims::Revocation;
@@ -44,9 +39,6 @@ use copies::CopySent;
 use once::Answered;
 pub(crate) use once::Reservation;
 use suspects::Suspects;
-
-/// What stands for a wait that is longer than clocks reach.
-const LONGEST_WAIT: Duration = Duration::from_hours(24 * 365);
 
 /// Who calls the handler: this task, or several.
 pub(crate) enum Hands<'a> {
@@ -422,217 +414,5 @@ impl<'a> Dispatcher<'a> {
             }
             self.jobs.insert(Job { items, pass });
         }
-    }
-
-    /// Why a message isn't handed to the handler at all.
-    fn unfit(&self, envelope: &Envelope) -> Option<Unfit> {
-        if envelope.headers().get(REASON).is_some() {
-            // a dead letter is read as it is: that its headers break a bound or its time has passed may be why it is one
-            return None;
-        }
-        if envelope.breaks_bounds() {
-            return Some(Unfit::Reject(Reason::Oversize, "its headers are beyond the bounds".into()));
-        }
-        let expires = envelope.expires_ms()?;
-        if expires > self.orders.env.wall_ms() {
-            return None;
-        }
-        match self.plan.on_expired {
-            OnExpired::Drop => Some(Unfit::Drop),
-            OnExpired::DeadLetter => {
-                Some(Unfit::Reject(Reason::Expired, "its expiry time has passed".into()))
-            }
-        }
-    }
-
-    /// Settles those that never reach the handler, and answers the others.
-    #[cold]
-    fn sort_out(&mut self, items: Items, occupied: bool) -> Items {
-        let mut fit = Items::new();
-        for mut held in items {
-            let Some(unfit) = self.unfit(&held.delivery.envelope) else {
-                fit.push(held);
-                continue;
-            };
-            self.not_alone_now(&mut held);
-            if !occupied {
-                held.lane.into_iter().for_each(|lane| self.lanes.occupy(lane));
-            }
-            match unfit {
-                Unfit::Reject(reason, error) => self.give_up(held, reason, &error),
-                Unfit::Drop => {
-                    self.status.dropped.fetch_add(1, Relaxed);
-                    self.end(held, |_, _| Ending::Released);
-                }
-            }
-        }
-        fit
-    }
-
-    /// What an outcome means for its messages.
-    fn conclude(&mut self, mut items: Items, pass: Option<Box<Pass>>, outcome: Outcome, occupied: bool) {
-        if let Some(pass) = pass {
-            pass.ended(&outcome);
-            self.watch_breaker();
-        }
-        if !self.suspects.is_empty()
-            && let Some(alone) = items.iter().find(|held| self.suspects.is_alone(held)).map(suspects::name)
-        {
-            self.end_alone(alone);
-        }
-        if let (1, Outcome::Done(_)) = (items.len(), &outcome)
-            && let Some(held) = items.pop()
-        {
-            self.handled += 1;
-            return if held.reservation.is_some() {
-                self.end(held, |ttl, _| Ending::Completed(ttl));
-            } else {
-                self.acknowledge(held, occupied);
-            };
-        }
-        if !occupied {
-            items.iter().filter_map(|held| held.lane).for_each(|lane| self.lanes.occupy(lane));
-        }
-        let verdicts = spread(outcome, items.len());
-        let mut again: Vec<(Duration, Items)> = Vec::new();
-        for (mut held, outcome) in items.into_iter().zip(verdicts) {
-            if let Some(reservation) = &mut held.reservation {
-                // the next attempt asks for more time
-                reservation.lapse();
-            }
-            let same_lane =
-                |(_, items): &&mut (Duration, Items)| held.lane.is_some() && items[0].lane == held.lane;
-            if let Some((_, behind)) = again.iter_mut().find(same_lane) {
-                // an earlier message of its key is tried again, so this one counts as not run
-                behind.push(held);
-                continue;
-            }
-            match outcome {
-                Outcome::Done(_) => {
-                    self.handled += 1;
-                    self.end(held, |ttl, _| Ending::Completed(ttl));
-                }
-                Outcome::Retry(error, advised) => match self.verdict(&mut held, advised) {
-                    Verdict::Again(wait) => {
-                        events::retry(&self.plan.names, &held.delivery, held.attempt, wait, &*error);
-                        self.status.retried.fetch_add(1, Relaxed);
-                        held.attempt += 1;
-                        held.wait = wait;
-                        again.push((wait, Items::from_iter([held])));
-                    }
-                    Verdict::GiveUp => self.give_up(held, Reason::Exhausted, &error),
-                },
-                Outcome::Reject(reason, error) => self.give_up(held, reason, &error),
-                // `spread` leaves no batch inside a batch
-                Outcome::Each(_) => self.give_up(held, Reason::Rejected, &"a batch inside a batch".into()),
-            }
-        }
-        for (wait, mut items) in again {
-            if self.plan.subscribe.durable_retry && !self.is_revoking(&items[0]) {
-                // without order nothing waits behind it
-                items.drain(..).for_each(|held| self.send_retry(held, wait));
-            } else {
-                self.delay(wait, items);
-            }
-        }
-    }
-
-    fn verdict(&mut self, held: &mut Held, advised: Option<Duration>) -> Verdict {
-        let env = &self.orders.env;
-        if held.first_failed_ms == 0 {
-            held.first_failed_ms = env.wall_ms();
-        }
-        self.status.consecutive_failures.fetch_add(1, Relaxed);
-        let elapsed = self.patient_time(env.now()).saturating_duration_since(held.began);
-        self.plan.retry.verdict(held.attempt, elapsed, held.wait, Class::Retry(advised), env.random())
-    }
-
-    /// The first waits; what came after it in its lane waits for it.
-    fn delay(&mut self, wait: Duration, items: Items) {
-        if self.is_revoking(&items[0]) {
-            // whoever holds the claim next tries again
-            return items.into_iter().for_each(|held| self.withhold(held));
-        }
-        let mut items = items.into_iter();
-        let Some(held) = items.next() else { return };
-        if let Some(lane) = held.lane {
-            self.lanes.put_back(lane, items);
-        }
-        if wait.is_zero() && held.attempt == 2 {
-            // in the same round; whoever fails again lets the others go first, and a stop be noticed
-            return self.ready.push_back(held);
-        }
-        self.delays += 1;
-        let now = self.orders.env.now();
-        // what a handler advises may be more than the clock can count
-        let due = now.checked_add(wait).unwrap_or(now + LONGEST_WAIT);
-        self.delayed.push(Delayed { due, number: self.delays, held });
-    }
-
-    fn acknowledge(&mut self, held: Held, occupied: bool) {
-        if occupied && let Some(lane) = held.lane {
-            self.release(lane);
-        }
-        self.settled.push((held.delivery.claim, Settlement::Ack));
-    }
-
-    /// What ran in the lane has ended: the next one is ready.
-    fn release(&mut self, lane: LaneId) {
-        if let Some(next) = self.lanes.finished(lane) {
-            self.ready.push_back(next);
-        }
-    }
-
-    fn give_up(&mut self, held: Held, reason: Reason, error: &BoxError) {
-        if let Some(channel) = self.plan.dead_letter_of(reason) {
-            self.send_letter(held, reason, error, channel);
-        } else {
-            events::dropped(&self.plan.names, &held.delivery, held.attempt, reason, &**error);
-            self.status.dropped.fetch_add(1, Relaxed);
-            self.acknowledge(held, true);
-        }
-    }
-}
-
-enum Unfit {
-    Reject(Reason, BoxError),
-    Drop,
-}
-
-/// One outcome for each message, whatever the handler returned.
-fn spread(outcome: Outcome, messages: usize) -> Vec<Outcome> {
-    match outcome {
-        Outcome::Each(each) if each.len() == messages => each,
-        Outcome::Each(each) => {
-            let error = format!("the handler returned {} outcomes for {messages} messages", each.len());
-            (0..messages).map(|_| Outcome::Retry(error.clone().into(), None)).collect()
-        }
-        Outcome::Done(_) => (0..messages).map(|_| Outcome::done()).collect(),
-        Outcome::Retry(error, after) if messages == 1 => vec![Outcome::Retry(error, after)],
-        Outcome::Reject(reason, error) if messages == 1 => vec![Outcome::Reject(reason, error)],
-        Outcome::Retry(error, after) => {
-            let error = Arc::new(error);
-            (0..messages).map(|_| Outcome::Retry(Box::new(Shared(Arc::clone(&error))), after)).collect()
-        }
-        Outcome::Reject(reason, error) => {
-            let error = Arc::new(error);
-            (0..messages).map(|_| Outcome::Reject(reason, Box::new(Shared(Arc::clone(&error))))).collect()
-        }
-    }
-}
-
-/// One error for all messages of a batch.
-#[derive(Debug)]
-struct Shared(Arc<BoxError>);
-
-impl std::fmt::Display for Shared {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
-impl std::error::Error for Shared {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        self.0.source()
     }
 }
