@@ -12,7 +12,7 @@ use crate::config::KafkaConfig;
 use crate::connection::Connection;
 use crate::inventory;
 use crate::letters::KafkaLetters;
-use crate::member::Members;
+use crate::members::Members;
 use crate::naming::Naming;
 use crate::publisher::Outbox;
 use crate::topology::Topology;

@@ -22,6 +22,7 @@ mod inventory;
 mod letters;
 mod mark;
 mod member;
+mod members;
 mod naming;
 mod partition;
 mod partitioner;

@@ -1,0 +1,185 @@
+//! Where a member's partitions are read from: when they come, when their place is gone from the log, and when another is asked for.
+//! What is written down of them is `member`'s.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use postrider_core::{Error, ErrorKind, Result, Signal, Start};
+use rdkafka::consumer::Consumer;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
+use rdkafka::metadata::MetadataPartition;
+use rdkafka::topic_partition_list::Offset;
+
+use super::{BACK_OFF, Member, Work};
+use crate::ahead::Records;
+use crate::error;
+use crate::positions::{self, Place};
+use crate::watermark::Watermark;
+
+/// How long one request for positions may take before the client is looked after again.
+const REQUEST: Duration = Duration::from_secs(3);
+
+impl Work {
+    /// An ephemeral group: all partitions are this member's, and nothing is written down.
+    pub(super) fn take_all(&mut self) {
+        let found = self.member.client.fetch_metadata(Some(&self.member.topic), REQUEST);
+        let partitions = found.map(|metadata| {
+            let topics = metadata.topics().iter().filter(|topic| topic.name() == self.member.topic);
+            topics.flat_map(|topic| topic.partitions().iter().map(MetadataPartition::id)).collect::<Vec<_>>()
+        });
+        match partitions {
+            Ok(partitions) => self.assigning = Some((partitions, Instant::now())),
+            Err(found) => {
+                self.member.shared.end(error::client("subscribe", found).with("topic", &self.member.topic));
+                self.member.progress.send_modify(|progress| progress.ended = true);
+            }
+        }
+    }
+
+    /// Takes the partitions that came, each at its place.
+    pub(super) fn assign(&mut self) {
+        let now = Instant::now();
+        let Some((partitions, _)) = self.assigning.take_if(|(_, at)| *at <= now) else { return };
+        let Member { client, shared, topic, group, start, .. } = &self.member;
+        let places = match positions::resolve(client, topic, &partitions, *group, *start, REQUEST) {
+            Ok(places) if places.len() == partitions.len() => places,
+            found => {
+                let error = found.err();
+                tracing::debug!(target: "postrider::connection", ?error, topic, "positions are asked for again");
+                self.assigning = Some((partitions, now + BACK_OFF));
+                return;
+            }
+        };
+        let mut claims = Vec::new();
+        for place in &places {
+            shared.give_back(place.partition);
+            // before the client fetches, so that every message takes this way
+            let Some(mut queue) = client.split_partition_queue(topic, place.partition) else { continue };
+            let arrived = Arc::clone(&shared.arrived);
+            queue.set_nonempty_callback(move || arrived.notify_one());
+            let mark = Watermark::new(place.position, place.ahead.iter().copied());
+            let starts = group.then(|| place.starts.clone());
+            let records = Records::new(queue, Arc::clone(&shared.topic));
+            claims.push(shared.assign(place.partition, records, mark, starts));
+        }
+        let list = positions::list(topic, places.iter().map(at));
+        let mut taken = if *group { client.incremental_assign(&list) } else { client.assign(&list) };
+        // partitions that the client holds by what came before: they are given up first, to be taken at their new places
+        if taken.is_err() && *group && client.incremental_unassign(&list).is_ok() {
+            taken = client.incremental_assign(&list);
+        }
+        if let Err(error) = taken {
+            // the member was thrown out meanwhile; partitions come anew
+            tracing::debug!(target: "postrider::connection", %error, topic, "the assignment was refused");
+            shared.remove(&partitions);
+            return;
+        }
+        if !claims.is_empty() {
+            shared.event(Signal::Assigned(claims));
+            // nothing is handed out before they are known to be held
+            self.next_commit = now;
+        }
+        for gap in places.into_iter().filter_map(|place| place.gap) {
+            shared.gap(gap);
+        }
+        self.round();
+    }
+
+    /// Partitions whose place the log doesn't have any more go on where it begins, and the gap is told.
+    pub(super) fn mend(&mut self) {
+        if self.is_changing() {
+            return;
+        }
+        let troubled = self.member.shared.troubled();
+        if troubled.is_empty() {
+            return;
+        }
+        let Member { client, shared, topic, .. } = &self.member;
+        let (shared, topic) = (Arc::clone(shared), topic.clone());
+        let numbers: Vec<_> = troubled.iter().map(|(number, _)| *number).collect();
+        // until they are known, and their places set, nothing is handed out of these
+        let Ok(edges) = positions::edges(client, &topic, &numbers, REQUEST) else {
+            return;
+        };
+        for (number, next) in troubled {
+            let Some(edges) = edges.get(&number) else { continue };
+            let inside = (edges.low..=edges.high).contains(&next);
+            let position = if inside { next } else { edges.low };
+            // what comes from the new place must not be taken for the old one's
+            shared.begin_move(&[number]);
+            if let Err(error) = self.put(&[(number, position)]) {
+                shared.end_move(&[number]);
+                tracing::debug!(target: "postrider::receive", %error, topic, number, "the place is set again");
+                continue;
+            }
+            if inside {
+                shared.mended(number);
+            } else {
+                shared.moved(number, position);
+                if next < edges.low {
+                    shared.gap(postrider_core::Gap::new(number as u32, next, edges.low));
+                }
+            }
+        }
+    }
+
+    /// Whether partitions come or go.
+    fn is_changing(&self) -> bool {
+        self.revoking.is_some() || self.assigning.is_some()
+    }
+
+    /// Lets the client read these partitions from other places.
+    fn put(&mut self, places: &[(i32, u64)]) -> std::result::Result<(), KafkaError> {
+        let Member { client, topic, .. } = &self.member;
+        let at = |(number, position): &(i32, u64)| (*number, Offset::Offset(*position as i64));
+        let moved = client.seek_partitions(positions::list(topic, places.iter().map(at)), REQUEST)?;
+        let moved = moved.elements();
+        let stuck = |number: i32| moved.iter().any(|e| e.partition() == number && e.error().is_err());
+        let stuck: Vec<_> = places.iter().filter(|(number, _)| stuck(*number)).copied().collect();
+        if stuck.is_empty() {
+            return Ok(());
+        }
+        // a partition whose place was outside the log isn't read at all any more, and can't be moved: it is taken anew. But a
+        // client that waits for partitions to be taken or given up would take this for the answer.
+        self.poll();
+        self.handle_events();
+        if self.is_changing() {
+            return Err(KafkaError::Rebalance(Code::RebalanceInProgress));
+        }
+        let Member { client, shared, topic, group, .. } = &self.member;
+        let list = positions::list(topic, stuck.iter().map(at));
+        if *group {
+            client.incremental_unassign(&list)?;
+            return client.incremental_assign(&list);
+        }
+        let others = shared.nexts().into_iter().filter(|(other, _)| stuck.iter().all(|(n, _)| n != other));
+        let all: Vec<_> = others.chain(stuck.iter().copied()).collect();
+        client.assign(&positions::list(topic, all.iter().map(at)))
+    }
+
+    pub(super) fn seek(&mut self, start: Start) -> Result<()> {
+        let Member { client, shared, topic, .. } = &self.member;
+        let numbers = shared.numbers();
+        if self.is_changing() || numbers.is_empty() {
+            let message = "partitions are changing hands at this moment; try again";
+            return Err(Error::new(ErrorKind::Broker, "seek", message).with("topic", topic).temporary(true));
+        }
+        let (shared, topic) = (Arc::clone(shared), topic.clone());
+        let failed = |e| error::client("seek", e).with("topic", &topic);
+        let begins = positions::begin(client, &topic, &numbers, start, REQUEST).map_err(failed)?;
+        shared.begin_move(&numbers);
+        let places: Vec<_> = begins.iter().map(|(number, (_, begin))| (*number, *begin)).collect();
+        if let Err(e) = self.put(&places) {
+            shared.end_move(&numbers);
+            return Err(failed(e));
+        }
+        for (number, (_, begin)) in begins {
+            shared.moved(number, begin);
+        }
+        Ok(())
+    }
+}
+
+fn at(place: &Place) -> (i32, Offset) {
+    (place.partition, Offset::Offset(place.position as i64))
+}
