@@ -1,201 +1,20 @@
 //! What a subscription holds, shared by the tasks that fill it and those who empty it: buffers, claims, what is out.
 
-use std::collections::hash_map::Entry;
-use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+mod partition;
+
+use std::collections::VecDeque;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_nats::Subject;
-use foldhash::fast::FixedState;
 use postrider_core::{
-    Claim, ClaimId, Delivery, Envelope, Error, InFlight, Order, Origin, Settlement, Signal, Token, Window,
+    Claim, ClaimId, Delivery, Error, InFlight, Order, Origin, Settlement, Signal, Token, Window,
 };
 use tokio::sync::{Notify, mpsc};
 
-use crate::pull::Place;
+use partition::{Acknowledged, Held, Partition};
 
-/// What is to be told to the server about a delivery.
-#[derive(Clone, Debug)]
-pub(crate) struct Tell {
-    pub(crate) reply: Subject,
-    pub(crate) what: What,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum What {
-    Ack,
-    Nak(Option<Duration>),
-    Progress,
-    /// Gives up a pin; the subject is the API's.
-    Unpin,
-}
-
-/// A message that came and is not settled.
-#[derive(Debug)]
-struct Held {
-    reply: Subject,
-    bytes: usize,
-    /// Its key, hashed.
-    key: Option<u64>,
-    /// Handed to the runner; else it is in the buffer.
-    out: bool,
-    /// Kept while it may be handed out again.
-    envelope: Envelope,
-    deliveries: u32,
-    /// Which of all deliveries of the consumer this was.
-    delivered: u64,
-    /// When it was stored.
-    time_ms: u64,
-}
-
-/// A message as it came.
-pub(crate) struct Arrived {
-    pub(crate) reply: Subject,
-    pub(crate) envelope: Envelope,
-    /// Its key, hashed.
-    pub(crate) key: Option<u64>,
-    pub(crate) place: Place,
-}
-
-/// How many acknowledged messages a partition remembers.
-const REMEMBERED: usize = 4_096;
-
-/// The latest acknowledged messages. A server that is killed has written down neither the latest deliveries nor their
-/// acknowledgements (it does so ten times a second) and delivers those messages as if for the first time.
-#[derive(Debug, Default)]
-struct Acknowledged {
-    /// Sequences and times: a stream that was made anew counts anew, too.
-    times_ms: HashMap<u64, u64, FixedState>,
-    oldest_first: VecDeque<u64>,
-}
-
-impl Acknowledged {
-    fn insert(&mut self, sequence: u64, time_ms: u64) {
-        if self.oldest_first.len() == REMEMBERED
-            && let Some(oldest) = self.oldest_first.pop_front()
-        {
-            self.times_ms.remove(&oldest);
-        }
-        if self.times_ms.insert(sequence, time_ms).is_none() {
-            self.oldest_first.push_back(sequence);
-        }
-    }
-
-    fn contains(&self, place: Place) -> bool {
-        self.times_ms.get(&place.sequence) == Some(&place.time_ms)
-    }
-}
-
-/// One partition as this member sees it.
-#[allow(
-    clippy::struct_excessive_bools,
-    reason = "each follows another event, and they come in any combination"
-)]
-#[derive(Debug)]
-pub(crate) struct Partition {
-    pub(crate) epoch: u32,
-    /// Whether this member holds it.
-    pub(crate) assigned: bool,
-    /// Since when it is to be given to another member: nothing more is handed out, and what is out is waited for.
-    moving: Option<Instant>,
-    /// It was given to another member, and its puller doesn't know yet.
-    released: bool,
-    /// Nothing is handed out while the server can't be heard: it could be another's by now, and couldn't be acknowledged.
-    reachable: bool,
-    /// Nothing is handed out before all is here that an earlier holder left unsettled.
-    gathering: bool,
-    /// By their sequence in the stream.
-    held: HashMap<u64, Held, FixedState>,
-    /// What waits to be handed out: sequences, ascending.
-    buffer: VecDeque<u64>,
-    /// Keys of which something waits for its time.
-    delayed: HashMap<u64, usize>,
-    acknowledged: Acknowledged,
-    /// Its puller looks again when something is settled.
-    pub(crate) room: Arc<Notify>,
-}
-
-impl Partition {
-    fn new() -> Self {
-        Self {
-            epoch: 0,
-            assigned: false,
-            moving: None,
-            released: false,
-            reachable: true,
-            gathering: false,
-            held: HashMap::default(),
-            buffer: VecDeque::new(),
-            delayed: HashMap::new(),
-            acknowledged: Acknowledged::default(),
-            room: Arc::new(Notify::new()),
-        }
-    }
-
-    /// The hold is over; answers what was held under it, in its order.
-    fn end(&mut self) -> impl Iterator<Item = Held> + use<> {
-        (self.assigned, self.moving) = (false, None);
-        self.delayed.clear();
-        self.take_all()
-    }
-
-    /// Takes out everything that is held, in its order; nothing of it can be settled any more.
-    fn take_all(&mut self) -> impl Iterator<Item = Held> + use<> {
-        self.epoch += 1;
-        self.buffer.clear();
-        let mut all: Vec<_> = std::mem::take(&mut self.held).into_iter().collect();
-        all.sort_unstable_by_key(|(sequence, _)| *sequence);
-        all.into_iter().map(|(_, held)| held)
-    }
-
-    /// Keeps what came, or came again while it is held: then it is only to be settled by its newest name. Answers what is to be told
-    /// of it at once.
-    fn push(&mut self, arrived: Arrived) -> Option<Tell> {
-        let Arrived { reply, envelope, key, place } = arrived;
-        let tell = |reply, what| Some(Tell { reply, what });
-        if !self.assigned {
-            // given to another member a moment ago, and the puller didn't know yet
-            return tell(reply, What::Nak(None));
-        }
-        let Place { deliveries, delivered, sequence, time_ms } = place;
-        let free = match self.held.entry(sequence) {
-            Entry::Occupied(mut held) => {
-                (held.get_mut().reply, held.get_mut().delivered) = (reply, delivered);
-                return None;
-            }
-            Entry::Vacant(free) => free,
-        };
-        if self.acknowledged.contains(place) {
-            return tell(reply, What::Ack);
-        }
-        let bytes = envelope.byte_len();
-        free.insert(Held { reply, bytes, key, out: false, envelope, deliveries, delivered, time_ms });
-        self.enqueue(sequence);
-        None
-    }
-
-    /// What is handed out and not settled.
-    fn out(&mut self, sequence: u64) -> Option<&mut Held> {
-        self.held.get_mut(&sequence).filter(|held| held.out)
-    }
-
-    /// Takes out what was handed out and is done.
-    fn done(&mut self, sequence: u64) -> Option<Held> {
-        match self.held.entry(sequence) {
-            Entry::Occupied(held) if held.get().out => Some(held.remove()),
-            _ => None,
-        }
-    }
-
-    /// Puts a held message where it belongs among those that wait.
-    fn enqueue(&mut self, sequence: u64) {
-        if self.buffer.back().is_none_or(|last| *last < sequence) {
-            return self.buffer.push_back(sequence);
-        }
-        let at = self.buffer.partition_point(|other| *other < sequence);
-        self.buffer.insert(at, sequence);
-    }
-}
+pub(crate) use partition::{Arrived, Tell, What};
 
 #[derive(Debug)]
 struct State {
