@@ -1,16 +1,20 @@
 //! What a subscription holds, shared by the tasks that fill it and those who empty it: buffers, claims, what is out. No I/O.
 
-use std::collections::{HashMap, VecDeque};
+mod partition;
+
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use postrider_core::{
-    Claim, ClaimId, Delivery, Envelope, Error, InFlight, Order, Origin, Rising, Settlement, Signal, Token,
-    Window,
+    Claim, ClaimId, Delivery, Error, InFlight, Order, Origin, Settlement, Signal, Token, Window,
 };
 use tokio::sync::Notify;
 
-use crate::ledger::{Ledger, Tell};
+use crate::ledger::Ledger;
+use partition::{Held, Partition};
+
+pub(crate) use partition::{Arrived, Told};
 
 /// How long what runs may hold back a partition that is to be given to another member.
 const PATIENCE: Duration = Duration::from_mins(1);
@@ -18,110 +22,6 @@ const PATIENCE: Duration = Duration::from_mins(1);
 /// Acknowledgements are told when they make up so much of the window, or are so many; or a little later.
 const SHARE: usize = 8;
 const MOST: usize = 128;
-
-/// A message that came and is not settled.
-#[derive(Debug)]
-struct Held {
-    since: Instant,
-    bytes: usize,
-    /// Its key, hashed.
-    key: Option<u64>,
-    /// Handed to the runner; else it is in the buffer or asleep.
-    out: bool,
-    /// Given back with a delay that isn't over.
-    asleep: bool,
-    /// Kept while it may be handed out again.
-    envelope: Option<Envelope>,
-    deliveries: u32,
-}
-
-/// What is to be told.
-#[derive(Debug, Default)]
-pub(crate) struct Told {
-    pub(crate) tells: Vec<Tell>,
-    /// Some acknowledgements were kept back, for there may come more that can be told with them, in few words.
-    pub(crate) more: bool,
-    /// The partition is given up: when all is told the channel is to be closed.
-    pub(crate) released: bool,
-}
-
-/// A message as it came.
-pub(crate) struct Arrived {
-    pub(crate) tag: u64,
-    pub(crate) envelope: Envelope,
-    /// Its key, hashed.
-    pub(crate) key: Option<u64>,
-    pub(crate) deliveries: u32,
-}
-
-/// One partition as this member sees it.
-#[derive(Debug)]
-struct Partition {
-    epoch: u32,
-    /// Whether this member holds it.
-    assigned: bool,
-    /// It is to be given up: nothing more is handed out, and what is out is waited for, until then at the latest.
-    moving: Option<Instant>,
-    /// It was given up; its task closes the channel and asks again, behind the others.
-    released: bool,
-    /// By their delivery tag.
-    held: Rising<Held>,
-    /// What waits to be handed out: tags, ascending.
-    buffer: VecDeque<u64>,
-    /// Keys of which something waits for its time.
-    delayed: HashMap<u64, usize>,
-    ledger: Ledger,
-    /// Its task looks again when something is settled.
-    wake: Arc<Notify>,
-}
-
-impl Partition {
-    fn new() -> Self {
-        Self {
-            epoch: 0,
-            assigned: false,
-            moving: None,
-            released: false,
-            held: Rising::default(),
-            buffer: VecDeque::new(),
-            delayed: HashMap::new(),
-            ledger: Ledger::default(),
-            wake: Arc::new(Notify::new()),
-        }
-    }
-
-    /// The hold is over; answers how many bytes each had that was out.
-    fn end(&mut self) -> Vec<usize> {
-        (self.assigned, self.moving) = (false, None);
-        self.epoch += 1;
-        self.buffer.clear();
-        self.delayed.clear();
-        std::mem::take(&mut self.held).into_values().filter(|held| held.out).map(|held| held.bytes).collect()
-    }
-
-    /// Whether its task is to look at what was settled just now: at the first, which it waits for more after, and whenever there are
-    /// enough, or no more to come.
-    fn is_to_be_told(&self, together: usize) -> bool {
-        let acked = self.ledger.acked();
-        acked == 1
-            || self.is_worth_telling(together) && acked.is_multiple_of(together)
-            || self.held.is_empty()
-            || self.ledger.has_returned()
-    }
-
-    fn is_worth_telling(&self, together: usize) -> bool {
-        self.ledger.acked() >= together || self.held.is_empty()
-    }
-
-    /// Puts a held message where it belongs among those that wait.
-    fn enqueue(&mut self, tag: u64) {
-        if self.buffer.back().is_none_or(|last| *last < tag) {
-            return self.buffer.push_back(tag);
-        }
-        let at = self.buffer.partition_point(|other| *other < tag);
-        self.buffer.insert(at, tag);
-    }
-}
 
 #[derive(Debug)]
 struct State {
