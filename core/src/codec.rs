@@ -6,6 +6,7 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::chunk::Chunk;
 use crate::error::BoxError;
 
 /// Turns messages into bytes and back. A message type names its codec: `#[message(codec = MyCodec)]`.
@@ -44,14 +45,15 @@ impl Codec for Json {
 
     fn encode<T: Serialize>(message: &T) -> Result<Bytes, BoxError> {
         // written where there is room already, and copied once its size is known, so that little grows; what is large goes as it is
-        let mut written = WRITTEN.take();
+        let Desk { mut written, mut chunk } = DESK.take();
         written.clear();
         let done = serde_json::to_writer(&mut written, message);
-        if written.capacity() > KEPT {
-            return Ok(done.map(|()| written.into())?);
-        }
-        let encoded = done.map(|()| Bytes::copy_from_slice(&written));
-        WRITTEN.set(written);
+        let encoded = if written.capacity() > KEPT {
+            done.map(|()| std::mem::take(&mut written).into())
+        } else {
+            done.map(|()| chunk.copy(&written))
+        };
+        DESK.set(Desk { written, chunk });
         Ok(encoded?)
     }
 
@@ -63,9 +65,16 @@ impl Codec for Json {
 /// How many bytes of room a thread keeps.
 const KEPT: usize = 64 * 1024;
 
+/// Room to write in, and room for what was written.
+#[derive(Default)]
+struct Desk {
+    written: Vec<u8>,
+    chunk: Chunk,
+}
+
 thread_local! {
-    /// Room to write in. One who encodes while encoding finds none, and makes its own.
-    static WRITTEN: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+    /// One who encodes while encoding finds none, and makes its own.
+    static DESK: Cell<Desk> = Cell::default();
 }
 
 #[cfg(test)]

@@ -8,12 +8,12 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
-use postrider_core::Envelope;
+use postrider_core::{Chunk, Envelope};
 use rdkafka::Message as _;
 use rdkafka::consumer::base_consumer::PartitionQueue;
 use rdkafka::error::KafkaError;
 
-use crate::convert::{self, Chunk};
+use crate::convert;
 use crate::rebalance::Listener;
 
 /// How many records one holds the queue for.

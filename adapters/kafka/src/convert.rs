@@ -3,8 +3,8 @@
 use std::fmt::Write as _;
 use std::panic::AssertUnwindSafe;
 
-use bytes::{Bytes, BytesMut};
-use postrider_core::{Envelope, HeaderValue, MAX_HEADERS, MessageId, WireReader};
+use bytes::Bytes;
+use postrider_core::{Chunk, Envelope, HeaderValue, MAX_HEADERS, MessageId, WireReader};
 use rdkafka::Message;
 use rdkafka::message::{BorrowedMessage, Header, Headers, OwnedHeaders};
 use smallvec::SmallVec;
@@ -77,29 +77,6 @@ pub(crate) fn copy_len(envelope: &Envelope) -> usize {
 fn text_of(buffer: &mut String, value: impl std::fmt::Display) -> &[u8] {
     *buffer = value.to_string();
     buffer.as_bytes()
-}
-
-/// Room for the small bodies of several records, so that not each of them is two allocations. None outlives its envelope by more than
-/// the others of its chunk do.
-#[derive(Debug, Default)]
-pub(crate) struct Chunk(BytesMut);
-
-impl Chunk {
-    /// Bytes of one.
-    const SIZE: usize = 8 * 1024;
-    /// The largest body that goes into one.
-    const SMALL: usize = Self::SIZE / 8;
-
-    fn copy(&mut self, body: &[u8]) -> Bytes {
-        if body.len() > Self::SMALL {
-            return Bytes::copy_from_slice(body);
-        }
-        if self.0.capacity() < body.len() {
-            self.0 = BytesMut::with_capacity(Self::SIZE);
-        }
-        self.0.extend_from_slice(body);
-        self.0.split().freeze()
-    }
 }
 
 /// The envelope of a record.
@@ -205,19 +182,6 @@ mod tests {
         let fields: Vec<_> = written.iter().map(|Header { key, value }| (key, value)).collect();
         let body = (!envelope.is_null()).then(|| envelope.payload().clone());
         read(Record { key: envelope.key(), body, time_ms: 7, unreadable: 0 }, &fields, || "t/0/1".into())
-    }
-
-    #[test]
-    fn small_bodies_share_a_chunk_and_large_ones_are_alone() {
-        let mut chunk = Chunk::default();
-        let bodies: Vec<Vec<u8>> = (0..40_u8).map(|n| vec![n; usize::from(n) * 30]).collect();
-        let copies: Vec<_> = bodies.iter().map(|body| chunk.copy(body)).collect();
-        assert!(copies.iter().zip(&bodies).all(|(copy, body)| copy == body));
-        let (one, next) = (chunk.copy(&[1; Chunk::SMALL]), chunk.copy(&[2; 4]));
-        assert_eq!(one.as_ptr().wrapping_add(Chunk::SMALL), next.as_ptr());
-        let (large, after) = (chunk.copy(&[3; Chunk::SMALL + 1]), chunk.copy(&[4; 4]));
-        assert_eq!(next.as_ptr().wrapping_add(4), after.as_ptr());
-        assert!(large.is_unique() && chunk.copy(b"").is_empty());
     }
 
     proptest! {

@@ -5,14 +5,14 @@ use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use postrider_core::{Error, ErrorKind, Letter, Letters, Origin, Result};
+use postrider_core::{Chunk, Error, ErrorKind, Letter, Letters, Origin, Result};
 use rdkafka::ClientConfig;
 use rdkafka::message::Message;
 
 use crate::broker::KafkaBroker;
 use crate::closed::{self, Closed, Place};
 use crate::connection::HEADER_ROOM;
-use crate::convert::{self, Chunk};
+use crate::convert;
 use crate::properties;
 use crate::scan::Scan;
 

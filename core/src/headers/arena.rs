@@ -28,6 +28,8 @@ impl Arena {
             return &mut self.few[from..self.length];
         }
         if self.many.is_empty() {
+            // room for some more, or each of the next would make it grow
+            self.many.reserve(4 * Self::FEW);
             self.many.extend_from_slice(&self.few[..from]);
         }
         self.many.resize(self.length, 0);
