@@ -147,6 +147,8 @@ impl Publisher for Broker {
     }
 
     async fn send(&self, message: Outgoing<'_>) -> Confirm {
+        // who publishes in a loop, and never has to wait, would leave no turn to those whom this wakes
+        tokio::task::coop::consume_budget().await;
         match self.0.dyn_try_send(message) {
             Ok(confirm) => confirm, // room, as nearly always: no box
             Err(message) => self.0.dyn_send(message).await,
