@@ -3,7 +3,7 @@
 use anyhow::{Context as _, Result, ensure};
 use tokio::runtime::Runtime;
 
-use crate::case::{Case, Direction, Kind};
+use crate::case::{Case, Direction, Kind, Subject};
 use crate::job::Job;
 use crate::meter::Measured;
 use crate::{kafka, nats, postrider, rabbitmq};
@@ -18,8 +18,20 @@ impl Ground {
         Ok(Self { runtime: Runtime::new()? })
     }
 
-    /// One run of a job in a process of its own, with what it needs made before, and what it left checked after.
+    /// One run of a job in a process of its own, with what it needs made before, and what it left checked after. A raw loop that fails
+    /// has a second try, and this is said: clients stop now and then, and a bench of an hour needn't end for it.
     pub(crate) fn run(&self, job: &Job, allocations: bool) -> Result<Measured> {
+        match self.try_run(job, allocations) {
+            Err(error) if job.subject != Subject::Postrider => {
+                eprintln!("{error:#}; once more");
+                self.clear(job)?;
+                self.try_run(job, allocations)
+            }
+            ran => ran,
+        }
+    }
+
+    fn try_run(&self, job: &Job, allocations: bool) -> Result<Measured> {
         if job.broker == Kind::Memory {
             return job.apart(allocations);
         }

@@ -2,6 +2,7 @@
 
 use std::process::{Command, Stdio};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
@@ -20,6 +21,9 @@ pub(crate) const ORDERS: &str = "orders";
 pub(crate) const INVOICES: &str = "invoices";
 /// The group that reads orders.
 pub(crate) const BILLING: &str = "billing";
+
+/// A run takes seconds; after so long it stands still.
+const LONGEST: Duration = Duration::from_mins(2);
 
 /// What a process that runs one subject is told.
 #[derive(Clone, Debug, Args)]
@@ -58,7 +62,16 @@ impl Job {
     pub(crate) fn here(self) -> Result<Measured> {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         let job = Arc::new(self);
-        runtime.block_on(async { tokio::spawn(async move { job.run().await }).await? })
+        let ran = runtime.block_on(async {
+            let running = tokio::spawn(async move { job.run().await });
+            let Ok(ran) = tokio::time::timeout(LONGEST, running).await else {
+                bail!("it was not at its end after {LONGEST:?}");
+            };
+            ran?
+        });
+        // what stands still isn't waited for
+        runtime.shutdown_background();
+        ran
     }
 
     async fn run(&self) -> Result<Measured> {
