@@ -4,6 +4,12 @@ use bytes::{Bytes, BytesMut};
 
 /// Room for several small bodies, so that not each of them is two allocations: its bytes, and its count once it is cloned. What is kept
 /// of one keeps all of it, 8 KiB, which others fill as well; a body of more than 1 KiB has its own.
+///
+/// ```
+/// use postrider_core::Chunk;
+/// let mut chunk = Chunk::default();
+/// assert_eq!((chunk.copy(b"one"), chunk.copy(b"two")), ("one".into(), "two".into()));
+/// ```
 #[derive(Debug, Default)]
 pub struct Chunk(BytesMut);
 
@@ -15,6 +21,9 @@ impl Chunk {
 
     /// A copy of the body.
     pub fn copy(&mut self, body: &[u8]) -> Bytes {
+        if body.is_empty() {
+            return Bytes::new();
+        }
         if body.len() > Self::SMALL {
             return Bytes::copy_from_slice(body);
         }

@@ -49,7 +49,9 @@ impl Codec for Json {
         written.clear();
         let done = serde_json::to_writer(&mut written, message);
         let encoded = if written.capacity() > KEPT {
-            done.map(|()| std::mem::take(&mut written).into())
+            // also what failed: nothing large is kept
+            let large = std::mem::take(&mut written);
+            done.map(|()| large.into())
         } else {
             done.map(|()| chunk.copy(&written))
         };
@@ -91,14 +93,14 @@ mod tests {
         }
     }
 
-    /// A failure half-way leaves nothing of it in what comes next.
-    struct Fails;
+    /// A failure half-way, after so many bytes, leaves nothing of it in what comes next.
+    struct Fails(usize);
 
     impl Serialize for Fails {
         fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
             use serde::ser::{Error, SerializeSeq};
             let mut sequence = to.serialize_seq(Some(2))?;
-            sequence.serialize_element("half")?;
+            sequence.serialize_element(&"h".repeat(self.0))?;
             Err(Error::custom("no more"))
         }
     }
@@ -106,8 +108,13 @@ mod tests {
     #[test]
     fn room_is_used_again_and_nothing_stays_in_it() {
         assert_eq!(Json::encode(&Nested(7)).unwrap(), "[7,[55]]");
-        assert!(Json::encode(&Fails).is_err());
-        assert_eq!(Json::encode(&"x").unwrap(), "\"x\"");
+        for bytes in [4, 2 * KEPT] {
+            assert!(Json::encode(&Fails(bytes)).is_err());
+            let desk = DESK.take();
+            assert!(desk.written.capacity() <= KEPT, "{}", desk.written.capacity());
+            DESK.set(desk);
+            assert_eq!(Json::encode(&"x").unwrap(), "\"x\"");
+        }
         let large = "l".repeat(2 * KEPT);
         assert_eq!(Json::encode(&large).unwrap().len(), large.len() + 2);
         assert_eq!(Json::encode(&1).unwrap(), "1");
