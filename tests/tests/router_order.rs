@@ -55,19 +55,28 @@ async fn a_retried_message_keeps_its_place_while_other_keys_pass() {
 
 #[tokio::test(start_paused = true)]
 async fn without_a_wait_the_second_attempt_is_made_at_once_and_others_go_before_the_third() {
-    let (_, broker) = broker_with(&[placed("ann", 1), placed("bob", 1), placed("eve", 1)]).await;
-    let runs = Log::default();
-    let log = runs.clone();
-    let handler = move |order: Placed, attempt: Attempt| {
-        log.add((order.customer.clone(), attempt.0));
-        std::future::ready(if order.customer == "ann" && attempt.0 < 4 { Err("not yet") } else { Ok(()) })
-    };
-    let route = billing().retry(retry(4, Duration::ZERO)).handle(handler);
-    let report = finish(Router::new().route(route).start(&broker).await.unwrap()).await;
-    assert_eq!((report.handled, report.retried), (3, 3));
-    let runs = runs.all();
-    let runs: Vec<_> = runs.iter().map(|(customer, attempt)| (customer.as_str(), *attempt)).collect();
-    assert_eq!(runs, [("ann", 1), ("ann", 2), ("bob", 1), ("eve", 1), ("ann", 3), ("ann", 4)]);
+    // one that is done at once, and one that isn't, so that the others are in line already when it fails
+    for waits in [false, true] {
+        let (_, broker) = broker_with(&[placed("ann", 1), placed("bob", 1), placed("eve", 1)]).await;
+        let runs = Log::default();
+        let log = runs.clone();
+        let handler = move |order: Placed, attempt: Attempt| {
+            log.add((order.customer.clone(), attempt.0));
+            async move {
+                if waits {
+                    tokio::task::yield_now().await;
+                }
+                if order.customer == "ann" && attempt.0 < 4 { Err("not yet") } else { Ok(()) }
+            }
+        };
+        let route = billing().concurrency(1).retry(retry(4, Duration::ZERO)).handle(handler);
+        let report = finish(Router::new().route(route).start(&broker).await.unwrap()).await;
+        assert_eq!((report.handled, report.retried), (3, 3));
+        let runs = runs.all();
+        let runs: Vec<_> = runs.iter().map(|(customer, attempt)| (customer.as_str(), *attempt)).collect();
+        let expected = [("ann", 1), ("ann", 2), ("bob", 1), ("eve", 1), ("ann", 3), ("ann", 4)];
+        assert_eq!(runs, expected, "it waits: {waits}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,5 +1,5 @@
-//! One route's decisions: which message starts, what its outcome means, what is settled. The loop that feeds it is `task`'s;
-//! who calls the handler is `crew`'s.
+//! One route's decisions: which message starts, and what is settled; what else there is to decide of it stands in the rooms below. The
+//! loop that feeds it is `task`'s; who calls the handler is `crew`'s.
 
 mod admission;
 mod claims;

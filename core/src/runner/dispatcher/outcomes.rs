@@ -103,7 +103,7 @@ impl Dispatcher<'_> {
         self.plan.retry.verdict(held.attempt, elapsed, held.wait, Class::Retry(advised), env.random())
     }
 
-    /// The first waits; what came after it in its lane waits for it.
+    /// The first waits, or is the next if there is no wait; what came after it in its lane waits for it.
     pub(super) fn delay(&mut self, wait: Duration, items: Items) {
         if self.is_revoking(&items[0]) {
             // whoever holds the claim next tries again
@@ -115,8 +115,8 @@ impl Dispatcher<'_> {
             self.lanes.put_back(lane, items);
         }
         if wait.is_zero() && held.attempt == 2 {
-            // in the same round; whoever fails again lets the others go first, and a stop be noticed
-            return self.ready.push_back(held);
+            // whoever fails again lets the others go first, and a stop be noticed
+            return self.ready.push_front(held);
         }
         self.delays += 1;
         let now = self.orders.env.now();
