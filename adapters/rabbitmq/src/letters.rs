@@ -33,9 +33,9 @@ pub struct RabbitmqLetters {
     queue: String,
     session: Option<Session>,
     sessions: u32,
-    /// What went back, with a lost connection or by leaving: it is open, and no longer ours to close.
+    /// What went back, with a channel that is gone or by leaving: it is open, and no longer ours to close.
     returned: BTreeSet<(u32, u64)>,
-    /// What was lost while it was being closed: the queue may have heard of it or not.
+    /// What was being closed when the connection was lost or the call given up: the queue may have heard of it or not.
     doubted: BTreeSet<(u32, u64)>,
 }
 
@@ -124,7 +124,7 @@ impl RabbitmqLetters {
             letters.iter().any(|letter| those.contains(&(letter.shard, letter.position)))
         };
         let message = if any(&self.doubted) {
-            "the connection was lost while letters were being closed, and whether they are is not known; those that are open come again"
+            "the connection was lost while letters were being closed, or closing them was given up, and whether they are is not known; those that are open come again"
         } else if any(&self.returned) {
             "letters went back to the queue before they could be closed, and are open; read them again"
         } else {
@@ -164,7 +164,9 @@ impl Session {
         let failed = |e| error::of("leave", e).with("queue", queue);
         let mut ready = count(&self.channel, queue, "leave").await?;
         let mut looks = 0..LOOKS;
-        for (given, tag) in self.held.keys().enumerate() {
+        // the queue may have heard of one whose closing was given up, and no tag may be told of twice: closing gives it back, if not
+        let open = self.held.keys().filter(|tag| !self.closing.contains(tag));
+        for (given, tag) in open.enumerate() {
             let options = BasicNackOptions { multiple: false, requeue: true };
             self.channel.basic_nack(*tag, options).await.map_err(failed)?;
             if (given + 1) % AT_ONCE == 0 {
