@@ -21,25 +21,26 @@ impl Ground {
     /// One run of a job in a process of its own, with what it needs made before, and what it left checked after. A raw loop that fails
     /// has a second try, and this is said: clients stop now and then, and a bench of an hour needn't end for it.
     pub(crate) fn run(&self, job: &Job, allocations: bool) -> Result<Measured> {
-        match self.try_run(job, allocations) {
-            Err(error) if job.subject != Subject::Postrider => {
-                eprintln!("{error:#}; once more");
-                self.clear(job)?;
-                self.try_run(job, allocations)
-            }
-            ran => ran,
-        }
-    }
-
-    fn try_run(&self, job: &Job, allocations: bool) -> Result<Measured> {
         if job.broker == Kind::Memory {
             return job.apart(allocations);
         }
-        let before = self.runtime.block_on(prepare(job)).with_context(|| format!("{job}: not prepared"))?;
-        let measured = job.apart(allocations)?;
+        let mut before = self.prepare(job)?;
+        let measured = match job.apart(allocations) {
+            Err(error) if job.subject != Subject::Postrider => {
+                eprintln!("{error:#}; once more");
+                self.clear(job)?;
+                before = self.prepare(job)?;
+                job.apart(allocations)?
+            }
+            ran => ran?,
+        };
         let checked = self.runtime.block_on(check(job, &measured, before));
         checked.with_context(|| format!("{job}: the broker's books don't balance"))?;
         Ok(measured)
+    }
+
+    fn prepare(&self, job: &Job) -> Result<(u64, u64)> {
+        self.runtime.block_on(prepare(job)).with_context(|| format!("{job}: not prepared"))
     }
 
     /// The runtime of what is done at the broker before and after a run.
