@@ -118,7 +118,7 @@ impl Channel {
             let mut group = GroupEntry::new(&**name);
             let others = state.addressed.others(consumers.group.next(), key);
             group.lag = Some(consumers.group.lag(state.log.end()).saturating_sub(others));
-            group.members = Some(consumers.members.len() as u32);
+            group.members = Some(consumers.count() as u32);
             entry.groups.push(group);
         }
         entry

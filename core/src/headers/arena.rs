@@ -1,4 +1,4 @@
-//! The bytes in which headers are kept: what stands where, and how it is written and read again.
+//! The bytes in which headers are kept: where each stands, and the room that they are written into.
 
 /// What an arena holds: bit 0 for user headers, and one for each attribute.
 pub(super) type Contents = u32;
@@ -28,7 +28,7 @@ impl Arena {
             return &mut self.few[from..self.length];
         }
         if self.many.is_empty() {
-            // room for some more, or each of the next would make it grow
+            // most that outgrow the stack don't outgrow this
             self.many.reserve(4 * Self::FEW);
             self.many.extend_from_slice(&self.few[..from]);
         }

@@ -1,3 +1,5 @@
+//! What is written is read, and the bounds hold.
+
 use super::arena::Arena;
 use super::write::{MAX_OWN, MAX_OWN_VALUE};
 use super::*;

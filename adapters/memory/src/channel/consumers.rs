@@ -33,12 +33,12 @@ pub(super) struct Consumers {
     /// How often a position was begun alone and not ended.
     strikes: HashMap<u64, u32>,
     order: Order,
-    pub(super) members: Vec<Member>,
+    members: Vec<Member>,
 }
 
 /// One subscription.
 #[derive(Debug)]
-pub(super) struct Member {
+struct Member {
     number: u64,
     epoch: Epoch,
     window: Window,
@@ -307,6 +307,11 @@ impl State {
 }
 
 impl Consumers {
+    /// How many members there are.
+    pub(super) fn count(&self) -> usize {
+        self.members.len()
+    }
+
     /// New messages: one member that waits is enough, it wakes the next if it can't take all.
     pub(super) fn wake_one(&mut self) {
         if let Some(member) = self.members.iter_mut().find(|member| member.waits && !member.paused) {

@@ -1,3 +1,5 @@
+//! What is written is read, of every type that a field can have.
+
 use postrider_core::{Attribute, Env};
 use proptest::prelude::*;
 
