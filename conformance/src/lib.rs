@@ -15,6 +15,7 @@ pub mod hostile;
 mod kit;
 pub mod proxy;
 mod record;
+mod round_trip;
 pub mod vectors;
 
 #[doc(hidden)]
@@ -23,6 +24,7 @@ pub mod groups;
 pub use factory::{Controls, Doomed, Factory, Revocable, Settings};
 pub use kit::{Bench, Case};
 pub use record::Outcome;
+pub use round_trip::round_trip;
 
 #[doc(hidden)]
 pub mod __private {
