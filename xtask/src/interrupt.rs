@@ -7,7 +7,7 @@ use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use rustix::process::{Pid, Signal, kill_process_group};
@@ -58,10 +58,7 @@ impl Interrupt {
         match self.signals.recv_timeout(time) {
             Ok(()) => Err(Interrupted.into()),
             Err(RecvTimeoutError::Timeout) => Ok(()),
-            Err(RecvTimeoutError::Disconnected) => {
-                thread::sleep(time);
-                Ok(())
-            }
+            Err(RecvTimeoutError::Disconnected) => Err(Interrupted).context("signals are no longer heard"),
         }
     }
 
@@ -117,16 +114,18 @@ fn spawn(command: &mut Command) -> Result<Child> {
 /// Tells the program's group to end, then makes it.
 fn end(child: &mut Child) -> Result<()> {
     let group = Pid::from_child(child);
-    let patience = Instant::now() + GRACE;
     // a group that is gone can't be told: that is what is wanted
     let _ = kill_process_group(group, Signal::TERM);
-    while child.try_wait()?.is_none() {
-        if Instant::now() > patience {
+    let (ended, end) = channel::<()>();
+    let patience = thread::spawn(move || {
+        if end.recv_timeout(GRACE) == Err(RecvTimeoutError::Timeout) {
             let _ = kill_process_group(group, Signal::KILL);
-            child.wait()?;
         }
-        thread::sleep(LOOK);
-    }
+    });
+    let waited = child.wait();
+    drop(ended);
+    let _ = patience.join();
+    waited?;
     Ok(())
 }
 
