@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::channel::GroupKey;
+use crate::group::GroupKey;
 
 /// The messages that aren't for everybody, by position.
 #[derive(Debug, Default)]

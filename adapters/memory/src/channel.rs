@@ -10,18 +10,12 @@ use tokio::sync::Notify;
 
 use crate::addressed::Addressed;
 use crate::config::MemoryConfig;
+use crate::group::GroupKey;
 use crate::log::Log;
 use crate::room::Room;
 use consumers::Consumers;
 
 pub(crate) use consumers::{Found, MemberId};
-
-/// A group's place among those of a channel.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum GroupKey {
-    Named(Arc<str>),
-    Ephemeral(u64),
-}
 
 /// One channel.
 #[derive(Debug)]

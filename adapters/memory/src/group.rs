@@ -2,9 +2,17 @@
 //! positions mean the log's.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::sync::Arc;
 
 /// One member's hold of the group: a number that no later hold has.
 pub(crate) type Epoch = u32;
+
+/// A group's place among those of a channel.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum GroupKey {
+    Named(Arc<str>),
+    Ephemeral(u64),
+}
 
 /// What became of one position that was read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -9,9 +9,9 @@ use postrider_core::{
 };
 use tokio::sync::Notify;
 
-use super::{Channel, GroupKey, State};
+use super::{Channel, State};
 use crate::addressed::Turn;
-use crate::group::{Epoch, Group};
+use crate::group::{Epoch, Group, GroupKey};
 
 /// Names a member towards its channel.
 #[derive(Clone, Debug)]
