@@ -43,43 +43,43 @@ impl fmt::Debug for MessageId {
 }
 
 const DASHES: [usize; 4] = [8, 13, 18, 23];
+/// Where the two digits of each byte begin.
+const PAIRS: [usize; 16] = [0, 2, 4, 6, 9, 11, 14, 16, 19, 21, 24, 26, 28, 30, 32, 34];
+const HEX: &[u8; 16] = b"0123456789abcdef";
+/// What each byte of text is worth as a digit; [`NO_DIGIT`] of all others.
+const DIGITS: [u8; 256] = {
+    let (mut digits, mut value) = ([NO_DIGIT; 256], 0);
+    while value < HEX.len() {
+        digits[HEX[value] as usize] = value as u8;
+        value += 1;
+    }
+    digits
+};
+const NO_DIGIT: u8 = u8::MAX;
 
 pub(crate) fn format_uuid<'a>(bytes: &[u8; 16], out: &'a mut [u8; 36]) -> &'a str {
-    const HEX: &[u8; 16] = b"0123456789abcdef";
-    let mut at = 0;
-    for byte in bytes {
-        if DASHES.contains(&at) {
-            out[at] = b'-';
-            at += 1;
-        }
+    for at in DASHES {
+        out[at] = b'-';
+    }
+    for (byte, at) in bytes.iter().zip(PAIRS) {
         out[at] = HEX[usize::from(byte >> 4)];
         out[at + 1] = HEX[usize::from(byte & 15)];
-        at += 2;
     }
     std::str::from_utf8(out).unwrap_or_default()
 }
 
 /// Only the canonical lower-case form: everything else must come back as the text that it was.
 fn parse_uuid(text: &str) -> Option<[u8; 16]> {
-    let text = text.as_bytes();
-    if text.len() != 36 {
+    let text: &[u8; 36] = text.as_bytes().try_into().ok()?;
+    if DASHES.iter().any(|at| text[*at] != b'-') {
         return None;
     }
-    let digit = |b: u8| match b {
-        b'0'..=b'9' => Some(b - b'0'),
-        b'a'..=b'f' => Some(b - b'a' + 10),
-        _ => None,
-    };
-    let (mut out, mut at) = ([0; 16], 0);
-    for byte in &mut out {
-        if DASHES.contains(&at) {
-            if text[at] != b'-' {
-                return None;
-            }
-            at += 1;
-        }
-        *byte = digit(text[at])? << 4 | digit(text[at + 1])?;
-        at += 2;
+    let (mut out, mut seen) = ([0; 16], 0);
+    for (byte, at) in out.iter_mut().zip(PAIRS) {
+        let (high, low) = (DIGITS[usize::from(text[at])], DIGITS[usize::from(text[at + 1])]);
+        // one check at the end finds any that was no digit
+        seen |= high | low;
+        *byte = high << 4 | low;
     }
-    Some(out)
+    (seen < 16).then_some(out)
 }

@@ -1,4 +1,4 @@
-//! Things by numbers that rise: delivery tags, offsets.
+//! Things by numbers that rise: delivery tags, offsets, sequences of a stream.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -6,7 +6,7 @@ use std::fmt;
 /// How many empty places there may be beside as many as there are full ones.
 const SPARE: usize = 128;
 
-/// A map whose keys are added in rising order, such as a broker's delivery tags or offsets. They are mostly dense, so what is looked
+/// A map whose keys are added in rising order, or nearly so, such as a broker's delivery tags or offsets. They are mostly dense, so what is looked
 /// for mostly stands where it is to be expected; where they aren't, it is searched for.
 pub struct Rising<T> {
     /// The first and the last have something.
@@ -41,6 +41,24 @@ impl<T> Rising<T> {
             self.entries.push_back((key, Some(thing)));
             self.len += 1;
         }
+    }
+
+    /// Adds what belongs to a key, wherever that stands among the others; answers what belonged to it before. At the end it costs next to
+    /// nothing, elsewhere all behind it, or before it, are moved.
+    pub fn insert(&mut self, key: u64, thing: T) -> Option<T> {
+        if self.entries.back().is_none_or(|(last, _)| *last < key) {
+            self.push(key, thing);
+            return None;
+        }
+        let before = match self.entries.binary_search_by_key(&key, |(key, _)| *key) {
+            Ok(at) => self.entries[at].1.replace(thing),
+            Err(at) => {
+                self.entries.insert(at, (key, Some(thing)));
+                None
+            }
+        };
+        self.len += usize::from(before.is_none());
+        before
     }
 
     /// What belongs to the key.
@@ -128,15 +146,17 @@ mod tests {
     }
 
     proptest! {
-        /// It is a map whose keys are only ever added at the end.
+        /// It is a map whose keys are mostly added at the end.
         #[test]
-        fn they_are_found_wherever_they_stand(steps in prop::collection::vec((1_u64..4, any::<prop::sample::Index>(), any::<bool>()), 0..80)) {
+        fn they_are_found_wherever_they_stand(steps in prop::collection::vec((1_u64..4, any::<prop::sample::Index>(), 0..3), 0..600)) {
             let (mut rising, mut map, mut last) = (Rising::default(), BTreeMap::new(), 0);
-            for (gap, at, remove) in steps {
-                if remove && last > 0 {
-                    let key = at.index(last as usize + 1) as u64;
+            for (gap, at, what) in steps {
+                let key = at.index(last as usize + 1) as u64;
+                if what == 0 && last > 0 {
                     prop_assert_eq!(rising.get(key), map.get(&key));
                     prop_assert_eq!(rising.remove(key), map.remove(&key));
+                } else if what == 1 {
+                    prop_assert_eq!(rising.insert(key, key), map.insert(key, key));
                 } else {
                     last += gap;
                     rising.push(last, last);

@@ -64,7 +64,8 @@ pub struct WireReader<'a> {
 impl<'a> WireReader<'a> {
     /// A record with this body; `None` is null.
     pub fn new(body: Option<Bytes>) -> Self {
-        let builder = body.map_or_else(EnvelopeBuilder::null, EnvelopeBuilder::new);
+        let null = body.is_none();
+        let builder = EnvelopeBuilder { null, ..EnvelopeBuilder::new(body.unwrap_or_default()) };
         Self { builder, key_is_base64: false, key: None, content_type: None, made_up: None }
     }
 
@@ -157,18 +158,19 @@ impl<'a> WireReader<'a> {
         if let Some(text) = &self.content_type {
             self.builder.headers.set(Attribute::ContentType, &**text);
         }
-        let builder = self.builder;
+        // by reference: the room that headers are written into is large, and isn't worth a copy
+        let builder = &mut self.builder;
         // a structured one may have brought an id after all
         let made_up = self.made_up.is_some() && builder.id == self.made_up;
         Envelope {
-            id: builder.id.unwrap_or_else(|| MessageId::Text("".into())),
+            id: builder.id.take().unwrap_or_else(|| MessageId::Text("".into())),
             time_ms: builder.time_ms.unwrap_or(0),
             version: builder.version,
             null: builder.null,
             breach: builder.headers.breach(),
             made_up,
             headers: builder.headers.freeze(),
-            payload: builder.payload,
+            payload: std::mem::take(&mut builder.payload),
         }
     }
 }
