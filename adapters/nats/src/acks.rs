@@ -1,17 +1,18 @@
-//! The task that tells the server what became of deliveries: acknowledgements, signs of life, and what to tell again after a
-//! lost connection.
+//! What the server is told of deliveries. Acknowledgements are published by whoever settles; a task does all that may have to wait: signs
+//! of life, what is given back, asking whether the server has it all, and telling it again after a lost connection.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use async_nats::client::traits::Publisher as _;
 use async_nats::message::OutboundMessage;
 use async_nats::{Subject, Subscriber};
 use bytes::Bytes;
-use futures_util::StreamExt;
+use futures_util::{FutureExt as _, StreamExt as _};
 use postrider_core::{Env, Result};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::task::coop::unconstrained;
 
 use crate::connection::Connection;
 use crate::error;
@@ -19,27 +20,108 @@ use crate::pull::{PRIORITY_GROUP, nanos};
 use crate::shared::{Shared, Tell, What};
 
 /// How many acknowledgements may be unconfirmed before the server is asked whether it has them.
-const UNCONFIRMED: usize = 512;
+const CONFIRM_EVERY: usize = 512;
+
+/// How many may be so before further ones go by the task, which asks first.
+const DIRECT_UNTIL: usize = 8 * CONFIRM_EVERY;
 
 /// A request to answer when everything told so far has reached the server.
 pub(crate) type Flush = oneshot::Sender<bool>;
 
+/// What was told, and the server may not have.
+#[derive(Debug, Default)]
+struct Unconfirmed {
+    tells: Mutex<VecDeque<Tell>>,
+    /// There are so many that the server is to be asked.
+    due: Notify,
+}
+
+impl Unconfirmed {
+    fn tells(&self) -> MutexGuard<'_, VecDeque<Tell>> {
+        self.tells.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Tells the server, or the task that does.
+#[derive(Debug)]
+pub(crate) struct Teller {
+    connection: Connection,
+    unconfirmed: Arc<Unconfirmed>,
+    task: mpsc::UnboundedSender<Tell>,
+}
+
+impl Teller {
+    /// By the task. Bounded by what the server hands out unacknowledged, `max_ack_pending`.
+    pub(crate) fn tell(&self, tell: Tell) {
+        // the receiver is gone only when the subscription is
+        let _ = self.task.send(tell);
+    }
+
+    /// The right to acknowledge before anybody asks whether the server has it all.
+    pub(crate) fn direct(&self) -> Direct<'_> {
+        Direct { teller: self, unconfirmed: self.unconfirmed.tells() }
+    }
+}
+
+/// Whoever asks the server whether it has everything waits until this is dropped.
+pub(crate) struct Direct<'a> {
+    teller: &'a Teller,
+    unconfirmed: MutexGuard<'a, VecDeque<Tell>>,
+}
+
+impl Direct<'_> {
+    /// Acknowledges at once; what the client has no room for, or can't be sent now, the task tells.
+    pub(crate) fn acknowledge(mut self, replies: Vec<Subject>) {
+        let connection = &self.teller.connection;
+        let mut is_open = connection.is_up() && self.unconfirmed.len() < DIRECT_UNTIL;
+        for reply in replies {
+            let tell = Tell { reply, what: What::Ack };
+            // without `unconstrained`, a task that has used up its budget would look like a full queue
+            is_open = is_open && unconstrained(publish(connection, &tell)).now_or_never().is_some();
+            if is_open {
+                self.unconfirmed.push_back(tell);
+            } else {
+                self.teller.tell(tell);
+            }
+        }
+        if self.unconfirmed.len() >= CONFIRM_EVERY {
+            self.teller.unconfirmed.due.notify_one();
+        }
+    }
+}
+
+async fn publish(connection: &Connection, tell: &Tell) {
+    let payload = match tell.what {
+        What::Ack => Bytes::from_static(b"+ACK"),
+        What::Nak(None) => Bytes::from_static(b"-NAK"),
+        What::Nak(Some(after)) => Bytes::from(format!("-NAK {{\"delay\": {}}}", nanos(after))),
+        What::Progress => Bytes::from_static(b"+WPI"),
+        What::Unpin => Bytes::from(format!("{{\"group\":\"{PRIORITY_GROUP}\"}}")),
+    };
+    // an error here is a closed client: the server redelivers
+    let message = OutboundMessage { subject: tell.reply.clone(), reply: None, payload, headers: None };
+    let _ = connection.client.publish_message(message).await;
+}
+
+/// The task.
 pub(crate) struct Acks {
     pub(crate) connection: Connection,
     pub(crate) env: Env,
-    pub(crate) tell: mpsc::UnboundedReceiver<Tell>,
+    pub(crate) inlet: Inlet,
     pub(crate) flush: mpsc::Receiver<Flush>,
     pub(crate) shared: Weak<Shared>,
     /// How often a sign of life is given for everything that is held.
     pub(crate) progress: Duration,
 }
 
-/// What goes over one connection, and what of it the server may not have.
+/// What goes over one connection.
 struct Line {
     connection: Connection,
+    /// Over which one all that is unconfirmed was told.
+    connects: u64,
     replies: Subscriber,
     inbox: String,
-    unconfirmed: VecDeque<Tell>,
+    unconfirmed: Arc<Unconfirmed>,
     rounds: u64,
 }
 
@@ -49,42 +131,50 @@ impl Acks {
         let inbox = self.connection.client.new_inbox();
         let replies = self.connection.client.subscribe(format!("{inbox}.*")).await;
         let replies = replies.map_err(|e| error::request("subscribe", e))?;
-        let mut line =
-            Line { connection: self.connection, replies, inbox, unconfirmed: VecDeque::new(), rounds: 0 };
+        let Inlet { mut tells, unconfirmed, connects } = self.inlet;
+        let mut line = Line {
+            connection: self.connection,
+            connects,
+            replies,
+            inbox,
+            unconfirmed: Arc::clone(&unconfirmed),
+            rounds: 0,
+        };
         let mut link = line.connection.link();
         let mut told = Vec::with_capacity(256);
-        let mut due = self.env.now() + self.progress;
+        // before all that may come without a pause
+        let mut sign = self.env.sleep(self.progress);
         loop {
-            let wait = due.saturating_duration_since(self.env.now());
             tokio::select! {
                 biased;
                 now = line.connection.changed(link) => {
-                    if now.up && now.generation != link.generation {
+                    if now.up {
                         line.tell_again().await;
                     }
                     link = now;
                 }
-                count = self.tell.recv_many(&mut told, 256) => {
+                () = &mut sign => {
+                    sign = self.env.sleep(self.progress);
+                    let held = self.shared.upgrade().map(|shared| shared.held()).unwrap_or_default();
+                    line.tell(&self.env, held.into_iter().map(|reply| Tell { reply, what: What::Progress })).await;
+                }
+                count = tells.recv_many(&mut told, 256) => {
                     if count == 0 {
                         break;
                     }
                     line.tell(&self.env, told.drain(..)).await;
                 }
                 Some(flush) = self.flush.recv() => {
-                    while let Ok(tell) = self.tell.try_recv() {
+                    while let Ok(tell) = tells.try_recv() {
                         told.push(tell);
                     }
                     line.tell(&self.env, told.drain(..)).await;
                     // nobody waits any more: fine
                     let _ = flush.send(line.confirm(&self.env).await);
                 }
-                () = self.env.sleep(wait) => {
-                    due = self.env.now() + self.progress;
-                    let held = self.shared.upgrade().map(|shared| shared.held()).unwrap_or_default();
-                    line.tell(&self.env, held.into_iter().map(|reply| Tell { reply, what: What::Progress })).await;
-                }
+                () = unconfirmed.due.notified() => {}
             }
-            if line.unconfirmed.len() >= UNCONFIRMED {
+            if unconfirmed.tells().len() >= CONFIRM_EVERY {
                 line.confirm(&self.env).await;
             }
         }
@@ -104,42 +194,39 @@ impl Line {
                 // the next holder must find everything that was given back
                 self.confirm(env).await;
             }
-            self.publish(&tell).await;
+            publish(&self.connection, &tell).await;
             if tell.what != What::Progress {
-                self.unconfirmed.push_back(tell);
+                self.unconfirmed.tells().push_back(tell);
             }
         }
     }
 
-    async fn publish(&self, tell: &Tell) {
-        let payload = match tell.what {
-            What::Ack => Bytes::from_static(b"+ACK"),
-            What::Nak(None) => Bytes::from_static(b"-NAK"),
-            What::Nak(Some(after)) => Bytes::from(format!("-NAK {{\"delay\": {}}}", nanos(after))),
-            What::Progress => Bytes::from_static(b"+WPI"),
-            What::Unpin => Bytes::from(format!("{{\"group\":\"{PRIORITY_GROUP}\"}}")),
-        };
-        // an error here is a closed client: the server redelivers
-        let message = OutboundMessage { subject: tell.reply.clone(), reply: None, payload, headers: None };
-        let _ = self.connection.client.publish_message(message).await;
-    }
-
-    /// After a reconnect: the server may or may not have these, and taking one twice changes nothing.
+    /// After a reconnect: the server may or may not have these, and taking one twice changes nothing. Not so of pins: one that was given
+    /// up is another member's by now, or its time runs out.
     async fn tell_again(&mut self) {
-        for tell in &self.unconfirmed {
-            self.publish(tell).await;
+        let connects = self.connection.connects();
+        if self.connects == connects {
+            return;
+        }
+        self.connects = connects;
+        let again: Vec<_> =
+            self.unconfirmed.tells().iter().filter(|tell| tell.what != What::Unpin).cloned().collect();
+        for tell in &again {
+            publish(&self.connection, tell).await;
         }
     }
 
     /// Asks each consumer for a reply behind what it was told: it works its acknowledgements off in order. Answers whether all
     /// replied.
     async fn confirm(&mut self, env: &Env) -> bool {
-        let count = self.unconfirmed.len();
-        let last = last_of_each(self.unconfirmed.iter().filter(|tell| tell.what != What::Unpin));
         let link = self.connection.link();
         if !link.up {
-            return count == 0;
+            return self.unconfirmed.tells().is_empty();
         }
+        // an answer over this connection says nothing of what went over another
+        self.tell_again().await;
+        let told: Vec<_> = self.unconfirmed.tells().iter().cloned().collect();
+        let last = last_of_each(told.iter().filter(|tell| tell.what != What::Unpin));
         self.rounds += 1;
         let reply = format!("{}.{}", self.inbox, self.rounds);
         let mut open = last.len();
@@ -165,15 +252,18 @@ impl Line {
             true
         };
         let came = tokio::select! {
-            came = all => came,
+            biased;
             // replies to the old connection don't come, and what is held wants its signs of life
             _ = self.connection.changed(link) => false,
+            came = all => came,
             () = env.sleep(Duration::from_secs(5)) => false,
         };
-        if came {
-            self.unconfirmed.drain(..count);
+        if !came || self.connection.connects() != self.connects {
+            return false;
         }
-        came
+        // only this task takes any out, and what came meanwhile came behind
+        self.unconfirmed.tells().drain(..told.len());
+        true
     }
 }
 
@@ -201,19 +291,29 @@ pub(crate) async fn flush(to: &mpsc::Sender<Flush>) -> bool {
     to.send(answer).await.is_ok() && answered.await.unwrap_or(false)
 }
 
-/// The task's ends: for those who tell, and for those who want to know that it was told.
-pub(crate) struct Lines {
-    pub(crate) tell: mpsc::UnboundedSender<Tell>,
-    pub(crate) told: mpsc::UnboundedReceiver<Tell>,
+/// What comes to the task.
+pub(crate) struct Inlet {
+    tells: mpsc::UnboundedReceiver<Tell>,
+    unconfirmed: Arc<Unconfirmed>,
+    /// How often the client had connected before anything was told.
+    connects: u64,
+}
+
+/// All ends: for those who tell, for the task, and for those who want to know that it was told.
+pub(crate) struct Ends {
+    pub(crate) teller: Teller,
+    pub(crate) inlet: Inlet,
     pub(crate) flush: mpsc::Sender<Flush>,
     pub(crate) flushed: mpsc::Receiver<Flush>,
 }
 
-impl Lines {
-    pub(crate) fn new() -> Self {
-        let (tell, told) = mpsc::unbounded_channel();
+impl Ends {
+    pub(crate) fn new(connection: Connection) -> Self {
+        let (task, tells) = mpsc::unbounded_channel();
         let (flush, flushed) = mpsc::channel(16);
-        Self { tell, told, flush, flushed }
+        let (unconfirmed, connects) = (Arc::new(Unconfirmed::default()), connection.connects());
+        let teller = Teller { connection, unconfirmed: Arc::clone(&unconfirmed), task };
+        Self { teller, inlet: Inlet { tells, unconfirmed, connects }, flush, flushed }
     }
 }
 

@@ -66,6 +66,11 @@ impl Connection {
         *self.link.borrow()
     }
 
+    /// How often the client has connected: it counts before it takes anything over a new connection, while word of that comes later.
+    pub(crate) fn connects(&self) -> u64 {
+        self.client.statistics().connects.load(Relaxed)
+    }
+
     pub(crate) fn is_up(&self) -> bool {
         self.up.load(Relaxed)
     }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use async_nats::{Message, Subscriber};
 use bytes::Bytes;
-use futures_util::StreamExt;
+use futures_util::{FutureExt as _, StreamExt as _};
 use postrider_core::{BoxFuture, Env, Error, ErrorKind, Order, Signal};
 use tokio_util::sync::CancellationToken;
 
@@ -109,11 +109,17 @@ impl Puller {
             return;
         };
         let tick = (self.heartbeat() / 4).max(Duration::from_millis(50));
+        // made anew only when it has rung or another is wanted, not for each lot of messages
+        let mut clock = (tick, self.env.sleep(tick));
         loop {
             if let Err(error) = self.ask(&mut talk).await {
                 return self.shared.end(error);
             }
             let reason = talk.unsure || talk.gathering.is_some();
+            let wait = if reason { LOOK } else { tick };
+            if clock.0 != wait {
+                clock = (wait, self.env.sleep(wait));
+            }
             if look.is_none() && talk.link.up && reason && talk.look_at <= self.env.now() {
                 look = Some(Box::pin(self.plan.unsettled()));
             }
@@ -133,6 +139,7 @@ impl Puller {
                 },
                 found = async { match &mut look { Some(look) => look.await, None => std::future::pending().await } } => {
                     look = None;
+                    clock.1 = self.env.sleep(wait);
                     match found {
                         Ok(Some(found)) => self.looked(&mut talk, &found),
                         Ok(None) => self.gone(&mut talk),
@@ -141,7 +148,7 @@ impl Puller {
                     }
                 }
                 () = room.notified() => {}
-                () = self.env.sleep(if talk.unsure || talk.gathering.is_some() { LOOK } else { tick }) => {}
+                () = &mut clock.1 => clock.1 = self.env.sleep(wait),
             }
         }
     }
@@ -319,7 +326,6 @@ impl Puller {
 
     /// What came, and all that came with it.
     fn take(&self, talk: &mut Talk, message: Message, more: &mut Subscriber) -> Result<(), Error> {
-        use futures_util::FutureExt as _;
         talk.heard = self.env.now();
         self.notice_release(talk);
         let mut lot = Vec::new();

@@ -114,20 +114,41 @@ pub(crate) fn pin_of(message: &Message) -> Option<&str> {
     message.headers.as_ref()?.get(NATS_PIN_ID).map(async_nats::HeaderValue::as_str)
 }
 
-/// `$JS.ACK.stream.consumer.deliveries.sequence.…`, or with a domain and account in front and a token behind.
+/// `$JS.ACK.stream.consumer.deliveries.sequence.delivered.time.pending`, or with a domain and account in front and a token behind.
 fn place(reply: &str) -> Option<Place> {
-    let at = match reply.bytes().filter(|b| *b == b'.').count() + 1 {
-        9 => 4,
-        11.. => 6,
+    let behind = match reply.bytes().filter(|byte| *byte == b'.').count() + 1 {
+        9 => 5,
+        tokens @ 11.. => tokens - 6,
         _ => return None,
     };
-    let mut tokens = reply.split('.').skip(at);
+    // from the end, which is nearer
+    let mut dots = reply.bytes().rev().enumerate().filter(|(_, byte)| *byte == b'.');
+    let (from_end, _) = dots.nth(behind - 1)?;
+    let mut numbers = &reply.as_bytes()[reply.len() - from_end..];
     Some(Place {
-        deliveries: tokens.next()?.parse().ok()?,
-        sequence: tokens.next()?.parse().ok()?,
-        delivered: tokens.next()?.parse().ok()?,
-        time_ms: tokens.next()?.parse::<u64>().ok()? / 1_000_000,
+        deliveries: number(&mut numbers)?.try_into().ok()?,
+        sequence: number(&mut numbers)?,
+        delivered: number(&mut numbers)?,
+        time_ms: number(&mut numbers)? / 1_000_000,
     })
+}
+
+/// The number up to the next dot, which is taken away with it.
+fn number(text: &mut &[u8]) -> Option<u64> {
+    let (mut number, mut digits) = (0_u64, 0);
+    while let Some((byte, rest)) = text.split_first() {
+        *text = rest;
+        if *byte == b'.' {
+            break;
+        }
+        let digit = byte.wrapping_sub(b'0');
+        if digit > 9 {
+            return None;
+        }
+        number = number.checked_mul(10)?.checked_add(u64::from(digit))?;
+        digits += 1;
+    }
+    (digits > 0).then_some(number)
 }
 
 #[cfg(test)]
@@ -139,7 +160,20 @@ mod tests {
         let expected = Some(Place { deliveries: 2, sequence: 17, delivered: 5, time_ms: 1_700_000_000_000 });
         assert_eq!(place("$JS.ACK.orders.billing.2.17.5.1700000000000000000.3"), expected);
         assert_eq!(place("$JS.ACK._.hash.orders.billing.2.17.5.1700000000000000000.3.token"), expected);
-        assert_eq!(place("$JS.ACK.orders"), None);
+        assert_eq!(place("$JS.ACK._.hash.orders.billing.2.17.5.1700000000000000000.3"), expected);
+        for none in [
+            "$JS.ACK.orders",
+            "$JS.ACK._.orders.billing.2.17.5.1700000000000000000.3",
+            "$JS.ACK.orders.billing.2.17.5.1700000000000000000",
+            "$JS.ACK.orders.billing.2..5.1700000000000000000.3",
+            "$JS.ACK.orders.billing.2.x7.5.1700000000000000000.3",
+            "$JS.ACK.orders.billing.4294967296.17.5.1700000000000000000.3",
+            "$JS.ACK.orders.billing.2.18446744073709551616.5.1700000000000000000.3",
+        ] {
+            assert_eq!(place(none), None, "{none}");
+        }
+        let largest = place("$JS.ACK.orders.billing.4294967295.18446744073709551615.5.1700000000000000000.3");
+        assert_eq!(largest.map(|place| (place.deliveries, place.sequence)), Some((u32::MAX, u64::MAX)));
     }
 
     #[test]

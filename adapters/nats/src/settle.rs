@@ -1,4 +1,4 @@
-//! The tracker of one subscription: what it handed out is settled here, and told to the server by its task.
+//! The tracker of one subscription: what it handed out is settled here, and told to the server by `acks`.
 
 use std::sync::Arc;
 

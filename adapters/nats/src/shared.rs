@@ -10,8 +10,9 @@ use async_nats::Subject;
 use postrider_core::{
     Claim, ClaimId, Delivery, Error, InFlight, Order, Origin, Settlement, Signal, Token, Window,
 };
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::Notify;
 
+use crate::acks::Teller;
 use partition::{Acknowledged, Held, Partition};
 
 pub(crate) use partition::{Arrived, Tell, What};
@@ -76,16 +77,11 @@ pub(crate) struct Shared {
     order: Order,
     /// Something to receive.
     pub(crate) arrived: Notify,
-    tell: mpsc::UnboundedSender<Tell>,
+    teller: Teller,
 }
 
 impl Shared {
-    pub(crate) fn new(
-        partitions: u32,
-        window: Window,
-        order: Order,
-        tell: mpsc::UnboundedSender<Tell>,
-    ) -> Self {
+    pub(crate) fn new(partitions: u32, window: Window, order: Order, teller: Teller) -> Self {
         let partitions = (0..partitions).map(|_| Partition::new()).collect();
         let state = State {
             partitions,
@@ -98,17 +94,15 @@ impl Shared {
             turn: 0,
             share: usize::MAX,
         };
-        Self { state: Mutex::new(state), order, arrived: Notify::new(), tell }
+        Self { state: Mutex::new(state), order, arrived: Notify::new(), teller }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Bounded by the window: there is never more to tell than is held.
     pub(crate) fn tell(&self, reply: Subject, what: What) {
-        // the receiver is gone only when the subscription is
-        let _ = self.tell.send(Tell { reply, what });
+        self.teller.tell(Tell { reply, what });
     }
 
     pub(crate) fn with_partition<T>(&self, shard: u32, with: impl FnOnce(&mut Partition) -> T) -> Option<T> {
@@ -172,7 +166,7 @@ impl Shared {
                     if held.out {
                         state.in_flight.settled(held.bytes);
                     }
-                    let _ = self.tell.send(Tell { reply: held.reply, what: What::Nak(None) });
+                    self.tell(held.reply, What::Nak(None));
                 }
                 partition.released = true;
                 partition.room.notify_one();
@@ -197,7 +191,7 @@ impl Shared {
             if held.out {
                 state.in_flight.settled(held.bytes);
             }
-            let _ = self.tell.send(Tell { reply: held.reply, what: What::Nak(None) });
+            self.tell(held.reply, What::Nak(None));
         }
         state.events.push_back(Signal::Lost(vec![claim]));
         self.arrived.notify_one();
@@ -217,7 +211,7 @@ impl Shared {
     /// How many of the held messages came by the consumer's first `delivered` deliveries.
     pub(crate) fn held_of(&self, shard: u32, delivered: u64) -> usize {
         let count = |partition: &mut Partition| {
-            partition.held.values().filter(|held| held.delivered <= delivered).count()
+            partition.held.iter().filter(|(_, held)| held.delivered <= delivered).count()
         };
         self.with_partition(shard, count).unwrap_or(0)
     }
@@ -254,7 +248,7 @@ impl Shared {
             return;
         };
         for tell in lot.into_iter().filter_map(|arrived| partition.push(arrived)) {
-            let _ = self.tell.send(tell);
+            self.teller.tell(tell);
         }
         drop(state);
         self.arrived.notify_one();
@@ -292,7 +286,7 @@ impl Shared {
             let mut at = 0;
             while into.len() - before < max && at < partition.buffer.len() {
                 let seq = partition.buffer[at];
-                let Some(held) = partition.held.get_mut(&seq) else {
+                let Some(held) = partition.held.get_mut(seq) else {
                     partition.buffer.remove(at);
                     continue;
                 };
@@ -304,13 +298,20 @@ impl Shared {
                     at = usize::MAX;
                     break;
                 }
+                // only under order it may be handed out again
+                let again = if self.order == Order::None { None } else { held.envelope.clone() };
+                let Some(envelope) = std::mem::replace(&mut held.envelope, again) else {
+                    debug_assert!(false, "without order nothing is handed out twice");
+                    partition.buffer.remove(at);
+                    continue;
+                };
                 // at the front nearly always, which costs nothing
                 partition.buffer.remove(at);
                 held.out = true;
                 state.in_flight.take(held.bytes);
                 let token = Token { claim: ClaimId { shard: shard as u32, epoch: partition.epoch }, seq };
                 into.push(Delivery {
-                    envelope: held.envelope.clone(),
+                    envelope,
                     origin: Origin { shard: shard as u32, position: seq },
                     deliveries: Some(held.deliveries),
                     claim: claim(token),
@@ -330,32 +331,32 @@ impl Shared {
         batch: &[(Token, Settlement)],
         delayed: &mut Vec<(Token, Duration)>,
     ) -> Vec<Token> {
-        let mut stale = Vec::new();
+        let (mut stale, mut acknowledged) = (Vec::new(), Vec::with_capacity(batch.len()));
         let mut state = self.state();
         let before = state.load();
         for (token, settlement) in batch {
             let known = match *settlement {
                 Settlement::Extend => self.extend(&mut state, *token),
                 Settlement::GiveBack(after) => self.give_back(&mut state, *token, after, delayed),
-                _ => self.acknowledge(&mut state, *token),
+                _ => acknowledge(&mut state, *token).map(|reply| acknowledged.push(reply)).is_some(),
             };
             if !known {
                 stale.push(*token);
             }
         }
         state.ask_again(before);
+        // what waits for room, or was given back
+        let waits = state.partitions.iter().any(|partition| !partition.buffer.is_empty());
+        // had before others can see that it is settled, so that a flush of theirs waits for it
+        let direct = (!acknowledged.is_empty()).then(|| self.teller.direct());
         drop(state);
-        self.arrived.notify_one();
+        if let Some(direct) = direct {
+            direct.acknowledge(acknowledged);
+        }
+        if waits {
+            self.arrived.notify_one();
+        }
         stale
-    }
-
-    fn acknowledge(&self, state: &mut State, token: Token) -> bool {
-        let Some(partition) = state.partition(token) else { return false };
-        let Some(held) = partition.done(token.seq) else { return false };
-        partition.acknowledged.insert(token.seq, held.time_ms);
-        state.in_flight.settled(held.bytes);
-        self.tell(held.reply, What::Ack);
-        true
     }
 
     fn extend(&self, state: &mut State, token: Token) -> bool {
@@ -404,7 +405,7 @@ impl Shared {
         let Some(partition) = state.partitions.get_mut(token.claim.shard as usize) else {
             return;
         };
-        let key = partition.held.get(&token.seq).and_then(|held| held.key);
+        let key = partition.held.get(token.seq).and_then(|held| held.key);
         if partition.epoch == token.claim.epoch
             && let Some(key) = key
             && let Some(count) = partition.delayed.get_mut(&key)
@@ -425,7 +426,11 @@ impl Shared {
 
     /// Everything that is held, for the sign of life.
     pub(crate) fn held(&self) -> Vec<Subject> {
-        self.state().partitions.iter().flat_map(|p| p.held.values().map(|held| held.reply.clone())).collect()
+        self.state()
+            .partitions
+            .iter()
+            .flat_map(|p| p.held.iter().map(|(_, held)| held.reply.clone()))
+            .collect()
     }
 
     /// Takes out everything that is held, in its order, to be given back.
@@ -452,4 +457,13 @@ impl Shared {
         let held = state.partitions.iter().enumerate().filter(|(_, p)| p.assigned);
         held.map(|(shard, p)| ClaimId { shard: shard as u32, epoch: p.epoch }).collect()
     }
+}
+
+/// Takes out what was handled; answers by which name the server is to be told.
+fn acknowledge(state: &mut State, token: Token) -> Option<Subject> {
+    let partition = state.partition(token)?;
+    let held = partition.done(token.seq)?;
+    partition.acknowledged.insert(token.seq, held.time_ms);
+    state.in_flight.settled(held.bytes);
+    Some(held.reply)
 }

@@ -13,7 +13,7 @@ use postrider_core::{
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::acks::{self, Acks, Lines};
+use crate::acks::{self, Acks, Ends};
 use crate::broker::NatsBroker;
 use crate::connection::Connection;
 use crate::members::Presence;
@@ -58,13 +58,13 @@ impl Subscriber for NatsBroker {
         self.topology().channel(&options.channel).await?;
         self.topology().group(options, &plans).await?;
         let claim_timeout = options.claim_timeout.unwrap_or(self.config().claim_timeout);
-        let lines = Lines::new();
-        let shared = Arc::new(Shared::new(plans.len() as u32, options.window, options.order, lines.tell));
+        let ends = Ends::new(self.connection().clone());
+        let shared = Arc::new(Shared::new(plans.len() as u32, options.window, options.order, ends.teller));
         let acks = Acks {
             connection: self.connection().clone(),
             env: self.environment().clone(),
-            tell: lines.told,
-            flush: lines.flushed,
+            inlet: ends.inlet,
+            flush: ends.flushed,
             shared: acks::weak(&shared),
             progress: claim_timeout / 3,
         };
@@ -103,7 +103,7 @@ impl Subscriber for NatsBroker {
         }
         let tracker = Arc::new(Tracker {
             shared,
-            flush: lines.flush,
+            flush: ends.flush,
             env: self.environment().clone(),
             tasks: self.tasks().clone(),
         });

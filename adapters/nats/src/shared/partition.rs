@@ -1,13 +1,11 @@
 //! One partition's part of what a subscription holds: what came of it, what is out, and what the server is to be told.
 
-use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_nats::Subject;
-use foldhash::fast::FixedState;
-use postrider_core::Envelope;
+use postrider_core::{Envelope, Rising};
 use tokio::sync::Notify;
 
 use crate::pull::Place;
@@ -37,8 +35,8 @@ pub(super) struct Held {
     pub(super) key: Option<u64>,
     /// Handed to the runner; else it is in the buffer.
     pub(super) out: bool,
-    /// Kept while it may be handed out again.
-    pub(super) envelope: Envelope,
+    /// Kept while it may be handed out, and under order while it may be so again.
+    pub(super) envelope: Option<Envelope>,
     pub(super) deliveries: u32,
     /// Which of all deliveries of the consumer this was.
     pub(super) delivered: u64,
@@ -62,25 +60,26 @@ const REMEMBERED: usize = 4_096;
 /// acknowledgements (it does so ten times a second) and delivers those messages as if for the first time.
 #[derive(Debug, Default)]
 pub(super) struct Acknowledged {
-    /// Sequences and times: a stream that was made anew counts anew, too.
-    times_ms: HashMap<u64, u64, FixedState>,
+    /// By sequence; with the time, since a stream that was made anew counts anew.
+    times_ms: Rising<u64>,
     oldest_first: VecDeque<u64>,
 }
 
 impl Acknowledged {
     pub(super) fn insert(&mut self, sequence: u64, time_ms: u64) {
-        if self.oldest_first.len() == REMEMBERED
+        if self.times_ms.insert(sequence, time_ms).is_some() {
+            return;
+        }
+        self.oldest_first.push_back(sequence);
+        if self.oldest_first.len() > REMEMBERED
             && let Some(oldest) = self.oldest_first.pop_front()
         {
-            self.times_ms.remove(&oldest);
-        }
-        if self.times_ms.insert(sequence, time_ms).is_none() {
-            self.oldest_first.push_back(sequence);
+            self.times_ms.remove(oldest);
         }
     }
 
     fn contains(&self, place: Place) -> bool {
-        self.times_ms.get(&place.sequence) == Some(&place.time_ms)
+        self.times_ms.get(place.sequence) == Some(&place.time_ms)
     }
 }
 
@@ -103,7 +102,7 @@ pub(crate) struct Partition {
     /// Nothing is handed out before all is here that an earlier holder left unsettled.
     pub(super) gathering: bool,
     /// By their sequence in the stream.
-    pub(super) held: HashMap<u64, Held, FixedState>,
+    pub(super) held: Rising<Held>,
     /// What waits to be handed out: sequences, ascending.
     pub(super) buffer: VecDeque<u64>,
     /// Keys of which something waits for its time.
@@ -122,7 +121,7 @@ impl Partition {
             released: false,
             reachable: true,
             gathering: false,
-            held: HashMap::default(),
+            held: Rising::default(),
             buffer: VecDeque::new(),
             delayed: HashMap::new(),
             acknowledged: Acknowledged::default(),
@@ -141,9 +140,7 @@ impl Partition {
     pub(super) fn take_all(&mut self) -> impl Iterator<Item = Held> + use<> {
         self.epoch += 1;
         self.buffer.clear();
-        let mut all: Vec<_> = std::mem::take(&mut self.held).into_iter().collect();
-        all.sort_unstable_by_key(|(sequence, _)| *sequence);
-        all.into_iter().map(|(_, held)| held)
+        std::mem::take(&mut self.held).into_values()
     }
 
     /// Keeps what came, or came again while it is held: then it is only to be settled by its newest name. Answers what is to be told
@@ -156,33 +153,31 @@ impl Partition {
             return tell(reply, What::Nak(None));
         }
         let Place { deliveries, delivered, sequence, time_ms } = place;
-        let free = match self.held.entry(sequence) {
-            Entry::Occupied(mut held) => {
-                (held.get_mut().reply, held.get_mut().delivered) = (reply, delivered);
-                return None;
-            }
-            Entry::Vacant(free) => free,
-        };
+        if let Some(held) = self.held.get_mut(sequence) {
+            (held.reply, held.delivered) = (reply, delivered);
+            return None;
+        }
         if self.acknowledged.contains(place) {
             return tell(reply, What::Ack);
         }
         let bytes = envelope.byte_len();
-        free.insert(Held { reply, bytes, key, out: false, envelope, deliveries, delivered, time_ms });
+        let envelope = Some(envelope);
+        self.held.insert(
+            sequence,
+            Held { reply, bytes, key, out: false, envelope, deliveries, delivered, time_ms },
+        );
         self.enqueue(sequence);
         None
     }
 
     /// What is handed out and not settled.
     pub(super) fn out(&mut self, sequence: u64) -> Option<&mut Held> {
-        self.held.get_mut(&sequence).filter(|held| held.out)
+        self.held.get_mut(sequence).filter(|held| held.out)
     }
 
     /// Takes out what was handed out and is done.
     pub(super) fn done(&mut self, sequence: u64) -> Option<Held> {
-        match self.held.entry(sequence) {
-            Entry::Occupied(held) if held.get().out => Some(held.remove()),
-            _ => None,
-        }
+        if self.held.get(sequence)?.out { self.held.remove(sequence) } else { None }
     }
 
     /// Puts a held message where it belongs among those that wait.
@@ -192,5 +187,26 @@ impl Partition {
         }
         let at = self.buffer.partition_point(|other| *other < sequence);
         self.buffer.insert(at, sequence);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_acknowledged_last_is_remembered_whatever_its_sequence() {
+        let mut acknowledged = Acknowledged::default();
+        let knows = |acknowledged: &Acknowledged, sequence, time_ms| {
+            acknowledged.contains(Place { deliveries: 1, sequence, delivered: 1, time_ms })
+        };
+        let most = REMEMBERED as u64;
+        (10_000..10_000 + most).for_each(|sequence| acknowledged.insert(sequence, 7));
+        // one that took long, and those of a stream that was made anew
+        (1..=3).for_each(|sequence| acknowledged.insert(sequence, 8));
+        assert!((1..=3).all(|sequence| knows(&acknowledged, sequence, 8)));
+        assert!(!knows(&acknowledged, 1, 7), "of another stream");
+        let forgotten = (10_000..10_000 + most).filter(|sequence| !knows(&acknowledged, *sequence, 7));
+        assert!(forgotten.eq(10_000..10_003), "the three oldest, and no more");
     }
 }
