@@ -93,7 +93,10 @@ async fn embedded(job: &Job, broker: &Broker) -> Result<Measured> {
 fn router(job: &Job, tally: &Tally) -> Router<Tally> {
     let router = Router::with_state(tally.clone());
     match job.case {
-        Case::ConsumeKeyed => router.route(bill_in_order),
+        // on the embedded broker what only publishes is handled, too, in the order that a route has by itself
+        Case::ConsumeKeyed | Case::Publish | Case::PublishOne | Case::PublishAll => {
+            router.route(bill_in_order)
+        }
         Case::ConsumeBatch => router.route(bill_many),
         Case::Transform => router.route(invoice),
         _ => router.route(bill),

@@ -18,6 +18,8 @@ pub(crate) struct Extent {
     pub(crate) rounds: usize,
     /// Seconds that a round is to last.
     pub(crate) seconds: f64,
+    /// Whether allocations are counted, by one more run of each subject.
+    pub(crate) counts: bool,
 }
 
 /// All runs of one subject in one case.
@@ -81,7 +83,8 @@ pub(crate) fn measure(ground: &Ground, job: &Job, extent: Extent) -> Result<Vec<
     }
     for (job, runs) in jobs.iter_mut().zip(&mut runs) {
         ground.clear(job)?;
-        if job.case.direction() != Direction::Through
+        if extent.counts
+            && job.case.direction() != Direction::Through
             && !matches!(job.subject, Subject::Narrow | Subject::Bare)
         {
             // fewer messages: only how many allocations they need is looked at

@@ -2,6 +2,7 @@
 //! acknowledgements that aren't awaited.
 
 use std::collections::VecDeque;
+use std::hint::black_box;
 use std::pin::pin;
 use std::sync::Arc;
 
@@ -21,7 +22,7 @@ use crate::job::{BATCH, Job, found};
 use crate::meter::Measured;
 use crate::order::OrderPlaced;
 use crate::pace::Pace;
-use crate::stamp::{self, Said, Stamp};
+use crate::stamp::{self, Claimed, Said, Stamp};
 use crate::tally::Tally;
 
 /// Messages in flight.
@@ -185,10 +186,20 @@ async fn handle(mut pull: Pull, client: Client, tally: Tally) -> Result<()> {
             message = pull.next() => message?,
             () = &mut full => return Ok(()),
         };
+        black_box(claimed(&message).check()?);
         let order: OrderPlaced = serde_json::from_slice(&message.payload)?;
         tally.add(&order);
         acknowledge(&client, message).await?;
     }
+}
+
+fn claimed(message: &Message) -> Claimed<'_> {
+    static ID: HeaderName = HeaderName::from_static("ce-id");
+    static OF: HeaderName = HeaderName::from_static("ce-type");
+    static VERSION: HeaderName = HeaderName::from_static("ce-schemaversion");
+    static CONTENT_TYPE: HeaderName = HeaderName::from_static("content-type");
+    let said = |name: &HeaderName| Some(message.headers.as_ref()?.get(name.clone())?.as_str());
+    Claimed { id: said(&ID), of: said(&OF), version: said(&VERSION), content_type: said(&CONTENT_TYPE) }
 }
 
 async fn acknowledge(client: &Client, message: Message) -> Result<()> {
@@ -230,6 +241,7 @@ async fn transform(
             message = pull.next(), if (out.len() as u64) < WINDOW => message?,
             () = &mut full, if out.is_empty() => return Ok(()),
         };
+        black_box(claimed(&message).check()?);
         let order: OrderPlaced = serde_json::from_slice(&message.payload)?;
         tally.add(&order);
         let invoice = order.invoice();

@@ -2,6 +2,7 @@
 //! a hundred deliveries in one, not awaited; a prefetch of 1,000.
 
 use std::collections::VecDeque;
+use std::hint::black_box;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::Poll;
@@ -23,7 +24,7 @@ use crate::job::{BATCH, Job, found};
 use crate::meter::Measured;
 use crate::order::OrderPlaced;
 use crate::pace::Pace;
-use crate::stamp::{self, Said, Stamp};
+use crate::stamp::{self, Claimed, Said, Stamp};
 use crate::tally::Tally;
 
 /// Messages in flight.
@@ -211,6 +212,19 @@ impl Acks {
     }
 }
 
+fn claimed(delivery: &Delivery) -> Claimed<'_> {
+    let said = |name: &str| match delivery.properties.headers().as_ref()?.inner().get(name)? {
+        AMQPValue::LongString(text) => std::str::from_utf8(text.as_bytes()).ok(),
+        _ => None,
+    };
+    Claimed {
+        id: said("cloudEvents:id"),
+        of: said("cloudEvents:type"),
+        version: said("cloudEvents:schemaversion"),
+        content_type: delivery.properties.content_type().as_ref().map(ShortString::as_str),
+    }
+}
+
 async fn handle(mut consumer: Consumer, mut acks: Acks, tally: Tally) -> Result<()> {
     let watching = tally.clone();
     let mut full = pin!(watching.full());
@@ -222,6 +236,7 @@ async fn handle(mut consumer: Consumer, mut acks: Acks, tally: Tally) -> Result<
         };
         while let Some(delivery) = next {
             let delivery = delivery?;
+            black_box(claimed(&delivery).check()?);
             let order: OrderPlaced = serde_json::from_slice(&delivery.data)?;
             tally.add(&order);
             acks.last = delivery.delivery_tag;
@@ -260,6 +275,7 @@ async fn transform(
             Some(delivery) = consumer.next(), if output.len() < WINDOW => delivery?,
             () = &mut full, if out.is_empty() => break,
         };
+        black_box(claimed(&delivery).check()?);
         let order: OrderPlaced = serde_json::from_slice(&delivery.data)?;
         tally.add(&order);
         let invoice = order.invoice();
