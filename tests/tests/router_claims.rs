@@ -130,7 +130,9 @@ async fn a_claim_that_is_lost_while_the_route_is_stalled_is_noticed_at_once() {
     tokio::time::sleep(HOUR / 60).await;
     memory.disconnect();
     assert_eq!(within("it is cancelled", told.recv()).await, Some("cancelled"));
-    assert_eq!(lag(&service, "bill").await, 2);
+    // bob's comes again and is handled; ann's comes again, too, and waits for its letter
+    tokio::time::sleep(HOUR / 3600).await;
+    assert_eq!(lag(&service, "bill").await, 1);
     memory.fail_publishes(0);
     let report = finish(service).await;
     assert_eq!((report.cancelled, report.handled, report.dead_lettered), (1, 2, 1));
