@@ -6,8 +6,8 @@ use std::fmt;
 /// How many empty places there may be beside as many as there are full ones.
 const SPARE: usize = 128;
 
-/// A map whose keys are added in rising order, or nearly so, such as a broker's delivery tags or offsets. They are mostly dense, so what is looked
-/// for mostly stands where it is to be expected; where they aren't, it is searched for.
+/// A map whose keys are added in rising order, or nearly so, such as a broker's delivery tags or offsets. They are mostly dense, so what is
+/// looked for mostly stands where it is to be expected; where they aren't, it is searched for.
 pub struct Rising<T> {
     /// The first and the last have something.
     entries: VecDeque<(u64, Option<T>)>,
@@ -28,6 +28,10 @@ impl<T: fmt::Debug> fmt::Debug for Rising<T> {
 
 impl<T> Rising<T> {
     fn find(&self, key: u64) -> Option<usize> {
+        // new ones are larger than all, and are looked for as well before they are added
+        if key > self.entries.back()?.0 {
+            return None;
+        }
         let expected = key.checked_sub(self.entries.front()?.0)? as usize;
         if self.entries.get(expected).is_some_and(|(found, _)| *found == key) {
             return Some(expected);
