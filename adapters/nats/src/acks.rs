@@ -1,107 +1,22 @@
-//! What the server is told of deliveries. Acknowledgements are published by whoever settles; a task does all that may have to wait: signs
-//! of life, what is given back, asking whether the server has it all, and telling it again after a lost connection.
+//! The task that tells the server what may have to wait: signs of life, what is given back, and after a lost connection again what it may
+//! not have; and asks whether it has it all. Acknowledgements are mostly published by whoever settles: see `teller`.
 
-use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use async_nats::client::traits::Publisher as _;
-use async_nats::message::OutboundMessage;
 use async_nats::{Subject, Subscriber};
 use bytes::Bytes;
-use futures_util::{FutureExt as _, StreamExt as _};
+use futures_util::StreamExt as _;
 use postrider_core::{Env, Result};
-use tokio::sync::{Notify, mpsc, oneshot};
-use tokio::task::coop::unconstrained;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::connection::Connection;
 use crate::error;
-use crate::pull::{PRIORITY_GROUP, nanos};
-use crate::shared::{Shared, Tell, What};
-
-/// How many acknowledgements may be unconfirmed before the server is asked whether it has them.
-const CONFIRM_EVERY: usize = 512;
-
-/// How many may be so before further ones go by the task, which asks first.
-const DIRECT_UNTIL: usize = 8 * CONFIRM_EVERY;
+use crate::shared::Shared;
+use crate::teller::{CONFIRM_EVERY, Inlet, Tell, Unconfirmed, What, publish};
 
 /// A request to answer when everything told so far has reached the server.
 pub(crate) type Flush = oneshot::Sender<bool>;
-
-/// What was told, and the server may not have.
-#[derive(Debug, Default)]
-struct Unconfirmed {
-    tells: Mutex<VecDeque<Tell>>,
-    /// There are so many that the server is to be asked.
-    due: Notify,
-}
-
-impl Unconfirmed {
-    fn tells(&self) -> MutexGuard<'_, VecDeque<Tell>> {
-        self.tells.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Tells the server, or the task that does.
-#[derive(Debug)]
-pub(crate) struct Teller {
-    connection: Connection,
-    unconfirmed: Arc<Unconfirmed>,
-    task: mpsc::UnboundedSender<Tell>,
-}
-
-impl Teller {
-    /// By the task. Bounded by what the server hands out unacknowledged, `max_ack_pending`.
-    pub(crate) fn tell(&self, tell: Tell) {
-        // the receiver is gone only when the subscription is
-        let _ = self.task.send(tell);
-    }
-
-    /// The right to acknowledge before anybody asks whether the server has it all.
-    pub(crate) fn direct(&self) -> Direct<'_> {
-        Direct { teller: self, unconfirmed: self.unconfirmed.tells() }
-    }
-}
-
-/// Whoever asks the server whether it has everything waits until this is dropped.
-pub(crate) struct Direct<'a> {
-    teller: &'a Teller,
-    unconfirmed: MutexGuard<'a, VecDeque<Tell>>,
-}
-
-impl Direct<'_> {
-    /// Acknowledges at once; what the client has no room for, or can't be sent now, the task tells.
-    pub(crate) fn acknowledge(mut self, replies: Vec<Subject>) {
-        let connection = &self.teller.connection;
-        let mut is_open = connection.is_up() && self.unconfirmed.len() < DIRECT_UNTIL;
-        for reply in replies {
-            let tell = Tell { reply, what: What::Ack };
-            // without `unconstrained`, a task that has used up its budget would look like a full queue
-            is_open = is_open && unconstrained(publish(connection, &tell)).now_or_never().is_some();
-            if is_open {
-                self.unconfirmed.push_back(tell);
-            } else {
-                self.teller.tell(tell);
-            }
-        }
-        if self.unconfirmed.len() >= CONFIRM_EVERY {
-            self.teller.unconfirmed.due.notify_one();
-        }
-    }
-}
-
-async fn publish(connection: &Connection, tell: &Tell) {
-    let payload = match tell.what {
-        What::Ack => Bytes::from_static(b"+ACK"),
-        What::Nak(None) => Bytes::from_static(b"-NAK"),
-        What::Nak(Some(after)) => Bytes::from(format!("-NAK {{\"delay\": {}}}", nanos(after))),
-        What::Progress => Bytes::from_static(b"+WPI"),
-        What::Unpin => Bytes::from(format!("{{\"group\":\"{PRIORITY_GROUP}\"}}")),
-    };
-    // an error here is a closed client: the server redelivers
-    let message = OutboundMessage { subject: tell.reply.clone(), reply: None, payload, headers: None };
-    let _ = connection.client.publish_message(message).await;
-}
 
 /// The task.
 pub(crate) struct Acks {
@@ -195,22 +110,21 @@ impl Line {
                 self.confirm(env).await;
             }
             publish(&self.connection, &tell).await;
-            if tell.what != What::Progress {
+            // of the others nothing is lost with a connection: signs of life come again, and the time of a pin runs out
+            if let What::Ack | What::Nak(_) = tell.what {
                 self.unconfirmed.tells().push_back(tell);
             }
         }
     }
 
-    /// After a reconnect: the server may or may not have these, and taking one twice changes nothing. Not so of pins: one that was given
-    /// up is another member's by now, or its time runs out.
+    /// After a reconnect: the server may or may not have these, and taking one twice changes nothing.
     async fn tell_again(&mut self) {
         let connects = self.connection.connects();
         if self.connects == connects {
             return;
         }
         self.connects = connects;
-        let again: Vec<_> =
-            self.unconfirmed.tells().iter().filter(|tell| tell.what != What::Unpin).cloned().collect();
+        let again = self.unconfirmed.tells().clone();
         for tell in &again {
             publish(&self.connection, tell).await;
         }
@@ -225,8 +139,8 @@ impl Line {
         }
         // an answer over this connection says nothing of what went over another
         self.tell_again().await;
-        let told: Vec<_> = self.unconfirmed.tells().iter().cloned().collect();
-        let last = last_of_each(told.iter().filter(|tell| tell.what != What::Unpin));
+        let told = self.unconfirmed.tells().clone();
+        let last = last_of_each(told.iter());
         self.rounds += 1;
         let reply = format!("{}.{}", self.inbox, self.rounds);
         let mut open = last.len();
@@ -289,32 +203,6 @@ fn consumer_of(reply: &str) -> &str {
 pub(crate) async fn flush(to: &mpsc::Sender<Flush>) -> bool {
     let (answer, answered) = oneshot::channel();
     to.send(answer).await.is_ok() && answered.await.unwrap_or(false)
-}
-
-/// What comes to the task.
-pub(crate) struct Inlet {
-    tells: mpsc::UnboundedReceiver<Tell>,
-    unconfirmed: Arc<Unconfirmed>,
-    /// How often the client had connected before anything was told.
-    connects: u64,
-}
-
-/// All ends: for those who tell, for the task, and for those who want to know that it was told.
-pub(crate) struct Ends {
-    pub(crate) teller: Teller,
-    pub(crate) inlet: Inlet,
-    pub(crate) flush: mpsc::Sender<Flush>,
-    pub(crate) flushed: mpsc::Receiver<Flush>,
-}
-
-impl Ends {
-    pub(crate) fn new(connection: Connection) -> Self {
-        let (task, tells) = mpsc::unbounded_channel();
-        let (flush, flushed) = mpsc::channel(16);
-        let (unconfirmed, connects) = (Arc::new(Unconfirmed::default()), connection.connects());
-        let teller = Teller { connection, unconfirmed: Arc::clone(&unconfirmed), task };
-        Self { teller, inlet: Inlet { tells, unconfirmed, connects }, flush, flushed }
-    }
 }
 
 /// Keeps the state alive no longer than the subscription.

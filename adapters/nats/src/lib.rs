@@ -25,6 +25,7 @@ mod settle;
 mod shared;
 mod strikes;
 mod subscriber;
+mod teller;
 mod topology;
 
 pub use broker::NatsBroker;

@@ -13,7 +13,8 @@ use tokio_util::sync::CancellationToken;
 use crate::connection::{Connection, Link};
 use crate::convert;
 use crate::pull::{self, Answer, PRIORITY_GROUP, Request, nanos, unpin_subject};
-use crate::shared::{Arrived, Shared, What};
+use crate::shared::{Arrived, Shared};
+use crate::teller::What;
 use crate::topology::{ConsumerPlan, Unsettled};
 
 /// How long a request may wait at the server.

@@ -12,10 +12,10 @@ use postrider_core::{
 };
 use tokio::sync::Notify;
 
-use crate::acks::Teller;
+use crate::teller::{Tell, Teller, What};
 use partition::{Acknowledged, Held, Partition};
 
-pub(crate) use partition::{Arrived, Tell, What};
+pub(crate) use partition::Arrived;
 
 #[derive(Debug)]
 struct State {

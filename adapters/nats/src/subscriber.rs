@@ -10,10 +10,11 @@ use postrider_core::{
     BoxFuture, Capability, Claim, ClaimId, Control, Delivery, Error, ErrorKind, Group, GroupName, Health,
     HealthState, Origin, Result, Settle, Signal, Start, SubscribeOptions, Subscriber, Subscription, Suspect,
 };
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::acks::{self, Acks, Ends};
+use crate::acks::{self, Acks};
 use crate::broker::NatsBroker;
 use crate::connection::Connection;
 use crate::members::Presence;
@@ -21,7 +22,8 @@ use crate::naming::members_subject;
 use crate::partition::Puller;
 use crate::pull::unpin_subject;
 use crate::settle::Tracker;
-use crate::shared::{Shared, What};
+use crate::shared::Shared;
+use crate::teller::{Teller, What};
 use crate::topology::ConsumerPlan;
 
 /// One member of a group. Dropped, it leaves and gives back what is unsettled; [`close`](Subscription::close) also waits until
@@ -58,13 +60,14 @@ impl Subscriber for NatsBroker {
         self.topology().channel(&options.channel).await?;
         self.topology().group(options, &plans).await?;
         let claim_timeout = options.claim_timeout.unwrap_or(self.config().claim_timeout);
-        let ends = Ends::new(self.connection().clone());
-        let shared = Arc::new(Shared::new(plans.len() as u32, options.window, options.order, ends.teller));
+        let (teller, inlet) = Teller::new(self.connection().clone());
+        let (flush, flushed) = mpsc::channel(16);
+        let shared = Arc::new(Shared::new(plans.len() as u32, options.window, options.order, teller));
         let acks = Acks {
             connection: self.connection().clone(),
             env: self.environment().clone(),
-            inlet: ends.inlet,
-            flush: ends.flushed,
+            inlet,
+            flush: flushed,
             shared: acks::weak(&shared),
             progress: claim_timeout / 3,
         };
@@ -101,12 +104,8 @@ impl Subscriber for NatsBroker {
             };
             pullers.spawn(presence.run());
         }
-        let tracker = Arc::new(Tracker {
-            shared,
-            flush: ends.flush,
-            env: self.environment().clone(),
-            tasks: self.tasks().clone(),
-        });
+        let tracker =
+            Arc::new(Tracker { shared, flush, env: self.environment().clone(), tasks: self.tasks().clone() });
         Ok(NatsSubscription {
             tracker,
             plans: Arc::new(plans),

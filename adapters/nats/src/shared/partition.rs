@@ -1,30 +1,15 @@
-//! One partition's part of what a subscription holds: what came of it, what is out, and what the server is to be told.
+//! One partition's part of what a subscription holds: what came of it, what is out, and what is remembered.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use async_nats::Subject;
 use postrider_core::{Envelope, Rising};
 use tokio::sync::Notify;
 
 use crate::pull::Place;
-
-/// What is to be told to the server about a delivery.
-#[derive(Clone, Debug)]
-pub(crate) struct Tell {
-    pub(crate) reply: Subject,
-    pub(crate) what: What,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum What {
-    Ack,
-    Nak(Option<Duration>),
-    Progress,
-    /// Gives up a pin; the subject is the API's.
-    Unpin,
-}
+use crate::teller::{Tell, What};
 
 /// A message that came and is not settled.
 #[derive(Debug)]
