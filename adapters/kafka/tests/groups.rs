@@ -8,7 +8,7 @@ mod support;
 
 use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use postrider_conformance::Settings;
 use postrider_core::{
@@ -76,6 +76,37 @@ fn revoked(signals: &[Signal]) -> Vec<postrider_core::ClaimId> {
         _ => Vec::new(),
     });
     claims.filter(|claim| claim.shard < 2).collect()
+}
+
+#[tokio::test]
+async fn a_partition_beside_an_idle_one_does_not_wait_for_it() {
+    const ROUNDS: usize = 10;
+    const EACH: usize = 10;
+    /// So long the client has nothing to do but to fill its queue and to ask for what isn't full, and the broker to hold that.
+    const REST: Duration = Duration::from_millis(300);
+    let broker = connect(&tenant(), "partitions=2&native.queued.max.messages.kbytes=1024").await;
+    broker.declare("c").await.expect("it is declared");
+    let body = Bytes::from(vec![7; 700_000]);
+    let messages = (0..ROUNDS * EACH).map(|_| Envelope::builder(body.clone()).key("k"));
+    for outcome in broker.publish_all("c", messages).await {
+        outcome.expect("it is confirmed");
+    }
+    let mut subscription = broker.subscribe(&options("c")).await.expect("it subscribes");
+    let (mut took, mut handled) = (Vec::new(), 0);
+    while handled < ROUNDS * EACH {
+        tokio::time::sleep(REST).await;
+        let (began, wanted) = (Instant::now(), EACH.min(ROUNDS * EACH - handled));
+        // far more than the queue holds
+        let (came, _) = receive(&mut subscription, |deliveries, _| deliveries.len() >= wanted).await;
+        took.push(began.elapsed());
+        handled += came.len();
+        for delivery in came {
+            delivery.claim.settle(Settlement::Ack).expect("the claim holds");
+        }
+    }
+    // a broker that isn't told otherwise holds a request for half a second: on average for a quarter when the rest is over
+    let all: Duration = took.iter().sum();
+    assert!(all < Duration::from_millis(125) * ROUNDS as u32, "{took:?}");
 }
 
 /// Two partitions with five messages each, all of them out at the first member; then a second one joins.
