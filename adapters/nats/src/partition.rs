@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use async_nats::{Message, Subscriber};
 use bytes::Bytes;
 use futures_util::{FutureExt as _, StreamExt as _};
-use postrider_core::{BoxFuture, Env, Error, ErrorKind, Order, Signal};
+use postrider_core::{BoxFuture, Env, Error, ErrorKind, Order, Signal, Window};
 use tokio_util::sync::CancellationToken;
 
 use crate::connection::{Connection, Link};
@@ -25,10 +25,27 @@ const COURTESY: Duration = Duration::from_millis(500);
 const PATIENCE: Duration = Duration::from_mins(1);
 /// The time between two looks at what an earlier holder left.
 const LOOK: Duration = Duration::from_millis(20);
-/// The most messages that one request asks for.
-const REQUEST: usize = 256;
 /// The most messages that are taken together.
 const LOT: usize = 256;
+
+/// Messages, and bytes of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Amount {
+    messages: usize,
+    bytes: usize,
+}
+
+impl Amount {
+    /// What each of so many partitions may have asked for. All of them have a request open, also those without messages; together
+    /// that is one window more, or what little lets each go on. The server halts when it has sent what was asked for, so a single
+    /// partition asks for all that there is room for.
+    pub(crate) fn of_each(window: &Window, partitions: usize, largest: usize) -> Self {
+        Self {
+            messages: (window.messages / partitions).max(256),
+            bytes: (window.bytes / partitions).max(largest + 64 * 1024),
+        }
+    }
+}
 
 pub(crate) struct Puller {
     pub(crate) connection: Connection,
@@ -40,7 +57,8 @@ pub(crate) struct Puller {
     pub(crate) hash: std::hash::RandomState,
     /// How many messages may be held here, of all partitions together.
     pub(crate) window: usize,
-    pub(crate) max_bytes: usize,
+    /// The most that is asked for and hasn't come.
+    pub(crate) most: Amount,
     pub(crate) claim_timeout: Duration,
     pub(crate) stop: CancellationToken,
 }
@@ -279,16 +297,15 @@ impl Puller {
             }
             (talk.requested, talk.heard) = (0, now);
         }
-        // an idle partition has a request open, too, so what is asked for may exceed the window by a request for each
         let missing = talk.gathering.as_ref().map_or(0, |gathering| gathering.missing);
-        let wanted = self.window.saturating_sub(self.shared.load()).max(missing).min(REQUEST);
+        let wanted = self.window.saturating_sub(self.shared.load()).max(missing).min(self.most.messages);
         let free = wanted.saturating_sub(talk.requested);
         // of several requests without a pin one would get it, and the others would wait for ever
         let enough = if self.plan.pinned && talk.pin.is_none() { 0 } else { wanted / 2 };
         if free > 0 && talk.requested <= enough {
             let request = Request {
                 batch: free,
-                max_bytes: self.max_bytes,
+                max_bytes: self.most.bytes,
                 expires: nanos(EXPIRES),
                 idle_heartbeat: nanos(self.heartbeat()),
                 group: self.plan.pinned.then_some(PRIORITY_GROUP),
@@ -447,5 +464,23 @@ impl Puller {
     fn lose(&self, talk: &mut Talk) {
         (talk.pin, talk.gathering) = (None, None);
         self.shared.lose(self.shard);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn partitions_share_what_may_be_asked_for_and_each_can_go_on() {
+        let window = Window { messages: 1024, bytes: 16 << 20 };
+        let of = |partitions| Amount::of_each(&window, partitions, 1 << 20);
+        assert_eq!(of(1), Amount { messages: 1024, bytes: 16 << 20 });
+        assert_eq!(of(4), Amount { messages: 256, bytes: 4 << 20 });
+        assert_eq!(
+            of(64),
+            Amount { messages: 256, bytes: (1 << 20) + 64 * 1024 },
+            "the largest message comes"
+        );
     }
 }

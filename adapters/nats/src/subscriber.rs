@@ -19,7 +19,7 @@ use crate::broker::NatsBroker;
 use crate::connection::Connection;
 use crate::members::Presence;
 use crate::naming::members_subject;
-use crate::partition::Puller;
+use crate::partition::{Amount, Puller};
 use crate::pull::unpin_subject;
 use crate::settle::Tracker;
 use crate::shared::Shared;
@@ -73,7 +73,7 @@ impl Subscriber for NatsBroker {
         };
         self.tasks().spawn(acks.run());
         let share = plans.len();
-        let smallest = self.connection().client.max_payload() + 64 * 1024;
+        let most = Amount::of_each(&options.window, share, self.connection().client.max_payload());
         let (mut pullers, stop) = (JoinSet::new(), CancellationToken::new());
         for (shard, plan) in plans.iter().enumerate() {
             let puller = Puller {
@@ -85,7 +85,7 @@ impl Subscriber for NatsBroker {
                 order: options.order,
                 hash: self.hash().clone(),
                 window: options.window.messages,
-                max_bytes: (options.window.bytes / share).max(smallest),
+                most,
                 claim_timeout,
                 stop: stop.clone(),
             };
