@@ -51,8 +51,8 @@ pub(crate) struct Options {
 /// Runs it; its exit code is ours.
 pub(crate) fn main(options: &Options) -> Result<ExitCode> {
     let (house, interrupt) = (House::find()?, Interrupt::install()?);
-    let mut build = house.cargo(["build", "--release", "--package", "postrider-bench"]);
-    if !interrupt.run(&mut build)?.success() {
+    let programs = ["postrider-bench", "postrider-bench-allocations"];
+    if !interrupt.run(&mut house.release(&programs))?.success() {
         bail!("the benches could not be built");
     }
     if let Some(file) = &options.markdown {

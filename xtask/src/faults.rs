@@ -12,8 +12,6 @@ use crate::house::House;
 use crate::interrupt::Interrupt;
 use crate::set::Set;
 
-const PACKAGE: &str = "postrider-system-tests";
-
 /// What to run.
 #[derive(Args)]
 pub(crate) struct Options {
@@ -69,10 +67,8 @@ pub(crate) fn short(house: &House, interrupt: &Interrupt, adapter: &Adapter) -> 
 
 fn run(house: &House, interrupt: &Interrupt, adapter: &Adapter, arguments: &[String]) -> Result<ExitStatus> {
     // built as what is measured is built: a slow program is killed at other moments than a fast one; and once for all brokers
-    let mut build =
-        house.cargo(["build", "--release", "--package", PACKAGE, "--bin", "faults", "--all-features"]);
-    if !interrupt.run(&mut build)?.success() {
-        bail!("the fault run of {PACKAGE} could not be built");
+    if !interrupt.run(&mut house.release(&["faults"]))?.success() {
+        bail!("the fault run could not be built");
     }
     let set = Set::up(house, interrupt, "faults", adapter.brokers)?;
     let mut faults = Command::new(program(&house.target));

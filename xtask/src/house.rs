@@ -57,6 +57,15 @@ impl House {
         command
     }
 
+    /// Builds programs that are measured or put under faults, as they would be shipped. All by the same packages and features,
+    /// whichever are asked for, so that cargo doesn't build the clients anew for each.
+    pub(crate) fn release(&self, programs: &[&str]) -> Command {
+        let mut command = self.cargo(["build", "--release", "--all-features"]);
+        command.args(["--package", "postrider-bench", "--package", "postrider-system-tests"]);
+        command.args(programs.iter().flat_map(|program| ["--bin", program]));
+        command
+    }
+
     /// The features of a package, without `default`: the manifest is their one list.
     pub(crate) fn features(&self, package: &str) -> Result<impl Iterator<Item = &str>> {
         let package = self

@@ -44,8 +44,7 @@ pub(crate) fn compare(house: &House, interrupt: &Interrupt) -> Result<bool> {
 }
 
 fn run(house: &House, interrupt: &Interrupt, bless: bool) -> Result<bool> {
-    let build = ["build", "--release", "--package", "postrider-bench", "--bin", PROGRAM];
-    if !interrupt.run(&mut house.cargo(build))?.success() {
+    if !interrupt.run(&mut house.release(&[PROGRAM]))?.success() {
         bail!("{PROGRAM} could not be built");
     }
     let program = house.target.join("release").join(PROGRAM);
