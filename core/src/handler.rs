@@ -173,7 +173,7 @@ pub enum ViaHandler {}
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a route for a router with state `{S}`",
     label = "not a `#[handler]` function whose arguments are messages or extractors for `{S}`",
-    note = "a message is a type with `#[derive(Message)]`; extractors are `Meta`, `Envelope`, `Batch<T>`, `Publish<T>`, `Attempt`, `Broker`, `Stop` and `State<T>`",
+    note = "a message is a type with `#[derive(Message)]`; extractors are `Meta`, `Envelope`, `Envelope<T>`, `Batch<T>`, `DeadLetter<T>`, `Failure`, `Publish<T>`, `Attempt`, `Broker`, `Stop` and `State<T>`",
     note = "`State<T>` needs `Router::with_state(…)`, with a `T` or with a type that has `#[derive(FromRef)]` and a field `T`",
     note = "put `#[handler(channel = \"…\", group = \"…\")]` on the function, or write `RouteOptions::new(channel, group).handle(function)`"
 )]
