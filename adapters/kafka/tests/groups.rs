@@ -84,12 +84,13 @@ async fn a_partition_beside_an_idle_one_does_not_wait_for_it() {
     const EACH: usize = 10;
     /// So long the client has nothing to do but to fill its queue and to ask for what isn't full, and the broker to hold that.
     const REST: Duration = Duration::from_millis(300);
-    let broker = connect(&tenant(), "partitions=2&native.queued.max.messages.kbytes=1024").await;
+    // a queue of some four messages, so that few are enough
+    let small = "native.queued.max.messages.kbytes=64&native.fetch.message.max.bytes=65536";
+    let broker = connect(&tenant(), &format!("partitions=2&{small}")).await;
     broker.declare("c").await.expect("it is declared");
-    let body = Bytes::from(vec![7; 700_000]);
-    let messages = (0..ROUNDS * EACH).map(|_| Envelope::builder(body.clone()).key("k"));
-    for outcome in broker.publish_all("c", messages).await {
-        outcome.expect("it is confirmed");
+    for _ in 0..ROUNDS * EACH {
+        let body = Envelope::builder(Bytes::from(vec![7; 20_000])).key("k");
+        broker.publish("c", body).await.expect("it is confirmed");
     }
     let mut subscription = broker.subscribe(&options("c")).await.expect("it subscribes");
     let (mut took, mut handled) = (Vec::new(), 0);
@@ -212,18 +213,18 @@ async fn retention_that_overtakes_a_reader_is_told_as_a_gap() {
     let topic = Naming::new(Some(&tenant)).unwrap().topic("c").unwrap();
     let broker = connect(&tenant, "partitions=1").await;
     broker.declare("c").await.expect("it is declared");
-    for _ in 0..12 {
+    for _ in 0..20 {
         let body = Envelope::builder(Bytes::from(vec![b'x'; 500_000]));
         broker.publish("c", body).await.expect("it is confirmed");
     }
-    // a narrow window, so that the client reads only a little ahead
+    // a narrow window, so that the client reads no more ahead than its queue of 1 MiB, a fetch, and 4 MiB beside
     let mut narrow = options("c");
     narrow.window.bytes = 600_000;
     let mut subscription = broker.subscribe(&narrow).await.expect("it subscribes");
     let (mut held, _) = receive(&mut subscription, |deliveries, _| deliveries.len() == 1).await;
-    retain_from(&topic, 10).await;
+    retain_from(&topic, 18).await;
     let (mut positions, mut signals) = (Vec::new(), Vec::new());
-    while positions.last() != Some(&11) {
+    while positions.last() != Some(&19) {
         for delivery in held {
             positions.push(delivery.origin.position);
             delivery.claim.settle(Settlement::Ack).expect("the claim holds");
@@ -231,7 +232,7 @@ async fn retention_that_overtakes_a_reader_is_told_as_a_gap() {
         let more = receive(&mut subscription, |deliveries, _| !deliveries.is_empty()).await;
         held = more.0;
         signals.extend(more.1);
-        if let Some(last) = held.last().filter(|last| last.origin.position == 11) {
+        if let Some(last) = held.last().filter(|last| last.origin.position == 19) {
             positions.push(last.origin.position);
         }
     }
@@ -240,9 +241,9 @@ async fn retention_that_overtakes_a_reader_is_told_as_a_gap() {
         _ => None,
     });
     let gaps: Vec<_> = gaps.collect();
-    let before = positions.iter().filter(|position| **position < 10).count() as u64;
-    assert!(before < 10, "the client had read everything ahead");
-    assert_eq!(gaps, [(before, 10)], "{positions:?}");
+    let before = positions.iter().filter(|position| **position < 18).count() as u64;
+    assert!(before < 18, "the client had read everything ahead");
+    assert_eq!(gaps, [(before, 18)], "{positions:?}");
 }
 
 #[tokio::test]
