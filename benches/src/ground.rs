@@ -1,12 +1,19 @@
 //! What stands at the broker before and after each run: topology and backlog, and that nothing is left and nothing is missing.
 
+use std::time::{Duration, Instant};
+
 use anyhow::{Context as _, Result, ensure};
 use tokio::runtime::Runtime;
+use tokio::time::sleep;
 
 use crate::case::{Case, Direction, Kind, Subject};
 use crate::job::Job;
 use crate::meter::Measured;
 use crate::{kafka, nats, postrider, rabbitmq};
+
+/// How long a broker may take to work off the acknowledgements that it has, and the time between two looks.
+const PATIENCE: Duration = Duration::from_secs(5);
+const LOOK: Duration = Duration::from_millis(20);
 
 /// Prepares and checks runs.
 pub(crate) struct Ground {
@@ -91,7 +98,13 @@ async fn check(job: &Job, measured: &Measured, before: (u64, u64)) -> Result<()>
             ensure!(stored == confirmed, "{confirmed} confirmed, {stored} stored");
         }
         Direction::Out | Direction::Through => {
-            let left = left(job).await?;
+            // a broker may still be working off what it has read
+            let until = Instant::now() + PATIENCE;
+            let mut left = left(job).await?;
+            while left > 0 && Instant::now() < until {
+                sleep(LOOK).await;
+                left = self::left(job).await?;
+            }
             ensure!(left == 0, "all handled, but {left} are left unacknowledged");
         }
     }

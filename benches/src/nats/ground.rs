@@ -15,7 +15,11 @@ pub(crate) async fn clear(job: &Job) -> Result<()> {
     let (js, names) = (server(job).await?, Names::of(job)?);
     for stream in [names.stream, names.invoices] {
         // one that was never made can't be removed
-        let _ = js.delete_stream(&stream).await;
+        if let Err(error) = js.delete_stream(&stream).await
+            && js.get_stream(&stream).await.is_ok()
+        {
+            return Err(error).context("the stream can't be removed");
+        }
     }
     Ok(())
 }
