@@ -11,7 +11,7 @@ use crate::job::Job;
 use crate::meter::Measured;
 use crate::{kafka, nats, postrider, rabbitmq};
 
-/// How long a broker may take to work off the acknowledgements that it has, and the time between two looks.
+/// How long a broker may take to work off the acknowledgements that a raw loop has sent, and the time between two looks.
 const PATIENCE: Duration = Duration::from_secs(5);
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -98,8 +98,9 @@ async fn check(job: &Job, measured: &Measured, before: (u64, u64)) -> Result<()>
             ensure!(stored == confirmed, "{confirmed} confirmed, {stored} stored");
         }
         Direction::Out | Direction::Through => {
-            // a broker may still be working off what it has read
-            let until = Instant::now() + PATIENCE;
+            // a broker may still be working off what it has read; postrider says that it is closed when the broker is through
+            let patience = if job.subject == Subject::Postrider { Duration::ZERO } else { PATIENCE };
+            let until = Instant::now() + patience;
             let mut left = left(job).await?;
             while left > 0 && Instant::now() < until {
                 sleep(LOOK).await;

@@ -28,22 +28,16 @@ const LOOK: Duration = Duration::from_millis(20);
 /// The most messages that are taken together.
 const LOT: usize = 256;
 
-/// Messages, and bytes of them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Amount {
-    messages: usize,
-    bytes: usize,
-}
+/// The least that a partition may have asked for: messages, and beside the largest one's body the bytes of its headers.
+const LEAST: Window = Window { messages: 256, bytes: 64 * 1024 };
 
-impl Amount {
-    /// What each of so many partitions may have asked for. All of them have a request open, also those without messages; together
-    /// that is one window more, or what little lets each go on. The server halts when it has sent what was asked for, so a single
-    /// partition asks for all that there is room for.
-    pub(crate) fn of_each(window: &Window, partitions: usize, largest: usize) -> Self {
-        Self {
-            messages: (window.messages / partitions).max(256),
-            bytes: (window.bytes / partitions).max(largest + 64 * 1024),
-        }
+/// What each of so many partitions may have asked for. All of them have a request open, also those without messages; together that is
+/// one window more, or what little lets each go on. The server halts when it has sent what was asked for, so a single partition asks
+/// for all that there is room for.
+pub(crate) fn share_of(window: &Window, partitions: usize, largest: usize) -> Window {
+    Window {
+        messages: (window.messages / partitions).max(LEAST.messages),
+        bytes: (window.bytes / partitions).max(largest + LEAST.bytes),
     }
 }
 
@@ -58,7 +52,7 @@ pub(crate) struct Puller {
     /// How many messages may be held here, of all partitions together.
     pub(crate) window: usize,
     /// The most that is asked for and hasn't come.
-    pub(crate) most: Amount,
+    pub(crate) most: Window,
     pub(crate) claim_timeout: Duration,
     pub(crate) stop: CancellationToken,
 }
@@ -473,14 +467,10 @@ mod tests {
 
     #[test]
     fn partitions_share_what_may_be_asked_for_and_each_can_go_on() {
-        let window = Window { messages: 1024, bytes: 16 << 20 };
-        let of = |partitions| Amount::of_each(&window, partitions, 1 << 20);
-        assert_eq!(of(1), Amount { messages: 1024, bytes: 16 << 20 });
-        assert_eq!(of(4), Amount { messages: 256, bytes: 4 << 20 });
-        assert_eq!(
-            of(64),
-            Amount { messages: 256, bytes: (1 << 20) + 64 * 1024 },
-            "the largest message comes"
-        );
+        let window = |messages, bytes| Window { messages, bytes };
+        let of = |partitions| share_of(&window(1024, 16 << 20), partitions, 1 << 20);
+        assert_eq!(of(1), window(1024, 16 << 20));
+        assert_eq!(of(2), window(512, 8 << 20));
+        assert_eq!(of(64), window(256, (1 << 20) + 64 * 1024), "the largest message comes");
     }
 }

@@ -19,7 +19,7 @@ use crate::broker::NatsBroker;
 use crate::connection::Connection;
 use crate::members::Presence;
 use crate::naming::members_subject;
-use crate::partition::{Amount, Puller};
+use crate::partition::{Puller, share_of};
 use crate::pull::unpin_subject;
 use crate::settle::Tracker;
 use crate::shared::Shared;
@@ -73,7 +73,7 @@ impl Subscriber for NatsBroker {
         };
         self.tasks().spawn(acks.run());
         let share = plans.len();
-        let most = Amount::of_each(&options.window, share, self.connection().client.max_payload());
+        let most = share_of(&options.window, share, self.connection().client.max_payload());
         let (mut pullers, stop) = (JoinSet::new(), CancellationToken::new());
         for (shard, plan) in plans.iter().enumerate() {
             let puller = Puller {
