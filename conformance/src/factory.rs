@@ -37,7 +37,7 @@ pub trait Factory: Send + Sync + 'static {
         "default"
     }
 
-    /// Whether partitions are the channel's, so that a group may ask for any number up to theirs, and not the group's own.
+    /// Whether partitions are the channel's, 4 of them, so that a group may ask for any number up to that, and not the group's own.
     fn channel_has_partitions(&self) -> bool {
         false
     }

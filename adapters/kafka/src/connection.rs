@@ -17,6 +17,7 @@ use tokio::sync::watch;
 use crate::config::KafkaConfig;
 use crate::confirms::Sends;
 use crate::error;
+use crate::positions::of_leaders;
 use crate::properties;
 
 /// How long one request of metadata may take; it is tried again within its caller's own deadline.
@@ -224,7 +225,8 @@ impl Connection {
         let found = self.ask(move |client| {
             let mut held = 0;
             for partition in 0..count {
-                let (low, high) = client.fetch_watermarks(&asked, partition as i32, REQUEST)?;
+                let (low, high) =
+                    of_leaders(REQUEST, |left| client.fetch_watermarks(&asked, partition as i32, left))?;
                 held += high.saturating_sub(low).max(0) as u64;
             }
             Ok::<_, KafkaError>(held)

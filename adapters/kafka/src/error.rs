@@ -40,9 +40,10 @@ fn kind(code: Code) -> (ErrorKind, &'static str) {
         | Code::WaitingForCoordinator
         | Code::CoordinatorNotAvailable
         | Code::CoordinatorLoadInProgress
-        | Code::NotCoordinator
-        | Code::LeaderNotAvailable
-        | Code::NotLeaderForPartition => (ErrorKind::Connection, "the broker can't be reached"),
+        | Code::NotCoordinator => (ErrorKind::Connection, "the broker can't be reached"),
+        Code::LeaderNotAvailable | Code::NotLeaderForPartition => {
+            (ErrorKind::Connection, "the partition has no leader at this moment; try again")
+        }
         Code::InvalidSessionTimeout => (
             ErrorKind::Mismatch,
             "the broker doesn't allow this `claim_timeout`; keep within its `group.min.session.timeout.ms` and `group.max.session.timeout.ms`",

@@ -42,7 +42,9 @@ pub(crate) struct Partition<Q = Records> {
     lot: VecDeque<Found>,
     pub(crate) mark: Watermark,
     pub(crate) held: Rising<Held>,
-    /// What waits to be handed out, before anything more is taken from the queue.
+    /// All that is held and isn't out.
+    pub(crate) kept: InFlight,
+    /// What of it may be handed out, before anything more is taken from the queue.
     pub(crate) waiting: BTreeSet<u64>,
     /// Keys of which something waits for its time.
     pub(crate) delayed: HashMap<u64, usize, FixedState>,
@@ -84,6 +86,7 @@ impl<Q: Queue> Partition<Q> {
             lot: VecDeque::new(),
             mark,
             held: Rising::default(),
+            kept: InFlight::default(),
             waiting: BTreeSet::new(),
             delayed: HashMap::default(),
             rests_until: None,
@@ -125,6 +128,7 @@ impl<Q: Queue> Partition<Q> {
         self.reached = 0;
         self.starts = Starts { count: self.starts.count.min(1), ..Starts::default() };
         self.held.clear();
+        self.kept = InFlight::default();
         self.waiting.clear();
         self.delayed.clear();
         self.rests_until = None;
@@ -201,6 +205,7 @@ impl<Q: Queue> Partition<Q> {
 
     /// What was read just now waits here.
     pub(crate) fn keep(&mut self, offset: u64, held: Held) {
+        self.kept.take(held.bytes);
         self.held.push(offset, held);
     }
 
@@ -228,6 +233,7 @@ impl<Q: Queue> Partition<Q> {
     ) -> Option<Delivery> {
         let held = self.held.get_mut(offset)?;
         held.out = true;
+        self.kept.settled(held.bytes);
         in_flight.take(held.bytes);
         let envelope = held.envelope.clone();
         self.out += 1;

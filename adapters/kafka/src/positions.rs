@@ -2,15 +2,19 @@
 
 use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use postrider_core::{Gap, Start};
 use rdkafka::consumer::Consumer;
-use rdkafka::error::KafkaResult;
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode as Code};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use crate::mark::{self, Mark, Starts};
 use crate::rebalance::Client;
+
+/// How long a partition that has no leader at this moment, since it is new or moves, isn't asked again.
+const BETWEEN_LEADERS: Duration = Duration::from_millis(50);
 
 /// Where a partition begins.
 #[derive(Clone, Debug)]
@@ -73,16 +77,37 @@ fn offsets(
     at: Offset,
     timeout: Duration,
 ) -> KafkaResult<HashMap<i32, u64>> {
-    let asked = list(topic, partitions.iter().map(|partition| (*partition, at)));
-    let found = client.offsets_for_times(asked, timeout)?;
-    let mut out = HashMap::new();
-    for element in found.elements() {
-        element.error()?;
-        if let Offset::Offset(offset) = element.offset() {
-            out.insert(element.partition(), offset as u64);
+    of_leaders(timeout, |left| {
+        let asked = list(topic, partitions.iter().map(|partition| (*partition, at)));
+        let found = client.offsets_for_times(asked, left)?;
+        let mut out = HashMap::new();
+        for element in found.elements() {
+            element.error()?;
+            if let Offset::Offset(offset) = element.offset() {
+                out.insert(element.partition(), offset as u64);
+            }
+        }
+        Ok(out)
+    })
+}
+
+/// What only partitions' leaders can answer; while one has none, it is asked for again.
+pub(crate) fn of_leaders<T>(
+    timeout: Duration,
+    mut ask: impl FnMut(Duration) -> KafkaResult<T>,
+) -> KafkaResult<T> {
+    let until = Instant::now() + timeout;
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        match ask(left) {
+            Err(error) if left > BETWEEN_LEADERS && has_no_leader(&error) => thread::sleep(BETWEEN_LEADERS),
+            found => return found,
         }
     }
-    Ok(out)
+}
+
+fn has_no_leader(error: &KafkaError) -> bool {
+    matches!(error.rdkafka_error_code(), Some(Code::NotLeaderForPartition | Code::LeaderNotAvailable))
 }
 
 /// What the group wrote down for these partitions.
@@ -170,4 +195,34 @@ pub(crate) fn begin(
         (partition, (edges, begin))
     };
     Ok(edges.into_iter().map(begin).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_partition_without_a_leader_is_asked_again_until_the_time_is_over() {
+        const TIMEOUT: Duration = Duration::from_millis(300);
+        let refused = KafkaError::MetadataFetch;
+        let mut lefts = Vec::new();
+        let found = of_leaders(TIMEOUT, |left| {
+            lefts.push(left);
+            if lefts.len() < 3 { Err(refused(Code::NotLeaderForPartition)) } else { Ok(7) }
+        });
+        assert!(found.is_ok_and(|found| found == 7) && lefts.len() == 3);
+        assert!(lefts.is_sorted_by(|earlier, later| later < earlier), "all within one time-out: {lefts:?}");
+        let (began, mut asked) = (Instant::now(), 0);
+        let found: KafkaResult<()> = of_leaders(TIMEOUT, |_| {
+            asked += 1;
+            Err(refused(Code::LeaderNotAvailable))
+        });
+        assert!(found.is_err() && asked > 1 && began.elapsed() + BETWEEN_LEADERS >= TIMEOUT);
+        let mut asked = 0;
+        let found: KafkaResult<()> = of_leaders(TIMEOUT, |_| {
+            asked += 1;
+            Err(refused(Code::TopicAuthorizationFailed))
+        });
+        assert!(found.is_err() && asked == 1, "nothing else is asked again");
+    }
 }

@@ -9,7 +9,7 @@ use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::{ClientConfig, Offset};
 
 use crate::error;
-use crate::positions::list;
+use crate::positions::{list, of_leaders};
 
 /// How long one request may take.
 const REQUEST: Duration = Duration::from_secs(5);
@@ -59,7 +59,8 @@ impl Scan {
     /// Where each partition begins and ends now.
     pub(crate) fn edges(&self) -> Result<Vec<(i64, i64)>> {
         let edges = (0..self.places.len() as i32).map(|partition| {
-            self.client.fetch_watermarks(&self.topic, partition, REQUEST).map_err(|e| self.failed(e))
+            let ask = |left| self.client.fetch_watermarks(&self.topic, partition, left);
+            of_leaders(REQUEST, ask).map_err(|e| self.failed(e))
         });
         edges.collect()
     }

@@ -43,6 +43,15 @@ impl Watermark {
         !settled
     }
 
+    /// What wasn't read below `position` isn't in the log any more: reading goes on there.
+    pub(crate) fn pass_to(&mut self, position: u64) {
+        if position > self.next {
+            self.next = position;
+            self.ahead = self.ahead.split_off(&position);
+            self.version += 1;
+        }
+    }
+
     /// An offset is settled. `false`: it isn't open.
     pub(crate) fn settle(&mut self, offset: u64) -> bool {
         let settled = self.open.remove(offset).is_some();
@@ -99,6 +108,23 @@ mod tests {
         assert!(mark.settle(5) && !mark.settle(5));
         assert_eq!((mark.position(), mark.settled_above().count()), (10, 0));
         assert!(!mark.take(9), "read before");
+    }
+
+    #[test]
+    fn what_the_log_has_no_more_is_passed_over_and_what_is_out_stays_open() {
+        let mut mark = Watermark::new(0, [6, 12]);
+        assert!(mark.take(0) && mark.take(1));
+        assert!(mark.settle(1));
+        let version = mark.version();
+        mark.pass_to(10);
+        assert!(mark.version() > version, "to be written down");
+        assert_eq!((mark.position(), mark.next()), (0, 10));
+        assert!(mark.settled_above().eq((1..10).chain([12])));
+        mark.pass_to(4);
+        assert_eq!(mark.next(), 10, "never back");
+        assert!(!mark.take(9) && mark.take(10) && mark.take(11) && !mark.take(12));
+        assert!(mark.settle(0));
+        assert_eq!(mark.position(), 10);
     }
 
     proptest! {

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use postrider_core::{Error, ErrorKind, Result, Signal, Start};
+use postrider_core::{Error, ErrorKind, Gap, Result, Signal, Start};
 use rdkafka::consumer::Consumer;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::metadata::MetadataPartition;
@@ -103,8 +103,9 @@ impl Work {
         };
         for (number, next) in troubled {
             let Some(edges) = edges.get(&number) else { continue };
-            let inside = (edges.low..=edges.high).contains(&next);
-            let position = if inside { next } else { edges.low };
+            // beyond the end it is another log under the same name
+            let same = next <= edges.high;
+            let position = if same { next.max(edges.low) } else { edges.low };
             // what comes from the new place must not be taken for the old one's
             shared.begin_move(&[number]);
             if let Err(error) = self.put(&[(number, position)]) {
@@ -112,13 +113,13 @@ impl Work {
                 tracing::debug!(target: "postrider::receive", %error, topic, number, "the place is set again");
                 continue;
             }
-            if inside {
-                shared.mended(number);
+            if same {
+                shared.mended(number, position);
             } else {
                 shared.moved(number, position);
-                if next < edges.low {
-                    shared.gap(postrider_core::Gap::new(number as u32, next, edges.low));
-                }
+            }
+            if next < edges.low {
+                shared.gap(Gap::new(number as u32, next, edges.low));
             }
         }
     }

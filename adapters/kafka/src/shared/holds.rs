@@ -138,12 +138,14 @@ impl<Q: Queue> Shared<Q> {
         state.troubled.iter().filter_map(next).collect()
     }
 
-    /// The place was set to what comes next: what was read of what comes behind it comes again.
-    pub(crate) fn mended(&self, number: i32) {
+    /// The place was set to what comes next, `position` or what the log has above it: what was read of that comes again. What is
+    /// held stays.
+    pub(crate) fn mended(&self, number: i32, position: u64) {
         let mut state = self.state();
         state.troubled.remove(&number);
         if let Some(partition) = state.partitions.get_mut(&number) {
             partition.forget_read();
+            partition.mark.pass_to(position);
             if partition.phase == Phase::Moving {
                 partition.phase = Phase::Active;
             }

@@ -64,7 +64,11 @@ impl<Q: Queue> Shared<Q> {
         let in_flight = Shares { own: &mut state.in_flight, elsewhere };
         let (before, count) = (into.len(), state.partitions.len());
         let numbers: Vec<i32> = state.partitions.keys().copied().collect();
-        let mut waiting: usize = state.partitions.values().map(|partition| partition.waiting.len()).sum();
+        let mut kept = InFlight::default();
+        for partition in state.partitions.values() {
+            kept.messages += partition.kept.messages;
+            kept.bytes += partition.kept.bytes;
+        }
         for step in 0..count {
             let number = numbers[(state.turn + step) % count];
             let Some(partition) = state.partitions.get_mut(&number) else { continue };
@@ -82,7 +86,8 @@ impl<Q: Queue> Shared<Q> {
                     full = true;
                     break;
                 }
-                waiting -= usize::from(partition.waiting.remove(&offset));
+                partition.waiting.remove(&offset);
+                kept.settled(held.bytes);
                 into.extend(partition.hand_out(offset, in_flight.own, &claim));
             }
             while !full && into.len() - before < max && partition.rests_until.is_none() {
@@ -90,7 +95,7 @@ impl<Q: Queue> Shared<Q> {
                     full = true;
                     break;
                 }
-                if waiting >= state.window.messages {
+                if kept.messages >= state.window.messages || kept.bytes >= state.window.bytes {
                     break; // nothing more is read, but another partition may have what waits here already
                 }
                 let Some((offset, held, due)) = self.pop(partition, number, &mut state.troubled) else {
@@ -103,10 +108,11 @@ impl<Q: Queue> Shared<Q> {
                     self.waker.wake();
                     break;
                 }
-                if partition.is_delayed(held.key) || !in_flight.has_room(&state.window, held.bytes) {
+                full = !in_flight.has_room(&state.window, held.bytes);
+                if full || partition.is_delayed(held.key) {
+                    kept.take(held.bytes);
                     partition.keep(offset, held);
                     partition.waiting.insert(offset);
-                    waiting += 1;
                     continue;
                 }
                 into.push(partition.hand_on(offset, held, in_flight.own, &claim));

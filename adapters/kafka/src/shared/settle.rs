@@ -34,6 +34,7 @@ impl<Q: Queue> Shared<Q> {
             state.in_flight.settled(held.bytes);
             if let Settlement::GiveBack(after) = settlement {
                 held.out = false;
+                partition.kept.take(held.bytes);
                 let key = held.key;
                 match (after, key) {
                     (Some(_), Some(key)) => {

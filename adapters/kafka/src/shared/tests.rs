@@ -91,10 +91,71 @@ fn after_an_error_nothing_comes_until_the_place_is_sure_and_then_all_of_it() {
         assert_eq!(shared.troubled(), [(0, 2)]);
         shared.begin_move(&[0]);
         log.seek(2..6);
-        shared.mended(0);
+        shared.mended(0, 2);
         assert_eq!(offsets(&shared), [2, 3, 4, 5], "read ahead: {ahead}");
         assert!(shared.troubled().is_empty());
     }
+}
+
+#[test]
+fn where_the_log_has_no_more_what_is_held_stays_and_what_waits_is_handed_out() {
+    let (shared, log) = member();
+    log.put([0, 1]);
+    log.fail();
+    let (_, mut out) = receive(&shared);
+    let (first, second) = (out.remove(0), out.remove(0));
+    let token = |delivery: &Delivery| delivery.claim.token();
+    assert_eq!(shared.troubled(), [(0, 2)]);
+    // what is given back waits here
+    assert!(shared.settle(&[(token(&second), Settlement::GiveBack(None))]).is_empty());
+    assert_eq!(offsets(&shared), [0; 0], "its place isn't known");
+    shared.begin_move(&[0]);
+    log.seek([9]);
+    shared.mended(0, 8);
+    assert_eq!(offsets(&shared), [1, 9]);
+    assert!(shared.settle(&[(token(&first), Settlement::Ack)]).is_empty(), "its claim holds");
+    assert_eq!(shared.places()[&0], (1, 7), "2 to 8 count as settled");
+}
+
+#[test]
+fn no_more_is_held_than_the_windows_bytes_and_a_message_beside() {
+    // each message has 1 byte and its id
+    let (shared, log) = member();
+    log.put(0..90);
+    let each = receive(&shared).1[0].envelope.byte_len();
+    for (room, beside) in [(3 * each, 1), (3 * each - 1, 1), (each, 1)] {
+        let (shared, log) = member();
+        shared.state().window.bytes = room;
+        log.put(0..90);
+        let out = receive(&shared).1.len();
+        assert_eq!(out, (room / each).max(1));
+        receive(&shared);
+        let read = 90 - log.0.lock().unwrap().len();
+        assert!(read <= out + beside, "{read} were read, {out} are out");
+    }
+}
+
+#[test]
+fn what_is_given_back_for_later_counts_until_it_is_out_again() {
+    let (shared, log) = member();
+    log.put(0..500);
+    let mut given = 0;
+    loop {
+        let (_, out) = receive(&shared);
+        if out.is_empty() {
+            break;
+        }
+        given += out.len();
+        let later = Settlement::GiveBack(Some(std::time::Duration::from_mins(1)));
+        let back: Vec<_> = out.iter().map(|delivery| (delivery.claim.token(), later)).collect();
+        assert!(shared.settle(&back).is_empty());
+    }
+    assert_eq!(given, 100, "the window's messages");
+    let now = shared.env.now() + std::time::Duration::from_secs(61);
+    assert_eq!(shared.wake_due(now), None);
+    assert_eq!(offsets(&shared).len(), 100);
+    assert_eq!(shared.in_flight().messages, 100);
+    assert_eq!(shared.state().partitions[&0].kept, InFlight::default());
 }
 
 #[test]
