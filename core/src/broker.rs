@@ -146,12 +146,20 @@ impl Publisher for Broker {
         self.0.dyn_env()
     }
 
-    async fn send(&self, message: Outgoing<'_>) -> Confirm {
-        // who publishes in a loop, and never has to wait, would leave no turn to those whom this wakes
-        tokio::task::coop::consume_budget().await;
-        match self.0.dyn_try_send(message) {
-            Ok(confirm) => confirm, // room, as nearly always: no box
-            Err(message) => self.0.dyn_send(message).await,
+    #[expect(
+        clippy::manual_async_fn,
+        clippy::async_yields_async,
+        reason = "`async fn` keeps the message twice, and who awaits this moves it"
+    )]
+    fn send(&self, message: Outgoing<'_>) -> impl Future<Output = Confirm> + Send {
+        async move {
+            // who publishes in a loop, and never has to wait, would leave no turn to those whom this wakes
+            tokio::task::coop::consume_budget().await;
+            let waiting = match self.0.dyn_try_send(message) {
+                Ok(confirm) => return confirm, // room, as nearly always: no box
+                Err(message) => self.0.dyn_send(message),
+            };
+            waiting.await
         }
     }
 

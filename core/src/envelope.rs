@@ -57,6 +57,12 @@ impl<T> Envelope<T> {
         self.text(Attribute::Type).unwrap_or_default()
     }
 
+    /// Whether it is of this type, or of none that is known.
+    pub(crate) fn may_be(&self, name: &str) -> bool {
+        let found = self.headers.attribute_bytes(Attribute::Type).unwrap_or_default();
+        found == name.as_bytes() || found.is_empty()
+    }
+
     /// Who published it; empty when a foreign message doesn't say.
     pub fn source(&self) -> &str {
         self.text(Attribute::Source).unwrap_or_default()
@@ -64,7 +70,7 @@ impl<T> Envelope<T> {
 
     /// The key: the unit of order. An empty key is a key.
     pub fn key(&self) -> Option<&[u8]> {
-        self.headers.attribute(Attribute::Key)?.as_bytes()
+        self.headers.attribute_bytes(Attribute::Key)
     }
 
     /// The media type of the body.
@@ -282,6 +288,11 @@ impl<T> EnvelopeBuilder<T> {
             self.error.get_or_insert(error);
         }
         self
+    }
+
+    /// [`version`](Self::version) in place: what is being made is large, to move it is a copy.
+    pub(crate) fn set_version(&mut self, version: u32) {
+        self.version = version;
     }
 
     /// The headers in the making, for the hot path and for adapters.

@@ -65,20 +65,23 @@ macro_rules! functions {
                 $($T::declare(declaration);)*
             }
 
-            async fn call(&self, mut incoming: Incoming, cx: &RouteContext<S>) -> Outcome {
-                $(
-                    let $T = match $T::extract(&mut incoming, cx).await {
-                        Ok(value) => value,
-                        Err(rejection) => return rejection.into_outcome(),
-                    };
-                )*
-                let returned = (self)($($T),*).await;
-                let mut output = OutputContext::new(cx.broker().env(), &incoming.first, cx.group(), cx.handler());
-                if !incoming.rest.is_empty() || !incoming.rejected.is_empty() {
-                    output = output.with_items(incoming.decoded());
+            fn call(&self, mut incoming: Incoming, cx: &RouteContext<S>) -> impl Future<Output = Outcome> + Send {
+                // not `async fn`: that would keep the message twice, as the argument and as what the body changes
+                async move {
+                    $(
+                        let $T = match $T::extract(&mut incoming, cx).await {
+                            Ok(value) => value,
+                            Err(rejection) => return rejection.into_outcome(),
+                        };
+                    )*
+                    let returned = (self)($($T),*).await;
+                    let mut output = OutputContext::new(cx.broker().env(), &incoming.first, cx.group(), cx.handler());
+                    if !incoming.rest.is_empty() || !incoming.rejected.is_empty() {
+                        output = output.with_items(incoming.decoded());
+                    }
+                    let outcome = returned.into_outcome(&output);
+                    incoming.merge(outcome)
                 }
-                let outcome = returned.into_outcome(&output);
-                incoming.merge(outcome)
             }
         }
     };

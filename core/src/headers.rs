@@ -63,6 +63,12 @@ impl Headers {
         self.find(attribute.bit(), &[attribute as u8])
     }
 
+    /// The bytes of an attribute that is text or bytes, without a look at which: for what is asked of every message.
+    pub(crate) fn attribute_bytes(&self, attribute: Attribute) -> Option<&[u8]> {
+        let (_, kind, value) = self.entry(attribute.bit(), &[attribute as u8])?;
+        HeaderValue::is_plain(kind).then_some(value)
+    }
+
     /// All attributes that are set, in the order in which they were set.
     pub fn attributes(&self) -> impl Iterator<Item = (Attribute, HeaderValue<'_>)> {
         entries(self.arena()).filter_map(|(name, kind, value)| {
@@ -85,12 +91,14 @@ impl Headers {
     }
 
     fn find(&self, bit: Contents, name: &[u8]) -> Option<HeaderValue<'_>> {
+        self.entry(bit, name).map(|(_, kind, value)| HeaderValue::read(kind, value))
+    }
+
+    fn entry(&self, bit: Contents, name: &[u8]) -> Option<(&[u8], u8, &[u8])> {
         if self.contents() & bit == 0 {
             return None;
         }
-        entries(self.arena())
-            .find(|(n, ..)| *n == name)
-            .map(|(_, kind, value)| HeaderValue::read(kind, value))
+        entries(self.arena()).find(|(n, ..)| *n == name)
     }
 }
 

@@ -46,6 +46,15 @@ const DASHES: [usize; 4] = [8, 13, 18, 23];
 /// Where the two digits of each byte begin.
 const PAIRS: [usize; 16] = [0, 2, 4, 6, 9, 11, 14, 16, 19, 21, 24, 26, 28, 30, 32, 34];
 const HEX: &[u8; 16] = b"0123456789abcdef";
+/// The two digits of each byte.
+const WRITTEN: [[u8; 2]; 256] = {
+    let (mut written, mut byte) = ([[0; 2]; 256], 0);
+    while byte < written.len() {
+        written[byte] = [HEX[byte >> 4], HEX[byte & 15]];
+        byte += 1;
+    }
+    written
+};
 /// What each byte of text is worth as a digit; [`NO_DIGIT`] of all others.
 const DIGITS: [u8; 256] = {
     let (mut digits, mut value) = ([NO_DIGIT; 256], 0);
@@ -62,8 +71,7 @@ pub(crate) fn format_uuid<'a>(bytes: &[u8; 16], out: &'a mut [u8; 36]) -> &'a st
         out[at] = b'-';
     }
     for (byte, at) in bytes.iter().zip(PAIRS) {
-        out[at] = HEX[usize::from(byte >> 4)];
-        out[at + 1] = HEX[usize::from(byte & 15)];
+        [out[at], out[at + 1]] = WRITTEN[usize::from(*byte)];
     }
     std::str::from_utf8(out).unwrap_or_default()
 }

@@ -99,9 +99,8 @@ impl std::error::Error for DecodeError {
 /// # Errors
 /// [`DecodeError`]; a foreign message that names no type is taken by its body alone.
 pub fn decode<T: Message>(envelope: &Envelope) -> Result<T, DecodeError> {
-    let found = envelope.type_name();
-    if found != T::NAME && !found.is_empty() {
-        return Err(DecodeError::UnknownType { found: found.into(), expected: T::NAME });
+    if !envelope.may_be(T::NAME) {
+        return Err(DecodeError::UnknownType { found: envelope.type_name().into(), expected: T::NAME });
     }
     T::decode(envelope.version(), envelope.payload())
 }
@@ -323,7 +322,8 @@ fn fill<T: Message>(mut builder: EnvelopeBuilder, message: &T, cx: &EnvelopeCont
         headers.set(Attribute::IdempotencyKey, &*key);
     }
     caused(&mut builder, cx);
-    builder.version(T::VERSION).build_at(cx.env, cx.wall_ms)
+    builder.set_version(T::VERSION);
+    builder.build_at(cx.env, cx.wall_ms)
 }
 
 fn caused(builder: &mut EnvelopeBuilder, cx: &EnvelopeContext<'_>) {

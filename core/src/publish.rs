@@ -1,11 +1,13 @@
 //! Publishing: what is sent, what is known about it afterwards. Adapters implement [`Publisher`]; programs use [`PublisherExt`].
 
 use std::fmt;
-use std::future::Future;
+use std::future::{Future, ready};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{self, Context, Poll};
 use std::time::{Duration, Instant};
+
+use futures_util::FutureExt as _;
 
 use crate::address::{Address, GroupName};
 use crate::capability::{Capabilities, Capability};
@@ -192,8 +194,8 @@ impl Future for Confirm {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Confirmed> {
         let outcome = match &mut self.0 {
-            State::Tracked(confirms, token) => ready!(confirms.poll_confirm(*token, cx)),
-            State::Boxed(future) => ready!(future.as_mut().poll(cx)),
+            State::Tracked(confirms, token) => task::ready!(confirms.poll_confirm(*token, cx)),
+            State::Boxed(future) => task::ready!(future.as_mut().poll(cx)),
             State::Ready(_) | State::Done => match std::mem::replace(&mut self.0, State::Done) {
                 State::Ready(outcome) => outcome,
                 // the contract of `Future`: nobody polls after ready; waiting for ever is the gentlest answer
@@ -296,10 +298,11 @@ pub trait PublisherExt: Publisher {
     ) -> impl Future<Output = Confirmed> + Send {
         // encoded before the async block: the future holds no `&T`, so `T: Sync` is not asked for
         let made = message.into_envelope(&EnvelopeContext::first(self.env(), self.env().wall_ms()));
-        let address = to.into();
-        async move {
-            let envelope = made.map_err(PublishError::Failed)?;
-            self.send(Outgoing { address, envelope, options }).await.await
+        match made {
+            Ok(envelope) => {
+                self.send(Outgoing { address: to.into(), envelope, options }).flatten().left_future()
+            }
+            Err(error) => ready(Err(PublishError::Failed(error))).right_future(),
         }
     }
 
@@ -314,12 +317,9 @@ pub trait PublisherExt: Publisher {
         message: impl IntoEnvelope,
     ) -> impl Future<Output = Confirm> + Send {
         let made = message.into_envelope(&EnvelopeContext::first(self.env(), self.env().wall_ms()));
-        let address = to.into();
-        async move {
-            match made {
-                Ok(envelope) => self.send(Outgoing::new(address, envelope)).await,
-                Err(error) => Confirm::failed(error),
-            }
+        match made {
+            Ok(envelope) => self.send(Outgoing::new(to, envelope)).left_future(),
+            Err(error) => ready(Confirm::failed(error)).right_future(),
         }
     }
 

@@ -65,23 +65,34 @@ fn own_form(text: &[u8]) -> Option<u64> {
     else {
         return None;
     };
-    let fraction = match *rest {
-        [b'Z'] => 0,
-        [b'.', a, b'Z'] => number(&[a, b'0', b'0'])?,
-        [b'.', a, b, b'Z'] => number(&[a, b, b'0'])?,
-        [b'.', a, b, c, b'Z'] => number(&[a, b, c])?,
+    let (f0, f1, f2) = match *rest {
+        [b'Z'] => (b'0', b'0', b'0'),
+        [b'.', a, b'Z'] => (a, b'0', b'0'),
+        [b'.', a, b, b'Z'] => (a, b, b'0'),
+        [b'.', a, b, c, b'Z'] => (a, b, c),
         _ => return None,
     };
-    let (year, month, day) = (number(&[y0, y1, y2, y3])?, number(&[mo0, mo1])?, number(&[d0, d1])?);
-    let (hour, minute, second) = (number(&[h0, h1])?, number(&[mi0, mi1])?, number(&[s0, s1])?);
-    if year < 1970 || !(1..=12).contains(&month) || hour > 23 || minute > 59 || second > 59 {
+    // one check finds any that is no digit
+    let digits = [y0, y1, y2, y3, mo0, mo1, d0, d1, h0, h1, mi0, mi1, s0, s1, f0, f1, f2];
+    let digits = digits.map(|digit| digit.wrapping_sub(b'0'));
+    if digits.iter().fold(0, |most, digit| most.max(*digit)) > 9 {
+        return None;
+    }
+    let two = |at: usize| u32::from(digits[at]) * 10 + u32::from(digits[at + 1]);
+    let (year, month, day) = (two(0) * 100 + two(2), two(4), two(6));
+    let (hour, minute, second) = (two(8), two(10), two(12));
+    let fraction = two(14) * 10 + u32::from(digits[16]);
+    let leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+    let last = match month {
+        2 => 28 + u32::from(leap),
+        4 | 6 | 9 | 11 => 30,
+        1..=12 => 31,
+        _ => return None,
+    };
+    if year < 1970 || !(1..=last).contains(&day) || hour > 23 || minute > 59 || second > 59 {
         return None;
     }
     let days = days(year, month, day);
-    // a day that its month doesn't have comes back as another
-    if civil(days) != (year, month, day) {
-        return None;
-    }
     let seconds = i64::from(days) * 24 * 3600 + i64::from(hour * 3600 + minute * 60 + second);
     let ms = seconds * 1000 + i64::from(fraction);
     WRITTEN.contains(&ms).then_some(ms as u64)
@@ -124,14 +135,6 @@ fn digits(room: &mut [u8], mut number: u32) {
     }
 }
 
-/// A number of digits alone.
-fn number(digits: &[u8]) -> Option<u32> {
-    digits.iter().try_fold(0, |number, digit| {
-        let digit = digit.wrapping_sub(b'0');
-        (digit < 10).then_some(number * 10 + u32::from(digit))
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -166,6 +169,20 @@ mod tests {
             assert_eq!(days(y, m, d), day);
         }
         assert_eq!(rfc3339(WRITTEN.end - 1), "9999-12-30T21:59:59.999Z");
-        assert_eq!(own_form(b"2100-02-29T00:00:00Z"), None);
+        for (text, is_read) in [
+            ("2100-02-29", false),
+            ("2000-02-29", true),
+            ("2024-02-29", true),
+            ("2024-02-30", false),
+            ("2023-02-29", false),
+            ("2023-04-31", false),
+            ("2023-12-31", true),
+            ("2023-01-00", false),
+            ("2023-00-01", false),
+            ("2023-13-01", false),
+            ("1969-12-31", false),
+        ] {
+            assert_eq!(own_form(format!("{text}T00:00:00Z").as_bytes()).is_some(), is_read, "{text}");
+        }
     }
 }

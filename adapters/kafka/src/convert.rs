@@ -1,7 +1,7 @@
 //! Envelopes as Kafka records and back: the wire format's column for Kafka.
 
 use std::fmt::Write as _;
-use std::panic::AssertUnwindSafe;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use bytes::Bytes;
 use postrider_core::{Chunk, Envelope, HeaderValue, MAX_HEADERS, MessageId, WireReader};
@@ -85,14 +85,19 @@ pub(crate) fn envelope(message: &BorrowedMessage<'_>, topic: &str, chunk: &mut C
     let count = found.map_or(0, Headers::count);
     let mut fields = SmallVec::<[_; FEW]>::new();
     let mut unreadable = count.saturating_sub(MOST);
-    for index in 0..count.min(MOST) {
-        // the client panics on a name that isn't UTF-8; such a header can't be carried, and is counted
-        let header =
-            std::panic::catch_unwind(AssertUnwindSafe(|| found.and_then(|headers| headers.try_get(index))));
-        match header {
-            Ok(Some(Header { key, value })) => fields.push((key, value)),
-            _ => unreadable += 1,
+    let mut indices = 0..count.min(MOST);
+    // the client panics on a name that isn't UTF-8; such a header can't be carried, and is counted
+    while catch_unwind(AssertUnwindSafe(|| {
+        for index in &mut indices {
+            match found.and_then(|headers| headers.try_get(index)) {
+                Some(Header { key, value }) => fields.push((key, value)),
+                None => unreadable += 1,
+            }
         }
+    }))
+    .is_err()
+    {
+        unreadable += 1;
     }
     let record = Record {
         key: message.key(),
@@ -131,7 +136,8 @@ pub(crate) fn read(
         {
             continue;
         }
-        if let (true, Some(text)) = (name.eq_ignore_ascii_case(CONTENT_TYPE), text) {
+        let says_type = *name == CONTENT_TYPE || name.eq_ignore_ascii_case(CONTENT_TYPE);
+        if let (true, Some(text)) = (says_type, text) {
             reader.content_type(text);
             continue;
         }

@@ -7,6 +7,7 @@ use async_nats::header::{HeaderName, HeaderValue as NatsValue, NATS_MESSAGE_ID};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
+use memchr::memchr;
 use postrider_core::{Envelope, HeaderValue, MessageId, WireReader, derived_id, rfc3339};
 
 const PREFIX: &str = "ce-";
@@ -167,7 +168,7 @@ pub(crate) fn envelope(
                 if !reader.attribute(attribute, unescape(text)) {
                     reader.header(name, text);
                 }
-            } else if name.eq_ignore_ascii_case(CONTENT_TYPE) {
+            } else if name == CONTENT_TYPE || name.eq_ignore_ascii_case(CONTENT_TYPE) {
                 reader.content_type(text);
             } else if let Some(index) = name.strip_prefix(ENCODED).and_then(|n| n.parse().ok()) {
                 encoded.push((index, text));
@@ -270,7 +271,8 @@ fn decode(text: &str, reader: &mut WireReader<'_>) -> bool {
 fn escape(text: &str) -> std::borrow::Cow<'_, str> {
     use std::fmt::Write as _;
     let plain = |b: u8| b.is_ascii_graphic() && !matches!(b, b'"' | b'%');
-    if text.bytes().all(plain) {
+    // to the end, whatever comes, which looks at many bytes at once
+    if text.bytes().fold(true, |all, byte| all & plain(byte)) {
         return text.into();
     }
     let mut out = String::with_capacity(text.len() + 16);
@@ -286,8 +288,7 @@ fn escape(text: &str) -> std::borrow::Cow<'_, str> {
 
 /// Undoes [`escape`]; what isn't a valid escape is left as it came.
 fn unescape(text: &str) -> std::borrow::Cow<'_, str> {
-    // counted, which looks at many bytes at once: for short text that is quicker than a search
-    if text.bytes().filter(|byte| *byte == b'%').count() == 0 {
+    if memchr(b'%', text.as_bytes()).is_none() {
         return text.into();
     }
     let bytes = text.as_bytes();

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use async_nats::Message;
 use async_nats::header::NATS_PIN_ID;
+use memchr::memchr_iter;
 use serde::Serialize;
 
 /// The one priority group of our consumers.
@@ -116,39 +117,46 @@ pub(crate) fn pin_of(message: &Message) -> Option<&str> {
 
 /// `$JS.ACK.stream.consumer.deliveries.sequence.delivered.time.pending`, or with a domain and account in front and a token behind.
 fn place(reply: &str) -> Option<Place> {
-    let behind = match reply.bytes().filter(|byte| *byte == b'.').count() + 1 {
-        9 => 5,
-        tokens @ 11.. => tokens - 6,
+    let reply = reply.as_bytes();
+    let mut dots = [0; 10];
+    let mut count = 0;
+    for dot in memchr_iter(b'.', reply) {
+        // more may follow what is read here
+        if let Some(room) = dots.get_mut(count) {
+            *room = dot;
+        }
+        count += 1;
+    }
+    let dots = match count + 1 {
+        9 => &dots[3..8],
+        11.. => &dots[5..],
         _ => return None,
     };
-    // from the end, which is nearer
-    let mut dots = reply.bytes().rev().enumerate().filter(|(_, byte)| *byte == b'.');
-    let (from_end, _) = dots.nth(behind - 1)?;
-    let mut numbers = &reply.as_bytes()[reply.len() - from_end..];
+    let number = |n: usize| number(reply.get(dots[n] + 1..dots[n + 1])?);
     Some(Place {
-        deliveries: number(&mut numbers)?.try_into().ok()?,
-        sequence: number(&mut numbers)?,
-        delivered: number(&mut numbers)?,
-        time_ms: number(&mut numbers)? / 1_000_000,
+        deliveries: number(0)?.try_into().ok()?,
+        sequence: number(1)?,
+        delivered: number(2)?,
+        time_ms: number(3)? / 1_000_000,
     })
 }
 
-/// The number up to the next dot, which is taken away with it.
-fn number(text: &mut &[u8]) -> Option<u64> {
-    let (mut number, mut digits) = (0_u64, 0);
-    while let Some((byte, rest)) = text.split_first() {
-        *text = rest;
-        if *byte == b'.' {
-            break;
-        }
-        let digit = byte.wrapping_sub(b'0');
-        if digit > 9 {
-            return None;
-        }
-        number = number.checked_mul(10)?.checked_add(u64::from(digit))?;
-        digits += 1;
+/// A number of digits alone.
+fn number(digits: &[u8]) -> Option<u64> {
+    /// So many are never too large.
+    const SURE: usize = 19;
+    if digits.is_empty() || digits.len() > SURE {
+        let is_number = !digits.is_empty() && digits.iter().all(u8::is_ascii_digit);
+        return is_number.then(|| std::str::from_utf8(digits).ok()?.parse().ok()).flatten();
     }
-    (digits > 0).then_some(number)
+    // one check at the end finds any that was no digit
+    let (mut number, mut most) = (0_u64, 0);
+    for digit in digits {
+        let digit = digit.wrapping_sub(b'0');
+        most = most.max(digit);
+        number = number.wrapping_mul(10).wrapping_add(u64::from(digit));
+    }
+    (most <= 9).then_some(number)
 }
 
 #[cfg(test)]
@@ -167,6 +175,7 @@ mod tests {
             "$JS.ACK.orders.billing.2.17.5.1700000000000000000",
             "$JS.ACK.orders.billing.2..5.1700000000000000000.3",
             "$JS.ACK.orders.billing.2.x7.5.1700000000000000000.3",
+            "$JS.ACK.orders.billing.2.+7.5.1700000000000000000.3",
             "$JS.ACK.orders.billing.4294967296.17.5.1700000000000000000.3",
             "$JS.ACK.orders.billing.2.18446744073709551616.5.1700000000000000000.3",
         ] {

@@ -213,6 +213,8 @@ fn consume(job: &Job, names: &Names, tally: &Tally, mut output: Option<Sender>) 
         .set("enable.auto.offset.store", "false")
         .set("auto.offset.reset", "earliest")
         .set("fetch.queue.backoff.ms", "10")
+        // a record that was damaged is noticed, as by postrider
+        .set("check.crcs", "true")
         .set("queued.min.messages", "20000")
         .set("queued.max.messages.kbytes", "4096")
         .set("socket.nagle.disable", "true")

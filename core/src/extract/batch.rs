@@ -45,7 +45,7 @@ impl Incoming {
     }
 
     /// Puts the outcomes of the items that couldn't be decoded beside the function's own.
-    pub(crate) fn merge(self, outcome: Outcome) -> Outcome {
+    pub(crate) fn merge(&mut self, outcome: Outcome) -> Outcome {
         if self.rejected.is_empty() {
             return outcome;
         }
@@ -73,7 +73,7 @@ impl Incoming {
                 spread.collect()
             }
         };
-        for (i, bad) in self.rejected {
+        for (i, bad) in self.rejected.drain(..) {
             each.insert(i.min(each.len()), bad);
         }
         Outcome::Each(each)

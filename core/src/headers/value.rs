@@ -61,6 +61,11 @@ impl<'a> HeaderValue<'a> {
         }
     }
 
+    /// Whether what is kept of this kind are its bytes and no more.
+    pub(super) const fn is_plain(kind: u8) -> bool {
+        kind <= 1
+    }
+
     pub(super) fn read(kind: u8, value: &'a [u8]) -> Self {
         let number = || value.try_into().map_or(0, i64::from_le_bytes);
         match (kind, value) {

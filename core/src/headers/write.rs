@@ -126,7 +126,9 @@ impl HeadersMut {
         self.write(USER, name.as_bytes(), value);
     }
 
-    fn write(&mut self, bit: Contents, name: &[u8], value: HeaderValue<'_>) {
+    /// One for each kind of name: that of an attribute is a byte, which is no copy.
+    fn write<N: AsRef<[u8]> + ?Sized>(&mut self, bit: Contents, name: &N, value: HeaderValue<'_>) {
+        let name = name.as_ref();
         self.contents |= bit;
         let number;
         let (tag, bytes): (Option<u8>, &[u8]) = match value {
