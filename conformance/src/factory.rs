@@ -37,9 +37,10 @@ pub trait Factory: Send + Sync + 'static {
         "default"
     }
 
-    /// Whether partitions are the channel's, 4 of them, so that a group may ask for any number up to that, and not the group's own.
-    fn channel_has_partitions(&self) -> bool {
-        false
+    /// How many partitions a channel has, where they are the channel's, so that a group may ask for any number up to that; `None`
+    /// where they are the group's own.
+    fn channel_partitions(&self) -> Option<u32> {
+        None
     }
 
     /// Connects. Two connects with one tenant reach the same channels; an embedded broker answers the same broker again.

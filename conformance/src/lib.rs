@@ -13,6 +13,7 @@ mod cases;
 mod factory;
 pub mod hostile;
 mod kit;
+mod ports;
 pub mod proxy;
 mod record;
 mod round_trip;
@@ -23,6 +24,7 @@ pub mod groups;
 
 pub use factory::{Controls, Doomed, Factory, Revocable, Settings};
 pub use kit::{Bench, Case};
+pub use ports::free_port;
 pub use record::Outcome;
 pub use round_trip::round_trip;
 

@@ -8,7 +8,7 @@ mod support;
 use std::sync::Arc;
 use std::time::Duration;
 
-use postrider_conformance::{Controls, Doomed, Factory, Revocable, Settings};
+use postrider_conformance::{Controls, Doomed, Factory, Revocable, Settings, free_port};
 use postrider_core::{BoxFuture, Broker, BrokerUrl, Bytes, Connector, Env, Error};
 use postrider_kafka::{KafkaConnector, Naming};
 use rdkafka::admin::{AdminClient, AdminOptions};
@@ -17,7 +17,7 @@ use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
-use support::{PrivateBroker, address, free_ports, shared_url, with_options};
+use support::{PrivateBroker, address, shared_url, with_options};
 
 /// Kafka by one of its group protocols.
 struct Kafka(&'static str);
@@ -52,8 +52,8 @@ impl Factory for Kafka {
         self.0
     }
 
-    fn channel_has_partitions(&self) -> bool {
-        true
+    fn channel_partitions(&self) -> Option<u32> {
+        Some(PARTITIONS as u32)
     }
 
     fn connect(&self, settings: Settings) -> BoxFuture<'_, Broker> {
@@ -128,7 +128,7 @@ impl Factory for Kafka {
 
     fn connect_to_nothing(&self) -> Option<BoxFuture<'_, Error>> {
         Some(Box::pin(async {
-            let [port] = free_ports();
+            let port = free_port();
             let url = format!("kafka://ann:s3cret@127.0.0.1:{port}?connect_timeout=2s");
             connect(&url).await.expect_err("nobody is there")
         }))
@@ -159,7 +159,7 @@ struct Account {
 
 impl Account {
     async fn open(protocol: &'static str, password: &'static str) -> Self {
-        let [port] = free_ports();
+        let port = free_port();
         let broker = PrivateBroker::start_with(protocol, Self::lines(port, password)).await;
         Self { broker, port, protocol }
     }

@@ -5,10 +5,11 @@
 
 mod support;
 
+use postrider_conformance::free_port;
 use postrider_core::{Broker, BrokerUrl, Bytes, Connector, Env, Envelope, Error, ErrorKind, PublisherExt};
 use postrider_kafka::KafkaConnector;
 
-use support::{PrivateBroker, free_ports};
+use support::PrivateBroker;
 
 async fn connect(url: &str) -> Result<Broker, Error> {
     KafkaConnector.connect(&BrokerUrl::parse(url)?, Env::system()).await
@@ -22,7 +23,7 @@ async fn use_it(broker: &Broker) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_tls_broker_is_believed_by_its_authority_alone_and_may_want_a_certificate() {
-    let [tls] = free_ports();
+    let tls = free_port();
     let listeners = |port: u16, controller: u16| {
         let listeners = format!("PLAINTEXT://127.0.0.1:{port},SSL://127.0.0.1:{tls}");
         format!(
@@ -46,7 +47,7 @@ async fn a_tls_broker_is_believed_by_its_authority_alone_and_may_want_a_certific
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn passwords_are_proven_by_scram_and_never_shown() {
-    let [sasl] = free_ports();
+    let sasl = free_port();
     let listeners = |port: u16, controller: u16| {
         let listeners = format!("PLAINTEXT://127.0.0.1:{port},SASL_PLAINTEXT://127.0.0.1:{sasl}");
         let module = "org.apache.kafka.common.security.scram.ScramLoginModule required;";

@@ -8,11 +8,11 @@ mod support;
 use std::sync::Arc;
 
 use async_nats::HeaderMap;
-use postrider_conformance::{Controls, Doomed, Factory, Revocable, Settings};
+use postrider_conformance::{Controls, Doomed, Factory, Revocable, Settings, free_port};
 use postrider_core::{BoxFuture, Broker, BrokerUrl, Bytes, Connector, Env, Error};
 use postrider_nats::{Naming, NatsConnector};
 
-use support::{PrivateServer, free_port, shared_url, with_options};
+use support::{PrivateServer, shared_url, with_options};
 
 struct Nats;
 

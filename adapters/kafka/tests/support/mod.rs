@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::Stdio;
 
 use postrider_conformance::proxy::Proxy;
-use postrider_conformance::{Controls, Settings};
+use postrider_conformance::{Controls, Settings, free_port};
 use postrider_core::{BoxFuture, Broker, BrokerUrl, Connector, Env};
 use postrider_kafka::KafkaConnector;
 use tokio::process::Command;
@@ -47,13 +47,6 @@ pub(crate) fn with_options(url: &str, settings: &Settings, protocol: &str) -> St
     url
 }
 
-/// Ports that nobody has at the moment.
-pub(crate) fn free_ports<const N: usize>() -> [u16; N] {
-    // all at once, so that none is given out twice
-    let listeners = [(); N].map(|()| std::net::TcpListener::bind("127.0.0.1:0").expect("a free port"));
-    listeners.map(|listener| listener.local_addr().expect("it is bound").port())
-}
-
 /// A broker of the test's own, with a proxy in front. It ends with the test.
 pub(crate) struct PrivateBroker {
     port: u16,
@@ -83,7 +76,7 @@ impl PrivateBroker {
         lines: impl FnOnce(u16, u16) -> String,
         settings: &[(&'static str, &str)],
     ) -> Self {
-        let [port, controller, tls] = free_ports();
+        let [port, controller, tls] = [(); 3].map(|()| free_port());
         let data = std::env::temp_dir().join(format!("postrider-kafka-{}-{port}", std::process::id()));
         let address = SocketAddr::from(([127, 0, 0, 1], port));
         let proxy = Proxy::start(address).await.expect("the proxy starts");

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::process::Stdio;
 
 use postrider_conformance::proxy::Proxy;
-use postrider_conformance::{Controls, Settings};
+use postrider_conformance::{Controls, Settings, free_port};
 use postrider_core::{BoxFuture, Broker, BrokerUrl, Connector, Env};
 use postrider_nats::NatsConnector;
 use tokio::process::Command;
@@ -29,12 +29,6 @@ pub(crate) fn with_options(url: &str, settings: &Settings) -> String {
         url.push_str("&on_unknown=resend");
     }
     url
-}
-
-/// A port that nobody has at the moment.
-pub(crate) fn free_port() -> u16 {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
-    listener.local_addr().expect("it is bound").port()
 }
 
 /// A server of the test's own, with a proxy in front. It ends with the test.

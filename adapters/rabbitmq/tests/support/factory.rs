@@ -9,11 +9,11 @@ use lapin::options::{
 };
 use lapin::types::{AMQPValue, FieldArray, FieldTable};
 use lapin::{BasicProperties, ConnectionProperties};
-use postrider_conformance::{Controls, Doomed, Factory, Revocable, Settings};
+use postrider_conformance::{Controls, Doomed, Factory, Revocable, Settings, free_port};
 use postrider_core::{BoxFuture, Broker, BrokerUrl, Bytes, Connector, Env, Error};
 use postrider_rabbitmq::{Naming, RabbitmqConnector};
 
-use super::{PrivateBroker, Version, free_port, with_options};
+use super::{PrivateBroker, Version, with_options};
 
 async fn connect(url: &str) -> Result<Broker, Error> {
     RabbitmqConnector.connect(&BrokerUrl::parse(url)?, Env::system()).await
