@@ -225,8 +225,10 @@ impl Connection {
         let found = self.ask(move |client| {
             let mut held = 0;
             for partition in 0..count {
-                let (low, high) =
-                    of_leaders(REQUEST, |left| client.fetch_watermarks(&asked, partition as i32, left))?;
+                let refresh = |left| drop(client.fetch_metadata(Some(&asked), left));
+                let (low, high) = of_leaders(REQUEST, refresh, |left| {
+                    client.fetch_watermarks(&asked, partition as i32, left)
+                })?;
                 held += high.saturating_sub(low).max(0) as u64;
             }
             Ok::<_, KafkaError>(held)

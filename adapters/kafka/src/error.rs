@@ -42,7 +42,7 @@ fn kind(code: Code) -> (ErrorKind, &'static str) {
         | Code::CoordinatorLoadInProgress
         | Code::NotCoordinator => (ErrorKind::Connection, "the broker can't be reached"),
         Code::LeaderNotAvailable | Code::NotLeaderForPartition => {
-            (ErrorKind::Connection, "the partition has no leader at this moment; try again")
+            (ErrorKind::Connection, "the partition's leader isn't known at this moment; try again")
         }
         Code::InvalidSessionTimeout => (
             ErrorKind::Mismatch,

@@ -169,15 +169,12 @@ fn unsettled(client: &Client, topic: &str, count: u32) -> KafkaResult<u64> {
     if all.is_empty() {
         return Ok(0);
     }
-    let edges = positions::edges(client, topic, &all, REQUEST)?;
+    let edges = positions::sure_edges(client, topic, &all, REQUEST)?;
     let mut written = positions::written(client, topic, &all, REQUEST)?;
     Ok(edges
         .into_iter()
         .map(|(partition, edges)| match written.remove(&partition) {
-            Some(written) => {
-                let from = written.position.max(edges.low);
-                edges.high.saturating_sub(from).saturating_sub(written.mark.ahead.len() as u64)
-            }
+            Some(written) => written.lag(edges),
             None => edges.high - edges.low,
         })
         .sum())

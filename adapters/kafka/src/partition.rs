@@ -42,14 +42,14 @@ pub(crate) struct Partition<Q = Records> {
     lot: VecDeque<Found>,
     pub(crate) mark: Watermark,
     pub(crate) held: Rising<Held>,
-    /// All that is held and isn't out.
+    /// What is held and isn't out, but for the one that rests.
     pub(crate) kept: InFlight,
-    /// What of it may be handed out, before anything more is taken from the queue.
+    /// What of it waits for room, or behind a message of its key, to be handed out before anything more is taken from the queue.
     pub(crate) waiting: BTreeSet<u64>,
     /// Keys of which something waits for its time.
     pub(crate) delayed: HashMap<u64, usize, FixedState>,
-    /// The first of its messages isn't due before, nor is anything behind it.
-    pub(crate) rests_until: Option<Instant>,
+    /// The first of its messages, and when it is due: nothing behind it is due before.
+    pub(crate) resting: Option<(u64, Instant)>,
     pub(crate) out: usize,
     /// The runner is through with it.
     pub(crate) released: bool,
@@ -89,7 +89,7 @@ impl<Q: Queue> Partition<Q> {
             kept: InFlight::default(),
             waiting: BTreeSet::new(),
             delayed: HashMap::default(),
-            rests_until: None,
+            resting: None,
             out: 0,
             released: false,
             reached: starts.reach,
@@ -127,13 +127,14 @@ impl<Q: Queue> Partition<Q> {
         self.mark = mark;
         self.reached = 0;
         self.starts = Starts { count: self.starts.count.min(1), ..Starts::default() };
+        // nobody counts holders where nothing is written down
+        self.written = (self.starts.count == 0).then_some(0);
         self.held.clear();
         self.kept = InFlight::default();
         self.waiting.clear();
         self.delayed.clear();
-        self.rests_until = None;
+        self.resting = None;
         self.out = 0;
-        self.written = None;
         self.phase = Phase::Active;
     }
 
@@ -207,6 +208,24 @@ impl<Q: Queue> Partition<Q> {
     pub(crate) fn keep(&mut self, offset: u64, held: Held) {
         self.kept.take(held.bytes);
         self.held.push(offset, held);
+    }
+
+    /// What was read just now isn't due before `due`: all behind it waits with it. It is one message, so it doesn't count.
+    pub(crate) fn rest(&mut self, offset: u64, held: Held, due: Instant) {
+        self.held.push(offset, held);
+        self.resting = Some((offset, due));
+    }
+
+    /// The one that rests is due, if it is this one: from now on it waits as others do.
+    pub(crate) fn end_rest(&mut self, offset: u64) -> bool {
+        let Some(held) = self.held.get(offset).filter(|_| self.resting.is_some_and(|(at, _)| at == offset))
+        else {
+            return false;
+        };
+        self.kept.take(held.bytes);
+        self.resting = None;
+        self.waiting.insert(offset);
+        true
     }
 
     /// Hands out what was read just now.

@@ -13,8 +13,8 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use crate::mark::{self, Mark, Starts};
 use crate::rebalance::Client;
 
-/// How long a partition that has no leader at this moment, since it is new or moves, isn't asked again.
-const BETWEEN_LEADERS: Duration = Duration::from_millis(50);
+/// The pause between two questions to the leader of a partition that has none at this moment.
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// Where a partition begins.
 #[derive(Clone, Debug)]
@@ -29,6 +29,30 @@ pub(crate) struct Place {
     pub(crate) gap: Option<Gap>,
 }
 
+impl Place {
+    /// Where a partition with these edges begins: where the group stopped, else at `begin`.
+    fn of(partition: i32, edges: Edges, begin: u64, written: Option<Written>) -> Self {
+        let Edges { low, high } = edges;
+        let new = |position| {
+            let (ahead, starts) = (Vec::new(), Starts::default());
+            Self { partition, position, ahead, starts, gap: None }
+        };
+        match written {
+            None => new(begin),
+            // another log under the same name: read it from its beginning rather than miss anything
+            Some(Written { position, .. }) if position > high => new(low),
+            Some(Written { position, mark: Mark { mut ahead, mut starts } }) => {
+                // what came later was never out
+                starts.reach = starts.reach.min(high);
+                // what is settled behind a gap doesn't come again
+                ahead.retain(|offset| *offset >= low);
+                let gap = (position < low).then(|| Gap::new(partition as u32, position, low));
+                Self { partition, position: position.max(low), ahead, starts, gap }
+            }
+        }
+    }
+}
+
 /// The first offset of a partition's log, and the one behind the last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Edges {
@@ -41,6 +65,15 @@ pub(crate) struct Edges {
 pub(crate) struct Written {
     pub(crate) position: u64,
     pub(crate) mark: Mark,
+}
+
+impl Written {
+    /// How many messages are unsettled, of a log with these edges.
+    pub(crate) fn lag(&self, Edges { low, high }: Edges) -> u64 {
+        let from = self.position.max(low);
+        let settled = self.mark.ahead.iter().filter(|offset| **offset >= from).count() as u64;
+        high.saturating_sub(from).saturating_sub(settled)
+    }
 }
 
 /// A list of these partitions, with an offset each.
@@ -77,37 +110,64 @@ fn offsets(
     at: Offset,
     timeout: Duration,
 ) -> KafkaResult<HashMap<i32, u64>> {
-    of_leaders(timeout, |left| {
-        let asked = list(topic, partitions.iter().map(|partition| (*partition, at)));
-        let found = client.offsets_for_times(asked, left)?;
-        let mut out = HashMap::new();
-        for element in found.elements() {
-            element.error()?;
-            if let Offset::Offset(offset) = element.offset() {
-                out.insert(element.partition(), offset as u64);
-            }
+    let asked = list(topic, partitions.iter().map(|partition| (*partition, at)));
+    let found = client.offsets_for_times(asked, timeout)?;
+    let mut out = HashMap::new();
+    for element in found.elements() {
+        element.error()?;
+        if let Offset::Offset(offset) = element.offset() {
+            out.insert(element.partition(), offset as u64);
         }
-        Ok(out)
-    })
+    }
+    Ok(out)
 }
 
-/// What only partitions' leaders can answer; while one has none, it is asked for again.
+/// The same, for partitions that exist, and asked until each has a leader: not for a thread that has other work.
+pub(crate) fn sure_edges(
+    client: &Client,
+    topic: &str,
+    partitions: &[i32],
+    timeout: Duration,
+) -> KafkaResult<HashMap<i32, Edges>> {
+    let refresh = |left| drop(client.fetch_metadata(Some(topic), left));
+    of_leaders(timeout, refresh, |left| edges(client, topic, partitions, left))
+}
+
+/// Asks what only the leaders of partitions can answer, which are known to exist. One that is new, or moves, has no leader for a
+/// moment: then the client is to `refresh` what it knows of it, and it is asked again.
 pub(crate) fn of_leaders<T>(
     timeout: Duration,
+    refresh: impl Fn(Duration),
     mut ask: impl FnMut(Duration) -> KafkaResult<T>,
 ) -> KafkaResult<T> {
     let until = Instant::now() + timeout;
+    let left = || until.saturating_duration_since(Instant::now());
     loop {
-        let left = until.saturating_duration_since(Instant::now());
-        match ask(left) {
-            Err(error) if left > BETWEEN_LEADERS && has_no_leader(&error) => thread::sleep(BETWEEN_LEADERS),
+        match ask(left()) {
+            Err(error) if left() > PAUSE && is_between_leaders(&error) => {
+                thread::sleep(PAUSE);
+                refresh(left());
+            }
             found => return found,
         }
     }
 }
 
-fn has_no_leader(error: &KafkaError) -> bool {
-    matches!(error.rdkafka_error_code(), Some(Code::NotLeaderForPartition | Code::LeaderNotAvailable))
+/// The client says of a partition whose leader it doesn't know that there is no such partition.
+fn is_between_leaders(error: &KafkaError) -> bool {
+    matches!(
+        error.rdkafka_error_code(),
+        Some(
+            Code::NotLeaderForPartition
+                | Code::LeaderNotAvailable
+                | Code::UnknownPartition
+                | Code::UnknownTopicOrPartition
+                | Code::OffsetNotAvailable
+                | Code::FencedLeaderEpoch
+                | Code::UnknownLeaderEpoch
+                | Code::KafkaStorageError
+        )
+    )
 }
 
 /// What the group wrote down for these partitions.
@@ -145,27 +205,9 @@ pub(crate) fn resolve(
     }
     let mut written = if group { written(client, topic, partitions, timeout)? } else { HashMap::new() };
     let begins = begin(client, topic, partitions, start, timeout)?;
-    let new = |partition, position| {
-        let (ahead, starts) = (Vec::new(), Starts::default());
-        Place { partition, position, ahead, starts, gap: None }
-    };
     let place = |partition: &i32| {
         let (edges, begin) = *begins.get(partition)?;
-        let partition = *partition;
-        Some(match written.remove(&partition) {
-            None => new(partition, begin),
-            Some(Written { position, .. }) if position < edges.low => {
-                let gap = Some(Gap::new(partition as u32, position, edges.low));
-                Place { gap, ..new(partition, edges.low) }
-            }
-            // another log under the same name: read it from its beginning rather than miss anything
-            Some(Written { position, .. }) if position > edges.high => new(partition, edges.low),
-            Some(Written { position, mark: Mark { ahead, mut starts } }) => {
-                // what came later was never out
-                starts.reach = starts.reach.min(edges.high);
-                Place { partition, position, ahead, starts, gap: None }
-            }
-        })
+        Some(Place::of(*partition, edges, begin, written.remove(partition)))
     };
     Ok(partitions.iter().filter_map(place).collect())
 }
@@ -199,30 +241,74 @@ pub(crate) fn begin(
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
 
     #[test]
     fn a_partition_without_a_leader_is_asked_again_until_the_time_is_over() {
-        const TIMEOUT: Duration = Duration::from_millis(300);
         let refused = KafkaError::MetadataFetch;
-        let mut lefts = Vec::new();
-        let found = of_leaders(TIMEOUT, |left| {
-            lefts.push(left);
-            if lefts.len() < 3 { Err(refused(Code::NotLeaderForPartition)) } else { Ok(7) }
+        let (mut asked, refreshed) = (0, Cell::new(0));
+        let refresh = |_| refreshed.set(refreshed.get() + 1);
+        let found = of_leaders(Duration::from_mins(1), refresh, |_| {
+            asked += 1;
+            if asked < 3 { Err(refused(Code::NotLeaderForPartition)) } else { Ok(7) }
         });
-        assert!(found.is_ok_and(|found| found == 7) && lefts.len() == 3);
+        assert!(found.is_ok_and(|found| found == 7));
+        assert_eq!((asked, refreshed.get()), (3, 2));
+        // not even once more than there is time for a pause
+        let (mut lefts, began) = (Vec::new(), Instant::now());
+        let found: KafkaResult<()> = of_leaders(
+            4 * PAUSE,
+            |_| (),
+            |left| {
+                lefts.push(left);
+                Err(refused(Code::LeaderNotAvailable))
+            },
+        );
+        assert!(found.is_err() && lefts.len() > 1 && began.elapsed() >= 3 * PAUSE);
         assert!(lefts.is_sorted_by(|earlier, later| later < earlier), "all within one time-out: {lefts:?}");
-        let (began, mut asked) = (Instant::now(), 0);
-        let found: KafkaResult<()> = of_leaders(TIMEOUT, |_| {
-            asked += 1;
-            Err(refused(Code::LeaderNotAvailable))
-        });
-        assert!(found.is_err() && asked > 1 && began.elapsed() + BETWEEN_LEADERS >= TIMEOUT);
         let mut asked = 0;
-        let found: KafkaResult<()> = of_leaders(TIMEOUT, |_| {
-            asked += 1;
-            Err(refused(Code::TopicAuthorizationFailed))
-        });
+        let found: KafkaResult<()> = of_leaders(
+            Duration::from_mins(1),
+            |_| (),
+            |_| {
+                asked += 1;
+                Err(refused(Code::TopicAuthorizationFailed))
+            },
+        );
         assert!(found.is_err() && asked == 1, "nothing else is asked again");
+    }
+
+    fn written(position: u64, ahead: &[u64]) -> Written {
+        let starts = Starts { count: 2, reach: 30, ..Starts::default() };
+        Written { position, mark: Mark { ahead: ahead.to_vec(), starts } }
+    }
+
+    #[test]
+    fn what_was_settled_behind_a_gap_does_not_come_again() {
+        let edges = Edges { low: 10, high: 20 };
+        let place = Place::of(3, edges, 10, Some(written(4, &[6, 9, 10, 12])));
+        assert_eq!((place.position, &*place.ahead), (10, &[10, 12][..]));
+        assert_eq!(place.gap, Some(Gap::new(3, 4, 10)));
+        assert_eq!((place.starts.count, place.starts.reach), (2, 20), "who held it is still known");
+        let place = Place::of(3, edges, 10, Some(written(10, &[12])));
+        assert_eq!((place.position, &*place.ahead, place.gap), (10, &[12][..], None));
+        let other = Place::of(3, edges, 20, Some(written(21, &[])));
+        assert_eq!((other.position, other.starts.count, other.gap), (10, 0, None));
+        assert_eq!(Place::of(3, edges, 20, None).position, 20);
+    }
+
+    #[test]
+    fn a_lag_counts_what_the_log_still_has() {
+        let edges = Edges { low: 10, high: 20 };
+        assert_eq!(written(12, &[13, 15]).lag(edges), 6);
+        assert_eq!(
+            written(0, &[1, 2, 9, 10, 19]).lag(edges),
+            8,
+            "what is settled below the log's beginning isn't in it"
+        );
+        assert_eq!(written(20, &[]).lag(edges), 0);
+        assert_eq!(written(25, &[]).lag(edges), 0);
     }
 }

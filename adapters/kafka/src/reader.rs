@@ -15,7 +15,7 @@ use crate::config::KafkaConfig;
 use crate::connection::Connection;
 use crate::error;
 use crate::member::{Command, Member, Progress, SharedClient};
-use crate::positions;
+use crate::positions::{self, Edges};
 use crate::properties;
 use crate::rebalance::{self, Client, Listener};
 use crate::shared::Shared;
@@ -209,23 +209,19 @@ fn lag(context: &Context, shared: &Shared, count: u32) -> Result<u64> {
     if all.is_empty() {
         return Ok(0);
     }
-    let edges = positions::edges(&client, topic, &all, REQUEST).map_err(failed)?;
-    let places = shared.places();
-    let others: Vec<i32> = all.iter().copied().filter(|number| !places.contains_key(number)).collect();
+    let edges = positions::sure_edges(&client, topic, &all, REQUEST).map_err(failed)?;
+    let held = shared.lags(&edges);
+    let others: Vec<i32> = all.iter().copied().filter(|number| !held.contains_key(number)).collect();
     let mut written = if context.group && !others.is_empty() {
         positions::written(&client, topic, &others, REQUEST).map_err(failed)?
     } else {
         HashMap::new()
     };
-    let mut lag = 0;
-    for (number, edges) in edges {
-        let (position, above) = match (places.get(&number), written.remove(&number)) {
-            (Some(place), _) => *place,
-            (None, Some(written)) => (written.position, written.mark.ahead.len() as u64),
-            (None, None) if context.start == Start::Latest => (edges.high, 0),
-            (None, None) => (edges.low, 0),
-        };
-        lag += edges.high.saturating_sub(position.max(edges.low)).saturating_sub(above);
-    }
-    Ok(lag)
+    let lag = |(number, edges): (i32, Edges)| match (held.get(&number), written.remove(&number)) {
+        (Some(lag), _) => *lag,
+        (None, Some(written)) => written.lag(edges),
+        (None, None) if context.start == Start::Latest => 0,
+        (None, None) => edges.high - edges.low,
+    };
+    Ok(edges.into_iter().map(lag).sum())
 }

@@ -60,7 +60,8 @@ impl Scan {
     pub(crate) fn edges(&self) -> Result<Vec<(i64, i64)>> {
         let edges = (0..self.places.len() as i32).map(|partition| {
             let ask = |left| self.client.fetch_watermarks(&self.topic, partition, left);
-            of_leaders(REQUEST, ask).map_err(|e| self.failed(e))
+            let refresh = |left| drop(self.client.fetch_metadata(Some(&self.topic), left));
+            of_leaders(REQUEST, refresh, ask).map_err(|e| self.failed(e))
         });
         edges.collect()
     }

@@ -76,9 +76,11 @@ impl Watermark {
         read.chain(self.ahead.iter().copied())
     }
 
-    /// How many that are.
-    pub(crate) fn count_above(&self) -> u64 {
-        self.next - self.position() - self.open.len() as u64 + self.ahead.len() as u64
+    /// How many messages are unsettled of a log from `low` to `high`, those that are out included.
+    pub(crate) fn lag(&self, low: u64, high: u64) -> u64 {
+        let unread = high.saturating_sub(self.next.max(low));
+        let settled = self.ahead.range(low..).count() as u64;
+        unread.saturating_sub(settled) + self.open.len() as u64
     }
 
     /// There is something else to write down beside it.
@@ -122,7 +124,9 @@ mod tests {
         assert!(mark.settled_above().eq((1..10).chain([12])));
         mark.pass_to(4);
         assert_eq!(mark.next(), 10, "never back");
+        assert_eq!(mark.lag(10, 20), 10, "0 is out, 10 to 19 are unread, 12 is settled");
         assert!(!mark.take(9) && mark.take(10) && mark.take(11) && !mark.take(12));
+        assert_eq!(mark.lag(10, 20), 10, "0, 10 and 11 are out, 13 to 19 are unread");
         assert!(mark.settle(0));
         assert_eq!(mark.position(), 10);
     }
@@ -172,7 +176,8 @@ mod tests {
                 }
                 prop_assert!(mark.position() >= at);
                 let above: BTreeSet<_> = mark.settled_above().collect();
-                prop_assert_eq!(mark.count_above(), above.len() as u64);
+                let end = log.last().map_or(0, |last| last + 1);
+                prop_assert_eq!(mark.lag(0, end + 7), open.len() as u64 + 7);
                 prop_assert!(mark.settled_above().is_sorted());
                 prop_assert!(log.iter().all(|o| settled.contains(o) == (*o < mark.position() || above.contains(o))));
             }

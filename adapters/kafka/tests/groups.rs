@@ -232,6 +232,9 @@ async fn retention_that_overtakes_a_reader_is_told_as_a_gap() {
         let more = receive(&mut subscription, |deliveries, _| !deliveries.is_empty()).await;
         held = more.0;
         signals.extend(more.1);
+        let behind = held.iter().any(|delivery| delivery.origin.position >= 18);
+        let told = signals.iter().any(|signal| matches!(signal, Signal::Gap(_)));
+        assert!(told || !behind, "the gap is told before anything from behind it");
         if let Some(last) = held.last().filter(|last| last.origin.position == 19) {
             positions.push(last.origin.position);
         }
@@ -244,6 +247,22 @@ async fn retention_that_overtakes_a_reader_is_told_as_a_gap() {
     let before = positions.iter().filter(|position| **position < 18).count() as u64;
     assert!(before < 18, "the client had read everything ahead");
     assert_eq!(gaps, [(before, 18)], "{positions:?}");
+}
+
+#[tokio::test]
+async fn a_reader_without_a_group_can_be_moved() {
+    let broker = connect(&tenant(), "partitions=2").await;
+    broker.declare("c").await.expect("it is declared");
+    for outcome in broker.publish_all("c", (0..20).map(number)).await {
+        outcome.expect("it is confirmed");
+    }
+    let mut alone = SubscribeOptions::new(Channel::new("c").unwrap(), Group::Ephemeral);
+    alone.start = Start::Earliest;
+    let mut subscription = broker.subscribe(&alone).await.expect("it subscribes");
+    receive(&mut subscription, |deliveries, _| deliveries.len() == 20).await;
+    subscription.control().seek(Start::Earliest).await.expect("it is moved");
+    let (again, _) = receive(&mut subscription, |deliveries, _| deliveries.len() == 20).await;
+    assert_eq!(again.iter().map(number_of).collect::<BTreeSet<_>>(), (0..20).collect());
 }
 
 #[tokio::test]

@@ -113,13 +113,14 @@ impl Work {
                 tracing::debug!(target: "postrider::receive", %error, topic, number, "the place is set again");
                 continue;
             }
+            // before anything from behind it is handed out
+            if next < edges.low {
+                shared.gap(Gap::new(number as u32, next, edges.low));
+            }
             if same {
                 shared.mended(number, position);
             } else {
                 shared.moved(number, position);
-            }
-            if next < edges.low {
-                shared.gap(Gap::new(number as u32, next, edges.low));
             }
         }
     }

@@ -24,7 +24,10 @@ impl<Q: Queue> Shared<Q> {
         let claim = self.claim(number, *epoch);
         state.troubled.remove(&number);
         let span = state.window.messages as u64;
-        state.partitions.insert(number, Partition::new(claim, queue, mark, starts, span));
+        let before = state.partitions.insert(number, Partition::new(claim, queue, mark, starts, span));
+        for (_, held) in before.iter().flat_map(|before| before.held.iter()).filter(|(_, held)| held.out) {
+            state.in_flight.settled(held.bytes);
+        }
         claim
     }
 
@@ -138,8 +141,8 @@ impl<Q: Queue> Shared<Q> {
         state.troubled.iter().filter_map(next).collect()
     }
 
-    /// The place was set to what comes next, `position` or what the log has above it: what was read of that comes again. What is
-    /// held stays.
+    /// The partition is read from `position` on: what comes next, or where the log begins now. What was read ahead of that is
+    /// forgotten; what is held stays held, and its claim holds.
     pub(crate) fn mended(&self, number: i32, position: u64) {
         let mut state = self.state();
         state.troubled.remove(&number);

@@ -7,6 +7,7 @@ use postrider_core::{ClaimId, Origin, Token};
 use super::Shared;
 use crate::ahead::Queue;
 use crate::partition::Partition;
+use crate::positions::Edges;
 
 /// A place to be written down.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -109,11 +110,12 @@ impl<Q: Queue> Shared<Q> {
         self.state().partitions.iter().map(|(number, partition)| (*number, partition.mark.next())).collect()
     }
 
-    /// Of each partition held here: the place, and how many are settled above it.
-    pub(crate) fn places(&self) -> HashMap<i32, (u64, u64)> {
-        let place = |(number, partition): (&i32, &Partition<Q>)| {
-            (*number, (partition.mark.position(), partition.mark.count_above()))
+    /// Of each partition held here: how many of its messages are unsettled, where its log has these edges.
+    pub(crate) fn lags(&self, edges: &HashMap<i32, Edges>) -> HashMap<i32, u64> {
+        let lag = |(number, partition): (&i32, &Partition<Q>)| {
+            let Edges { low, high } = edges.get(number)?;
+            Some((*number, partition.mark.lag(*low, *high)))
         };
-        self.state().partitions.iter().map(place).collect()
+        self.state().partitions.iter().filter_map(lag).collect()
     }
 }

@@ -69,6 +69,7 @@ impl<Q: Queue> Shared<Q> {
             kept.messages += partition.kept.messages;
             kept.bytes += partition.kept.bytes;
         }
+        let mut next_turn = state.turn + 1;
         for step in 0..count {
             let number = numbers[(state.turn + step) % count];
             let Some(partition) = state.partitions.get_mut(&number) else { continue };
@@ -83,6 +84,8 @@ impl<Q: Queue> Shared<Q> {
                     continue;
                 };
                 if !in_flight.has_room(&state.window, held.bytes) {
+                    // it comes first next time, too: the others would use up its room again and again
+                    next_turn = state.turn + step;
                     full = true;
                     break;
                 }
@@ -90,7 +93,7 @@ impl<Q: Queue> Shared<Q> {
                 kept.settled(held.bytes);
                 into.extend(partition.hand_out(offset, in_flight.own, &claim));
             }
-            while !full && into.len() - before < max && partition.rests_until.is_none() {
+            while !full && into.len() - before < max && partition.resting.is_none() {
                 if !in_flight.has_any_room(&state.window) {
                     full = true;
                     break;
@@ -102,8 +105,7 @@ impl<Q: Queue> Shared<Q> {
                     break;
                 };
                 if let Some(due) = due {
-                    partition.keep(offset, held);
-                    partition.rests_until = Some(due);
+                    partition.rest(offset, held, due);
                     state.timers.insert((due, number, partition.epoch, offset));
                     self.waker.wake();
                     break;
@@ -113,6 +115,7 @@ impl<Q: Queue> Shared<Q> {
                     kept.take(held.bytes);
                     partition.keep(offset, held);
                     partition.waiting.insert(offset);
+                    next_turn = if full { state.turn + step } else { next_turn };
                     continue;
                 }
                 into.push(partition.hand_on(offset, held, in_flight.own, &claim));
@@ -121,7 +124,7 @@ impl<Q: Queue> Shared<Q> {
                 break;
             }
         }
-        state.turn = (state.turn + 1) % count;
+        state.turn = next_turn % count;
         if into.len() - before >= MUCH {
             self.reader.wake();
         }

@@ -77,8 +77,9 @@ impl<Q: Queue> Shared<Q> {
             let Some(partition) = state.partitions.get_mut(&number).filter(|p| p.epoch == epoch) else {
                 continue;
             };
-            partition.rests_until.take_if(|until| *until <= now);
-            if let Some(key) = partition.held.get(offset).map(|held| held.key) {
+            if !partition.end_rest(offset)
+                && let Some(key) = partition.held.get(offset).map(|held| held.key)
+            {
                 partition.waiting.insert(offset);
                 if let Some(key) = key
                     && let Some(count) = partition.delayed.get_mut(&key)

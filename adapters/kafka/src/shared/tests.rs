@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use bytes::Bytes;
 use postrider_core::{BoxFuture, Claim, Delivery, Envelope, Settle, SettleError, Settlement, Token};
 
@@ -13,11 +15,13 @@ struct Log(Arc<Mutex<VecDeque<Found>>>);
 
 impl Log {
     fn put(&self, offsets: impl IntoIterator<Item = u64>) {
-        let record = |offset| {
-            let envelope = Envelope::builder(Bytes::from_static(b"x")).build(&Env::seeded(offset)).unwrap();
-            Ok(Record { offset, sent_ms: 0, envelope })
-        };
-        self.0.lock().unwrap().extend(offsets.into_iter().map(record));
+        offsets.into_iter().for_each(|offset| self.put_one(offset, 0, 1));
+    }
+
+    fn put_one(&self, offset: u64, sent_ms: u64, size: usize) {
+        let body = Envelope::builder(Bytes::from(vec![b'x'; size]));
+        let envelope = body.build(&Env::seeded(offset)).unwrap();
+        self.0.lock().unwrap().push_back(Ok(Record { offset, sent_ms, envelope }));
     }
 
     fn fail(&self) {
@@ -50,13 +54,21 @@ impl Settle for Nobody {
     }
 }
 
-/// A member that holds partition 0 from its beginning.
-fn member() -> (Shared<Log>, Log) {
-    let window = Window { messages: 100, bytes: 1 << 20 };
-    let shared =
-        Shared::new("t".into(), Source::Channel, Order::None, window, Env::seeded(1), Arc::default());
+fn subscription(source: Source, window: Window) -> Shared<Log> {
+    Shared::new("t".into(), source, Order::None, window, Env::seeded(1), Arc::default())
+}
+
+/// Partition `number` from its beginning, by a member that writes nothing down.
+fn hold(shared: &Shared<Log>, number: i32) -> Log {
     let log = Log::default();
-    shared.assign(0, log.clone(), Watermark::new(0, []), None);
+    shared.assign(number, log.clone(), Watermark::new(0, []), None);
+    log
+}
+
+/// A member that holds partition 0.
+fn member() -> (Shared<Log>, Log) {
+    let shared = subscription(Source::Channel, Window { messages: 100, bytes: 1 << 20 });
+    let log = hold(&shared, 0);
     (shared, log)
 }
 
@@ -114,25 +126,81 @@ fn where_the_log_has_no_more_what_is_held_stays_and_what_waits_is_handed_out() {
     shared.mended(0, 8);
     assert_eq!(offsets(&shared), [1, 9]);
     assert!(shared.settle(&[(token(&first), Settlement::Ack)]).is_empty(), "its claim holds");
-    assert_eq!(shared.places()[&0], (1, 7), "2 to 8 count as settled");
+    let edges = HashMap::from([(0, crate::positions::Edges { low: 8, high: 20 })]);
+    assert_eq!(shared.lags(&edges)[&0], 12, "1 and 9 are out, 10 to 19 are unread");
 }
 
 #[test]
-fn no_more_is_held_than_the_windows_bytes_and_a_message_beside() {
-    // each message has 1 byte and its id
+fn no_more_than_one_message_is_read_that_has_no_room() {
     let (shared, log) = member();
-    log.put(0..90);
+    log.put(0..1);
     let each = receive(&shared).1[0].envelope.byte_len();
-    for (room, beside) in [(3 * each, 1), (3 * each - 1, 1), (each, 1)] {
-        let (shared, log) = member();
-        shared.state().window.bytes = room;
+    // a window of as many, of less, of less than one
+    for (room, out) in [(3 * each, 3), (3 * each - 1, 2), (each, 1), (each - 1, 1)] {
+        let shared = subscription(Source::Channel, Window { messages: 100, bytes: room });
+        let log = hold(&shared, 0);
         log.put(0..90);
-        let out = receive(&shared).1.len();
-        assert_eq!(out, (room / each).max(1));
+        assert_eq!(receive(&shared).1.len(), out);
         receive(&shared);
         let read = 90 - log.0.lock().unwrap().len();
-        assert!(read <= out + beside, "{read} were read, {out} are out");
+        assert!(read <= out + 1, "{read} were read, {out} are out");
     }
+}
+
+#[test]
+fn a_message_without_room_is_not_passed_by_for_ever() {
+    let (shared, log) = member();
+    log.put(0..1);
+    let each = receive(&shared).1[0].envelope.byte_len();
+    let shared = subscription(Source::Channel, Window { messages: 100, bytes: 8 * each });
+    let (one, other) = (hold(&shared, 0), hold(&shared, 1));
+    one.put(0..1);
+    one.put_one(1, 0, 8 * each);
+    other.put(0..100);
+    let (mut out, mut rounds) = (Vec::new(), 0);
+    while !out.iter().any(|delivery: &Delivery| delivery.envelope.payload().len() > 1) {
+        // one is done with at a time, so that there is always room for a small one
+        if !out.is_empty() {
+            let done = out.remove(0);
+            assert!(shared.settle(&[(done.claim.token(), Settlement::Ack)]).is_empty());
+        }
+        out.extend(receive(&shared).1);
+        rounds += 1;
+        assert!(rounds < 30, "others go on passing it by");
+    }
+}
+
+#[test]
+fn a_retry_that_rests_keeps_nothing_else_from_being_read() {
+    let shared = subscription(Source::Group, Window { messages: 1, bytes: 1 << 20 });
+    let (redriven, hours) = (hold(&shared, 0), hold(&shared, 5));
+    let now_ms = shared.env.wall_ms();
+    hours.put_one(0, now_ms, 1);
+    assert_eq!(offsets(&shared), [0; 0]);
+    redriven.put(0..3);
+    for offset in 0..3 {
+        let (_, out) = receive(&shared);
+        assert_eq!(out.iter().map(|d| d.origin.position).collect::<Vec<_>>(), [offset]);
+        assert!(shared.settle(&[(out[0].claim.token(), Settlement::Ack)]).is_empty());
+    }
+    let later = shared.env.now() + Duration::from_hours(2);
+    assert_eq!(shared.wake_due(later), None);
+    assert_eq!(shared.state().partitions[&5].kept.messages, 1, "now it waits as others do");
+    assert_eq!(offsets(&shared), [0]);
+    assert_eq!(shared.state().partitions[&5].kept, InFlight::default());
+}
+
+#[test]
+fn a_member_that_writes_nothing_down_goes_on_after_a_move() {
+    let (shared, log) = member();
+    log.put(0..3);
+    assert_eq!(offsets(&shared), [0, 1, 2]);
+    shared.begin_move(&[0]);
+    log.seek([1]);
+    shared.moved(0, 1);
+    receive(&shared);
+    receive(&shared);
+    assert_eq!(offsets(&shared), [1]);
 }
 
 #[test]
@@ -146,12 +214,12 @@ fn what_is_given_back_for_later_counts_until_it_is_out_again() {
             break;
         }
         given += out.len();
-        let later = Settlement::GiveBack(Some(std::time::Duration::from_mins(1)));
+        let later = Settlement::GiveBack(Some(Duration::from_mins(1)));
         let back: Vec<_> = out.iter().map(|delivery| (delivery.claim.token(), later)).collect();
         assert!(shared.settle(&back).is_empty());
     }
     assert_eq!(given, 100, "the window's messages");
-    let now = shared.env.now() + std::time::Duration::from_secs(61);
+    let now = shared.env.now() + Duration::from_secs(61);
     assert_eq!(shared.wake_due(now), None);
     assert_eq!(offsets(&shared).len(), 100);
     assert_eq!(shared.in_flight().messages, 100);
@@ -160,7 +228,10 @@ fn what_is_given_back_for_later_counts_until_it_is_out_again() {
 
 #[test]
 fn what_comes_from_a_new_place_is_neither_forgotten_nor_taken_for_the_old_ones() {
-    let (shared, log) = member();
+    let shared = subscription(Source::Channel, Window { messages: 100, bytes: 1 << 20 });
+    let log = Log::default();
+    shared.assign(0, log.clone(), Watermark::new(0, []), Some(crate::mark::Starts::default()));
+    shared.committed(&shared.to_commit());
     log.put(0..3);
     read_ahead(&shared);
     shared.begin_move(&[0]);
