@@ -149,7 +149,7 @@ impl Publisher for Broker {
     #[expect(
         clippy::manual_async_fn,
         clippy::async_yields_async,
-        reason = "`async fn` keeps the message twice, and who awaits this moves it"
+        reason = "the future of an `async fn` has room for its argument twice (rust-lang/rust#62958), and is copied by who awaits it"
     )]
     fn send(&self, message: Outgoing<'_>) -> impl Future<Output = Confirm> + Send {
         async move {

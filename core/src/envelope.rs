@@ -57,7 +57,7 @@ impl<T> Envelope<T> {
         self.text(Attribute::Type).unwrap_or_default()
     }
 
-    /// Whether it is of this type, or of none that is known.
+    /// Whether it is of this type, or names none.
     pub(crate) fn may_be(&self, name: &str) -> bool {
         let found = self.headers.attribute_bytes(Attribute::Type).unwrap_or_default();
         found == name.as_bytes() || found.is_empty()

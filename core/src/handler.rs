@@ -66,7 +66,7 @@ macro_rules! functions {
             }
 
             fn call(&self, mut incoming: Incoming, cx: &RouteContext<S>) -> impl Future<Output = Outcome> + Send {
-                // not `async fn`: that would keep the message twice, as the argument and as what the body changes
+                // not `async fn`: its future has room for the message twice, as argument and as what the body changes
                 async move {
                     $(
                         let $T = match $T::extract(&mut incoming, cx).await {

@@ -63,7 +63,7 @@ impl Headers {
         self.find(attribute.bit(), &[attribute as u8])
     }
 
-    /// The bytes of an attribute that is text or bytes, without a look at which: for what is asked of every message.
+    /// The bytes of an attribute, text or not. Text isn't checked to be UTF-8 once more, which for every message would be felt.
     pub(crate) fn attribute_bytes(&self, attribute: Attribute) -> Option<&[u8]> {
         let (_, kind, value) = self.entry(attribute.bit(), &[attribute as u8])?;
         HeaderValue::is_plain(kind).then_some(value)

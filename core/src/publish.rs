@@ -243,7 +243,7 @@ pub trait Publisher: Send + Sync + 'static {
     /// Clock and ids.
     fn env(&self) -> &Env;
 
-    /// Waits for room in the publisher's bounded queue, then sends. Unroutable is a failure.
+    /// Waits for room in the publisher's bounded queue, then sends. Unroutable is a failure. Does nothing until it is polled.
     ///
     /// # Cancel safety
     /// Dropped before it resolves, the message is not sent.
@@ -290,13 +290,16 @@ pub trait PublisherExt: Publisher {
     ///
     /// # Errors
     /// [`PublishError::Failed`] or [`PublishError::Unknown`].
+    ///
+    /// # Cancel safety
+    /// Dropped before it resolves, the message may or may not have been sent.
     fn publish_with<'a>(
         &self,
         to: impl Into<Address<'a>> + Send,
         message: impl IntoEnvelope,
         options: PublishOptions,
     ) -> impl Future<Output = Confirmed> + Send {
-        // encoded before the async block: the future holds no `&T`, so `T: Sync` is not asked for
+        // encoded at once: the future holds no `&T`, so `T: Sync` is not asked for
         let made = message.into_envelope(&EnvelopeContext::first(self.env(), self.env().wall_ms()));
         match made {
             Ok(envelope) => {
@@ -306,11 +309,10 @@ pub trait PublisherExt: Publisher {
         }
     }
 
-    /// Hands a message over and answers with its [`Confirm`], to be awaited later: pipelining.
-    #[allow(
-        clippy::async_yields_async,
-        reason = "the second await is the caller's, when it wants the outcome"
-    )]
+    /// Hands a message over and answers with its [`Confirm`], to be awaited later: pipelining. What can't be encoded is a failed one.
+    ///
+    /// # Cancel safety
+    /// Dropped before it resolves, the message is not sent.
     fn enqueue<'a>(
         &self,
         to: impl Into<Address<'a>> + Send,

@@ -169,6 +169,15 @@ mod tests {
             assert_eq!(days(y, m, d), day);
         }
         assert_eq!(rfc3339(WRITTEN.end - 1), "9999-12-30T21:59:59.999Z");
+        let whole = b"2024-10-31T23:59:59.123Z";
+        assert!(own_form(whole).is_some());
+        for at in 0..whole.len() {
+            for other in [b'/', b':', b' ', b'Z', 0x80, 0xff] {
+                let mut text = whole.to_vec();
+                text[at] = other;
+                assert!(text == whole || own_form(&text).is_none(), "{}", text.escape_ascii());
+            }
+        }
         for (text, is_read) in [
             ("2100-02-29", false),
             ("2000-02-29", true),

@@ -181,6 +181,14 @@ mod tests {
         ] {
             assert_eq!(place(none), None, "{none}");
         }
+        for (digits, number) in [
+            ("9999999999999999999", Some(9_999_999_999_999_999_999)),
+            ("00000000000000000007", Some(7)),
+            ("18446744073709551616", None),
+        ] {
+            let found = place(&format!("$JS.ACK.orders.billing.2.{digits}.5.1700000000000000000.3"));
+            assert_eq!(found.map(|place| place.sequence), number, "{digits}");
+        }
         let largest = place("$JS.ACK.orders.billing.4294967295.18446744073709551615.5.1700000000000000000.3");
         assert_eq!(largest.map(|place| (place.deliveries, place.sequence)), Some((u32::MAX, u64::MAX)));
     }

@@ -61,9 +61,9 @@ impl<'a> HeaderValue<'a> {
         }
     }
 
-    /// Whether what is kept of this kind are its bytes and no more.
+    /// Whether a value of this kind is text or bytes.
     pub(super) const fn is_plain(kind: u8) -> bool {
-        kind <= 1
+        matches!(kind, 0 | 1)
     }
 
     pub(super) fn read(kind: u8, value: &'a [u8]) -> Self {

@@ -126,7 +126,7 @@ impl HeadersMut {
         self.write(USER, name.as_bytes(), value);
     }
 
-    /// One for each kind of name: that of an attribute is a byte, which is no copy.
+    /// Generic, so that the name of an attribute, one byte, is written without a call.
     fn write<N: AsRef<[u8]> + ?Sized>(&mut self, bit: Contents, name: &N, value: HeaderValue<'_>) {
         let name = name.as_ref();
         self.contents |= bit;
