@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use crate::config::KafkaConfig;
 use crate::confirms::Sends;
 use crate::error;
-use crate::positions::of_leaders;
+use crate::patience::ask_again;
 use crate::properties;
 
 /// How long one request of metadata may take; it is tried again within its caller's own deadline.
@@ -121,6 +121,7 @@ pub(crate) struct Connection {
     pub(crate) producer: Arc<ThreadedProducer<Ears>>,
     pub(crate) common: ClientConfig,
     pub(crate) sends: Arc<Sends>,
+    pub(crate) env: Env,
     up: watch::Receiver<bool>,
 }
 
@@ -146,7 +147,7 @@ impl Connection {
         let producer: ThreadedProducer<Ears> = properties::producer(&common, config, HEADER_ROOM)
             .create_with_context(ears)
             .map_err(error::creation)?;
-        let connection = Self { producer: Arc::new(producer), common, sends, up };
+        let connection = Self { producer: Arc::new(producer), common, sends, env: env.clone(), up };
         connection.first_answer(url, config, env).await?;
         Ok(connection)
     }
@@ -208,27 +209,27 @@ impl Connection {
         match refused {
             Some(Code::UnknownTopicOrPartition | Code::UnknownTopic) => Ok(None),
             None if count == 0 => Ok(None),
-            // just made, or its leader is being chosen: it is there, but not to be written to yet
-            Some(Code::LeaderNotAvailable) => {
-                Err(error::code(operation, Code::LeaderNotAvailable).with("topic", topic))
+            None if led => Ok(Some(count)),
+            // without a leader it is just made, or one is being chosen: it is there, but not to be written to yet
+            other => {
+                let refused = KafkaError::MetadataFetch(other.unwrap_or(Code::LeaderNotAvailable));
+                Err(error::client(operation, refused).with("topic", topic))
             }
-            Some(other) => Err(error::code(operation, other).with("topic", topic)),
-            None if !led => Err(error::code(operation, Code::LeaderNotAvailable).with("topic", topic)),
-            None => Ok(Some(count)),
         }
     }
 
     /// How many messages the topic holds.
     pub(crate) async fn held(&self, operation: &'static str, topic: &str) -> Result<u64> {
+        ask_again(&self.env, REQUEST, error::is_leaderless, || self.held_now(operation, topic)).await
+    }
+
+    async fn held_now(&self, operation: &'static str, topic: &str) -> Result<u64> {
         let count = self.partitions(operation, topic).await?.unwrap_or_default();
         let asked = topic.to_owned();
         let found = self.ask(move |client| {
             let mut held = 0;
             for partition in 0..count {
-                let refresh = |left| drop(client.fetch_metadata(Some(&asked), left));
-                let (low, high) = of_leaders(REQUEST, refresh, |left| {
-                    client.fetch_watermarks(&asked, partition as i32, left)
-                })?;
+                let (low, high) = client.fetch_watermarks(&asked, partition as i32, REQUEST)?;
                 held += high.saturating_sub(low).max(0) as u64;
             }
             Ok::<_, KafkaError>(held)

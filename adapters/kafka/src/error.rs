@@ -3,10 +3,24 @@
 use postrider_core::{Error, ErrorKind, PublishError};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 
+/// What is said where a partition's leader isn't known: the partition is new, or moves. `UnknownPartition` is the client's own word for
+/// that; the broker's is another.
+macro_rules! leaderless {
+    () => {
+        Code::LeaderNotAvailable
+            | Code::NotLeaderForPartition
+            | Code::UnknownPartition
+            | Code::OffsetNotAvailable
+            | Code::FencedLeaderEpoch
+            | Code::UnknownLeaderEpoch
+            | Code::KafkaStorageError
+    };
+}
+
 /// The kind of a code, and what to do about it.
 fn kind(code: Code) -> (ErrorKind, &'static str) {
     match code {
-        Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::UnknownPartition => (
+        Code::UnknownTopicOrPartition | Code::UnknownTopic => (
             ErrorKind::NotFound,
             "there is no such topic; start the router that reads it first, or declare it: `broker.declare(…)`",
         ),
@@ -41,7 +55,7 @@ fn kind(code: Code) -> (ErrorKind, &'static str) {
         | Code::CoordinatorNotAvailable
         | Code::CoordinatorLoadInProgress
         | Code::NotCoordinator => (ErrorKind::Connection, "the broker can't be reached"),
-        Code::LeaderNotAvailable | Code::NotLeaderForPartition => {
+        leaderless!() => {
             (ErrorKind::Connection, "the partition's leader isn't known at this moment; try again")
         }
         Code::InvalidSessionTimeout => (
@@ -71,6 +85,16 @@ pub(crate) fn client(operation: &'static str, error: KafkaError) -> Error {
         Some(known) => code(operation, known).because(error),
         None => Error::new(ErrorKind::Broker, operation, "the client can't do it").because(error),
     }
+}
+
+/// Whether it is because a partition's leader isn't known at this moment.
+pub(crate) fn is_leaderless(error: &Error) -> bool {
+    matches!(code_of(error), Some(leaderless!()))
+}
+
+/// The code of what the client said, where that is what it comes from.
+pub(crate) fn code_of(error: &Error) -> Option<Code> {
+    std::error::Error::source(error)?.downcast_ref::<KafkaError>()?.rdkafka_error_code()
 }
 
 /// A client that can't be made: a property is wrong. The value isn't repeated, since it may be a secret.

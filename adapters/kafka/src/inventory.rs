@@ -13,14 +13,13 @@ use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode as Code};
 
 use crate::broker::KafkaBroker;
 use crate::error;
+use crate::patience::ask_again;
 use crate::positions;
 use crate::properties;
 use crate::rebalance::{Client, Listener};
 
 /// How long one request may take.
 const REQUEST: Duration = Duration::from_secs(10);
-/// The time between two questions to a broker that doesn't know yet.
-const LOOK: Duration = Duration::from_millis(100);
 
 /// How many partitions each topic has, and how many members each group id.
 #[derive(Debug, Default)]
@@ -79,7 +78,8 @@ pub(crate) async fn read(broker: &KafkaBroker, scope: &Scope) -> Result<Inventor
             found.members = members.copied().unwrap_or(Some(0));
             let mut topics = vec![(id, topic.clone(), partitions)];
             topics.extend(own.map(|(own, count)| (own.clone(), own, count)));
-            found.lag = Some(lag(broker, topics).await?);
+            let asked = || lag(broker, topics.clone());
+            found.lag = Some(ask_again(broker.environment(), REQUEST, error::is_leaderless, asked).await?);
             entry.groups.push(found);
         }
         channels.push(entry);
@@ -118,9 +118,7 @@ async fn cluster(broker: &KafkaBroker) -> Result<Cluster> {
 /// How many members each group id has, where the client can tell. A broker that has just begun, or has just been given groups, first
 /// reads what it wrote down of them, and is asked again.
 async fn groups(broker: &KafkaBroker, operation: &'static str) -> Result<BTreeMap<String, Option<u32>>> {
-    let env = broker.environment();
-    let patience = env.now() + REQUEST;
-    loop {
+    let listed = || async {
         let asked = broker.connection().ask(|client| {
             let listed = client.fetch_group_list(None, REQUEST)?;
             let groups = listed.groups().iter().map(|group| {
@@ -130,13 +128,16 @@ async fn groups(broker: &KafkaBroker, operation: &'static str) -> Result<BTreeMa
             });
             Ok::<_, KafkaError>(groups.collect())
         });
-        match asked.await? {
-            Err(KafkaError::GroupListFetch(
-                Code::CoordinatorLoadInProgress | Code::CoordinatorNotAvailable | Code::NotCoordinator,
-            )) if env.now() < patience => env.sleep(LOOK).await,
-            listed => return listed.map_err(|e| error::client(operation, e)),
-        }
-    }
+        asked.await?.map_err(|e| error::client(operation, e))
+    };
+    let reads = |error: &Error| {
+        use Code::{CoordinatorLoadInProgress, CoordinatorNotAvailable, NotCoordinator};
+        matches!(
+            error::code_of(error),
+            Some(CoordinatorLoadInProgress | CoordinatorNotAvailable | NotCoordinator)
+        )
+    };
+    ask_again(broker.environment(), REQUEST, reads, listed).await
 }
 
 /// What is unsettled of these topics (each read by a group id, and with so many partitions), by what was written down.
@@ -169,7 +170,7 @@ fn unsettled(client: &Client, topic: &str, count: u32) -> KafkaResult<u64> {
     if all.is_empty() {
         return Ok(0);
     }
-    let edges = positions::sure_edges(client, topic, &all, REQUEST)?;
+    let edges = positions::edges(client, topic, &all, REQUEST)?;
     let mut written = positions::written(client, topic, &all, REQUEST)?;
     Ok(edges
         .into_iter()

@@ -13,8 +13,10 @@ use crate::broker::KafkaBroker;
 use crate::closed::{self, Closed, Place};
 use crate::connection::HEADER_ROOM;
 use crate::convert;
+use crate::error;
+use crate::patience::ask_again;
 use crate::properties;
-use crate::scan::Scan;
+use crate::scan::{self, Scan};
 
 /// The open letters of one channel's topic: partition by partition, in each the oldest first. Every reader sees all of them.
 #[derive(Debug)]
@@ -65,6 +67,12 @@ impl KafkaLetters {
             .map_err(|e| Error::new(ErrorKind::Closed, "letters", "the runtime is stopping").because(e))?
     }
 
+    /// Where the partitions of a topic begin and end, once each has a leader.
+    async fn edges(&self, of: fn(&Desk) -> Option<&Scan>) -> Result<Vec<(i64, i64)>> {
+        let ask = || self.at_desk(move |desk| of(desk).map_or(Ok(Vec::new()), Scan::edges));
+        ask_again(self.broker.environment(), scan::REQUEST, error::is_leaderless, ask).await
+    }
+
     fn check_open(&self, operation: &'static str) -> Result<()> {
         if self.broker.is_closed() {
             return Err(Error::new(ErrorKind::Closed, operation, "the broker was closed; connect again"));
@@ -81,12 +89,17 @@ impl KafkaLetters {
         }
         let (config, topic) = (config(&self.broker), self.marks.clone());
         self.at_desk(move |desk| {
+            if desk.marks.is_none() {
+                desk.marks = Some(Scan::open(config, &topic, 1)?);
+            }
+            Ok(())
+        })
+        .await?;
+        let edges = self.edges(|desk| desk.marks.as_ref()).await?;
+        self.at_desk(move |desk| {
             let Desk { marks, closed, .. } = desk;
-            let marks = match marks {
-                Some(marks) => marks,
-                None => marks.insert(Scan::open(config, &topic, 1)?),
-            };
-            marks.run(|record| {
+            let Some(marks) = marks else { return Ok(()) };
+            marks.run(edges, |record| {
                 closed.note(record.key(), record.payload());
                 true
             })
@@ -106,11 +119,11 @@ impl Letters for KafkaLetters {
     async fn read(&mut self, max: NonZeroUsize, into: &mut Vec<Letter>) -> Result<()> {
         self.check_open("letters")?;
         self.catch_up().await?;
-        let topic = self.topic.clone();
+        let (topic, edges) = (self.topic.clone(), self.edges(|desk| Some(&desk.letters)).await?);
         let read = self.at_desk(move |desk| {
             let Desk { letters, closed, .. } = desk;
             let mut read = Vec::new();
-            letters.run(|record| {
+            letters.run(edges, |record| {
                 let place = Place { partition: record.partition(), offset: record.offset() };
                 let time = record.timestamp().to_millis().unwrap_or(0);
                 if !closed.has(place, time) {
@@ -157,8 +170,8 @@ impl Letters for KafkaLetters {
     async fn count(&mut self) -> Result<u64> {
         self.check_open("count")?;
         self.catch_up().await?;
-        self.at_desk(|desk| {
-            let edges = desk.letters.edges()?;
+        let edges = self.edges(|desk| Some(&desk.letters)).await?;
+        self.at_desk(move |desk| {
             let held: u64 = edges.iter().map(|(low, high)| high.saturating_sub(*low).max(0) as u64).sum();
             Ok(held.saturating_sub(desk.closed.within(&edges)))
         })

@@ -26,6 +26,7 @@ mod members;
 mod naming;
 mod partition;
 mod partitioner;
+mod patience;
 mod positions;
 mod properties;
 mod publisher;

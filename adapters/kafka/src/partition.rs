@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
-use std::time::Instant;
 
 use foldhash::fast::FixedState;
 use postrider_core::{Claim, ClaimId, Delivery, Envelope, InFlight, Origin, Rising, Token};
@@ -48,8 +47,8 @@ pub(crate) struct Partition<Q = Records> {
     pub(crate) waiting: BTreeSet<u64>,
     /// Keys of which something waits for its time.
     pub(crate) delayed: HashMap<u64, usize, FixedState>,
-    /// The first of its messages, and when it is due: nothing behind it is due before.
-    pub(crate) resting: Option<(u64, Instant)>,
+    /// The first of its messages, where it isn't due yet: nothing behind it is due before.
+    pub(crate) resting: Option<u64>,
     pub(crate) out: usize,
     /// The runner is through with it.
     pub(crate) released: bool,
@@ -210,22 +209,24 @@ impl<Q: Queue> Partition<Q> {
         self.held.push(offset, held);
     }
 
-    /// What was read just now isn't due before `due`: all behind it waits with it. It is one message, so it doesn't count.
-    pub(crate) fn rest(&mut self, offset: u64, held: Held, due: Instant) {
+    /// What was read just now isn't due yet: all behind it waits with it. It is one message, so it doesn't count.
+    pub(crate) fn rest(&mut self, offset: u64, held: Held) {
         self.held.push(offset, held);
-        self.resting = Some((offset, due));
+        self.resting = Some(offset);
     }
 
     /// The one that rests is due, if it is this one: from now on it waits as others do.
     pub(crate) fn end_rest(&mut self, offset: u64) -> bool {
-        let Some(held) = self.held.get(offset).filter(|_| self.resting.is_some_and(|(at, _)| at == offset))
-        else {
-            return false;
-        };
+        let Some(held) = self.held.get(offset).filter(|_| self.resting == Some(offset)) else { return false };
         self.kept.take(held.bytes);
         self.resting = None;
         self.waiting.insert(offset);
         true
+    }
+
+    /// What is out of it takes no room of the window any more: its claim has ended.
+    pub(crate) fn make_room(&self, in_flight: &mut InFlight) {
+        self.held.iter().filter(|(_, held)| held.out).for_each(|(_, held)| in_flight.settled(held.bytes));
     }
 
     /// Hands out what was read just now.

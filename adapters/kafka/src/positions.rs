@@ -2,19 +2,15 @@
 
 use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use postrider_core::{Gap, Start};
 use rdkafka::consumer::Consumer;
-use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode as Code};
+use rdkafka::error::KafkaResult;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use crate::mark::{self, Mark, Starts};
 use crate::rebalance::Client;
-
-/// The pause between two questions to the leader of a partition that has none at this moment.
-const PAUSE: Duration = Duration::from_millis(50);
 
 /// Where a partition begins.
 #[derive(Clone, Debug)]
@@ -122,54 +118,6 @@ fn offsets(
     Ok(out)
 }
 
-/// The same, for partitions that exist, and asked until each has a leader: not for a thread that has other work.
-pub(crate) fn sure_edges(
-    client: &Client,
-    topic: &str,
-    partitions: &[i32],
-    timeout: Duration,
-) -> KafkaResult<HashMap<i32, Edges>> {
-    let refresh = |left| drop(client.fetch_metadata(Some(topic), left));
-    of_leaders(timeout, refresh, |left| edges(client, topic, partitions, left))
-}
-
-/// Asks what only the leaders of partitions can answer, which are known to exist. One that is new, or moves, has no leader for a
-/// moment: then the client is to `refresh` what it knows of it, and it is asked again.
-pub(crate) fn of_leaders<T>(
-    timeout: Duration,
-    refresh: impl Fn(Duration),
-    mut ask: impl FnMut(Duration) -> KafkaResult<T>,
-) -> KafkaResult<T> {
-    let until = Instant::now() + timeout;
-    let left = || until.saturating_duration_since(Instant::now());
-    loop {
-        match ask(left()) {
-            Err(error) if left() > PAUSE && is_between_leaders(&error) => {
-                thread::sleep(PAUSE);
-                refresh(left());
-            }
-            found => return found,
-        }
-    }
-}
-
-/// The client says of a partition whose leader it doesn't know that there is no such partition.
-fn is_between_leaders(error: &KafkaError) -> bool {
-    matches!(
-        error.rdkafka_error_code(),
-        Some(
-            Code::NotLeaderForPartition
-                | Code::LeaderNotAvailable
-                | Code::UnknownPartition
-                | Code::UnknownTopicOrPartition
-                | Code::OffsetNotAvailable
-                | Code::FencedLeaderEpoch
-                | Code::UnknownLeaderEpoch
-                | Code::KafkaStorageError
-        )
-    )
-}
-
 /// What the group wrote down for these partitions.
 pub(crate) fn written(
     client: &Client,
@@ -241,44 +189,7 @@ pub(crate) fn begin(
 
 #[cfg(test)]
 mod tests {
-    use std::cell::Cell;
-
     use super::*;
-
-    #[test]
-    fn a_partition_without_a_leader_is_asked_again_until_the_time_is_over() {
-        let refused = KafkaError::MetadataFetch;
-        let (mut asked, refreshed) = (0, Cell::new(0));
-        let refresh = |_| refreshed.set(refreshed.get() + 1);
-        let found = of_leaders(Duration::from_mins(1), refresh, |_| {
-            asked += 1;
-            if asked < 3 { Err(refused(Code::NotLeaderForPartition)) } else { Ok(7) }
-        });
-        assert!(found.is_ok_and(|found| found == 7));
-        assert_eq!((asked, refreshed.get()), (3, 2));
-        // not even once more than there is time for a pause
-        let (mut lefts, began) = (Vec::new(), Instant::now());
-        let found: KafkaResult<()> = of_leaders(
-            4 * PAUSE,
-            |_| (),
-            |left| {
-                lefts.push(left);
-                Err(refused(Code::LeaderNotAvailable))
-            },
-        );
-        assert!(found.is_err() && lefts.len() > 1 && began.elapsed() >= 3 * PAUSE);
-        assert!(lefts.is_sorted_by(|earlier, later| later < earlier), "all within one time-out: {lefts:?}");
-        let mut asked = 0;
-        let found: KafkaResult<()> = of_leaders(
-            Duration::from_mins(1),
-            |_| (),
-            |_| {
-                asked += 1;
-                Err(refused(Code::TopicAuthorizationFailed))
-            },
-        );
-        assert!(found.is_err() && asked == 1, "nothing else is asked again");
-    }
 
     fn written(position: u64, ahead: &[u64]) -> Written {
         let starts = Starts { count: 2, reach: 30, ..Starts::default() };

@@ -15,6 +15,7 @@ use crate::config::KafkaConfig;
 use crate::connection::Connection;
 use crate::error;
 use crate::member::{Command, Member, Progress, SharedClient};
+use crate::patience::ask_again;
 use crate::positions::{self, Edges};
 use crate::properties;
 use crate::rebalance::{self, Client, Listener};
@@ -184,6 +185,10 @@ impl Reader {
 impl Context {
     /// What the whole group has still to settle of the topic.
     pub(crate) async fn lag(self: &Arc<Self>, shared: &Arc<Shared>) -> Result<u64> {
+        ask_again(&self.connection.env, REQUEST, error::is_leaderless, || self.lag_now(shared)).await
+    }
+
+    async fn lag_now(self: &Arc<Self>, shared: &Arc<Shared>) -> Result<u64> {
         let count = self.connection.partitions("lag", &self.topic).await?.unwrap_or_default();
         let (context, shared) = (Arc::clone(self), Arc::clone(shared));
         let asked = tokio::task::spawn_blocking(move || {
@@ -209,7 +214,7 @@ fn lag(context: &Context, shared: &Shared, count: u32) -> Result<u64> {
     if all.is_empty() {
         return Ok(0);
     }
-    let edges = positions::sure_edges(&client, topic, &all, REQUEST).map_err(failed)?;
+    let edges = positions::edges(&client, topic, &all, REQUEST).map_err(failed)?;
     let held = shared.lags(&edges);
     let others: Vec<i32> = all.iter().copied().filter(|number| !held.contains_key(number)).collect();
     let mut written = if context.group && !others.is_empty() {

@@ -9,10 +9,10 @@ use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::{ClientConfig, Offset};
 
 use crate::error;
-use crate::positions::{list, of_leaders};
+use crate::positions::list;
 
 /// How long one request may take.
-const REQUEST: Duration = Duration::from_secs(5);
+pub(crate) const REQUEST: Duration = Duration::from_secs(5);
 /// How long reading may go without a record or an end.
 const SILENCE: Duration = Duration::from_secs(15);
 /// How long one look for records takes at most.
@@ -59,16 +59,18 @@ impl Scan {
     /// Where each partition begins and ends now.
     pub(crate) fn edges(&self) -> Result<Vec<(i64, i64)>> {
         let edges = (0..self.places.len() as i32).map(|partition| {
-            let ask = |left| self.client.fetch_watermarks(&self.topic, partition, left);
-            let refresh = |left| drop(self.client.fetch_metadata(Some(&self.topic), left));
-            of_leaders(REQUEST, refresh, ask).map_err(|e| self.failed(e))
+            self.client.fetch_watermarks(&self.topic, partition, REQUEST).map_err(|e| self.failed(e))
         });
         edges.collect()
     }
 
-    /// Hands over what is there now and wasn't read, partition by partition, for as long as `take` wants more.
-    pub(crate) fn run(&mut self, mut take: impl FnMut(&BorrowedMessage<'_>) -> bool) -> Result<()> {
-        for (partition, (low, high)) in self.edges()?.into_iter().enumerate() {
+    /// Hands over what wasn't read up to these `edges`, partition by partition, for as long as `take` wants more.
+    pub(crate) fn run(
+        &mut self,
+        edges: Vec<(i64, i64)>,
+        mut take: impl FnMut(&BorrowedMessage<'_>) -> bool,
+    ) -> Result<()> {
+        for (partition, (low, high)) in edges.into_iter().enumerate() {
             let from = self.places[partition].max(low);
             if from >= high {
                 continue;

@@ -11,6 +11,7 @@ use crate::config::{DeclareMode, KafkaConfig};
 use crate::connection::Connection;
 use crate::error;
 use crate::naming::Naming;
+use crate::patience::ask_again;
 use crate::properties;
 
 /// How long a broker may take to show a topic that was made.
@@ -96,15 +97,8 @@ impl Topology {
 
     /// The topic's partitions, once it has leaders for all of them.
     async fn settled(&self, topic: &str) -> Result<Option<u32>> {
-        let deadline = self.env.now() + SHOWN;
-        loop {
-            match self.connection.partitions("declare", topic).await {
-                Err(error) if error.is_temporary() && self.env.now() < deadline => {
-                    self.env.sleep(Duration::from_millis(50)).await;
-                }
-                found => return found,
-            }
-        }
+        ask_again(&self.env, SHOWN, Error::is_temporary, || self.connection.partitions("declare", topic))
+            .await
     }
 
     async fn create(&self, wanted: &Wanted<'_>, topic: &str) -> Result<()> {

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use postrider_core::{Error, ErrorKind, Gap, Result, Signal, Start};
+use postrider_core::{Error, ErrorKind, Result, Signal, Start};
 use rdkafka::consumer::Consumer;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::metadata::MetadataPartition;
@@ -112,10 +112,6 @@ impl Work {
                 shared.end_move(&[number]);
                 tracing::debug!(target: "postrider::receive", %error, topic, number, "the place is set again");
                 continue;
-            }
-            // before anything from behind it is handed out
-            if next < edges.low {
-                shared.gap(Gap::new(number as u32, next, edges.low));
             }
             if same {
                 shared.mended(number, position);

@@ -1,6 +1,6 @@
 //! Partitions come, go, and get other places.
 
-use postrider_core::{ClaimId, Signal};
+use postrider_core::{ClaimId, Gap, Signal};
 
 use super::Shared;
 use crate::ahead::Queue;
@@ -25,8 +25,8 @@ impl<Q: Queue> Shared<Q> {
         state.troubled.remove(&number);
         let span = state.window.messages as u64;
         let before = state.partitions.insert(number, Partition::new(claim, queue, mark, starts, span));
-        for (_, held) in before.iter().flat_map(|before| before.held.iter()).filter(|(_, held)| held.out) {
-            state.in_flight.settled(held.bytes);
+        if let Some(before) = before {
+            before.make_room(&mut state.in_flight);
         }
         claim
     }
@@ -78,9 +78,7 @@ impl<Q: Queue> Shared<Q> {
             state.troubled.remove(number);
             let Some(partition) = state.partitions.remove(number) else { continue };
             partition.queue.end();
-            for (_, held) in partition.held.iter().filter(|(_, held)| held.out) {
-                state.in_flight.settled(held.bytes);
-            }
+            partition.make_room(&mut state.in_flight);
             if partition.out > 0 {
                 cut.push(partition.claim());
             }
@@ -108,9 +106,7 @@ impl<Q: Queue> Shared<Q> {
         let mut state = self.state();
         let state = &mut *state;
         let Some(partition) = state.partitions.get_mut(&number) else { return };
-        for (_, held) in partition.held.iter().filter(|(_, held)| held.out) {
-            state.in_flight.settled(held.bytes);
-        }
+        partition.make_room(&mut state.in_flight);
         state.troubled.remove(&number);
         let lost = partition.claim();
         partition.restart(Watermark::new(position, []));
@@ -141,13 +137,19 @@ impl<Q: Queue> Shared<Q> {
         state.troubled.iter().filter_map(next).collect()
     }
 
-    /// The partition is read from `position` on: what comes next, or where the log begins now. What was read ahead of that is
-    /// forgotten; what is held stays held, and its claim holds.
+    /// The partition is read from `position` on: what comes next, or where the log begins now, and then the gap is told before
+    /// anything from behind it. What was read ahead is forgotten; what is held stays held, and its claim holds.
     pub(crate) fn mended(&self, number: i32, position: u64) {
         let mut state = self.state();
+        let state = &mut *state;
         state.troubled.remove(&number);
         if let Some(partition) = state.partitions.get_mut(&number) {
             partition.forget_read();
+            let next = partition.mark.next();
+            if next < position {
+                let gap = Gap::new(partition.claim().shard, next, position);
+                state.events.push_back(Signal::Gap(gap));
+            }
             partition.mark.pass_to(position);
             if partition.phase == Phase::Moving {
                 partition.phase = Phase::Active;

@@ -105,7 +105,7 @@ impl<Q: Queue> Shared<Q> {
                     break;
                 };
                 if let Some(due) = due {
-                    partition.rest(offset, held, due);
+                    partition.rest(offset, held);
                     state.timers.insert((due, number, partition.epoch, offset));
                     self.waker.wake();
                     break;

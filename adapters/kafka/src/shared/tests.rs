@@ -124,6 +124,8 @@ fn where_the_log_has_no_more_what_is_held_stays_and_what_waits_is_handed_out() {
     shared.begin_move(&[0]);
     log.seek([9]);
     shared.mended(0, 8);
+    let gap = Gap::new(0, 2, 8);
+    assert_eq!(receive(&shared).0, Some(Signal::Gap(gap)), "told before anything from behind it");
     assert_eq!(offsets(&shared), [1, 9]);
     assert!(shared.settle(&[(token(&first), Settlement::Ack)]).is_empty(), "its claim holds");
     let edges = HashMap::from([(0, crate::positions::Edges { low: 8, high: 20 })]);
