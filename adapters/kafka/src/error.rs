@@ -3,24 +3,10 @@
 use postrider_core::{Error, ErrorKind, PublishError};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 
-/// What is said where a partition's leader isn't known: the partition is new, or moves. `UnknownPartition` is the client's own word for
-/// that; the broker's is another.
-macro_rules! leaderless {
-    () => {
-        Code::LeaderNotAvailable
-            | Code::NotLeaderForPartition
-            | Code::UnknownPartition
-            | Code::OffsetNotAvailable
-            | Code::FencedLeaderEpoch
-            | Code::UnknownLeaderEpoch
-            | Code::KafkaStorageError
-    };
-}
-
 /// The kind of a code, and what to do about it.
 fn kind(code: Code) -> (ErrorKind, &'static str) {
     match code {
-        Code::UnknownTopicOrPartition | Code::UnknownTopic => (
+        Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::UnknownPartition => (
             ErrorKind::NotFound,
             "there is no such topic; start the router that reads it first, or declare it: `broker.declare(…)`",
         ),
@@ -55,7 +41,7 @@ fn kind(code: Code) -> (ErrorKind, &'static str) {
         | Code::CoordinatorNotAvailable
         | Code::CoordinatorLoadInProgress
         | Code::NotCoordinator => (ErrorKind::Connection, "the broker can't be reached"),
-        leaderless!() => {
+        Code::LeaderNotAvailable | Code::NotLeaderForPartition => {
             (ErrorKind::Connection, "the partition's leader isn't known at this moment; try again")
         }
         Code::InvalidSessionTimeout => (
@@ -87,9 +73,22 @@ pub(crate) fn client(operation: &'static str, error: KafkaError) -> Error {
     }
 }
 
-/// Whether it is because a partition's leader isn't known at this moment.
+/// Whether it is because the leader of a partition that is there isn't known at this moment: it is new, or moves. Of such a one the client
+/// may say that there is no such partition.
 pub(crate) fn is_leaderless(error: &Error) -> bool {
-    matches!(code_of(error), Some(leaderless!()))
+    matches!(
+        code_of(error),
+        Some(
+            Code::LeaderNotAvailable
+                | Code::NotLeaderForPartition
+                | Code::UnknownPartition
+                | Code::UnknownTopicOrPartition
+                | Code::OffsetNotAvailable
+                | Code::FencedLeaderEpoch
+                | Code::UnknownLeaderEpoch
+                | Code::KafkaStorageError
+        )
+    )
 }
 
 /// The code of what the client said, where that is what it comes from.
