@@ -7,7 +7,7 @@ use tokio::runtime::Runtime;
 use tokio::time::sleep;
 
 use crate::case::{Case, Direction, Kind, Subject};
-use crate::job::Job;
+use crate::job::{Job, Watch};
 use crate::meter::Measured;
 use crate::{kafka, nats, postrider, rabbitmq};
 
@@ -27,17 +27,17 @@ impl Ground {
 
     /// One run of a job in a process of its own, with what it needs made before, and what it left checked after. A raw loop that fails
     /// has a second try, and this is said: clients stop now and then, and a bench of an hour needn't end for it.
-    pub(crate) fn run(&self, job: &Job, allocations: bool) -> Result<Measured> {
+    pub(crate) fn run(&self, job: &Job, watch: Watch) -> Result<Measured> {
         if job.broker == Kind::Memory {
-            return job.apart(allocations);
+            return job.apart(watch);
         }
         let mut before = self.prepare(job)?;
-        let measured = match job.apart(allocations) {
+        let measured = match job.apart(watch) {
             Err(error) if job.subject != Subject::Postrider => {
                 eprintln!("{error:#}; once more");
                 self.clear(job)?;
                 before = self.prepare(job)?;
-                job.apart(allocations)?
+                job.apart(watch)?
             }
             ran => ran?,
         };

@@ -11,7 +11,7 @@ use crate::case::{Case, Kind, Subject};
 use crate::meter::{CountAllocations, Measured, Meter};
 use crate::order::OrderPlaced;
 use crate::tally::Tally;
-use crate::{kafka, memory, nats, postrider, rabbitmq};
+use crate::{kafka, memory, nats, postrider, rabbitmq, valgrind};
 
 /// How many messages `publish-all` hands over at once.
 pub(crate) const BATCH: u64 = 500;
@@ -46,6 +46,17 @@ pub(crate) struct Job {
     pub(crate) url: String,
     #[arg(skip)]
     pub(crate) count: Option<CountAllocations>,
+}
+
+/// How a run is watched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Watch {
+    /// Time, processor time and memory.
+    Time,
+    /// The same under an allocator that counts.
+    Allocations,
+    /// Instructions, under valgrind: a fiftieth as fast, so time says nothing.
+    Instructions,
 }
 
 impl Job {
@@ -88,24 +99,34 @@ impl Job {
         }
     }
 
-    /// Runs it in a process of its own, so that processor time, memory and allocations are its own; with allocations counted where
-    /// asked for.
-    pub(crate) fn apart(&self, allocations: bool) -> Result<Measured> {
+    /// Runs it in a process of its own, so that processor time, memory, allocations and instructions are its own.
+    pub(crate) fn apart(&self, watch: Watch) -> Result<Measured> {
         let mut program = std::env::current_exe().context("this program's path is unknown")?;
-        if allocations {
+        if watch == Watch::Allocations {
             program.set_file_name("postrider-bench-allocations");
         }
-        let mut command = Command::new(&program);
+        let mut command = match watch {
+            Watch::Instructions => valgrind::counting(&program),
+            Watch::Time | Watch::Allocations => Command::new(&program),
+        };
         command.args(["run", "--broker", self.broker.name(), "--case", self.case.name()]);
         command.args(["--subject", self.subject.name(), "--payload", &self.payload.to_string()]);
         command.args(["--messages", &self.messages.to_string(), "--url", &self.url]);
         if let Some(rate) = self.rate {
             command.args(["--rate", &rate.to_string()]);
         }
-        let output = command.stderr(Stdio::inherit()).output();
-        let output = output.with_context(|| format!("{} could not be run", program.display()))?;
+        let mut instructions = None;
+        let output = if watch == Watch::Instructions {
+            let (output, counted) = valgrind::run(&mut command)?;
+            instructions = Some(counted);
+            output
+        } else {
+            let output = command.stderr(Stdio::inherit()).output();
+            output.with_context(|| format!("{} could not be run", program.display()))?
+        };
         ensure!(output.status.success(), "{self} has failed");
-        serde_json::from_slice(&output.stdout).with_context(|| format!("{self} said something unreadable"))
+        let said = serde_json::from_slice(&output.stdout);
+        Ok(Measured { instructions, ..said.with_context(|| format!("{self} said something unreadable"))? })
     }
 
     pub(crate) fn tally(&self) -> Tally {

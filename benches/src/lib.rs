@@ -5,6 +5,7 @@
 //! (usual), and the fastest honest loop on the client's public interface (best). Each run of a subject is a process of its own.
 
 mod case;
+mod counts;
 mod floors;
 mod ground;
 mod growth;
@@ -23,6 +24,7 @@ mod rounds;
 mod stamp;
 mod table;
 mod tally;
+mod valgrind;
 mod versions;
 
 use std::process::ExitCode;

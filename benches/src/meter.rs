@@ -19,6 +19,9 @@ pub(crate) struct Measured {
     pub(crate) seconds: f64,
     pub(crate) cpu_seconds: f64,
     pub(crate) allocations: Option<u64>,
+    /// Of the whole process, from its start to its end, where they were counted.
+    #[serde(default)]
+    pub(crate) instructions: Option<u64>,
     pub(crate) peak_rss_bytes: Option<u64>,
     /// Median, 99 % and 99.9 % of the times from sending to handling, in microseconds.
     pub(crate) latency_us: Option<[f64; 3]>,
@@ -73,6 +76,7 @@ impl Meter {
             seconds: (now.at - begun.at).as_secs_f64(),
             cpu_seconds: now.cpu.saturating_sub(begun.cpu).as_secs_f64(),
             allocations: now.allocations.zip(begun.allocations).map(|(now, begun)| now - begun),
+            instructions: None,
             peak_rss_bytes: peak_rss_bytes(),
             latency_us: None,
         }

@@ -6,6 +6,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Parser, Subcommand};
 
 use crate::case::{Case, Kind, Subject};
+use crate::counts;
 use crate::floors;
 use crate::ground::Ground;
 use crate::growth::point::Point;
@@ -36,6 +37,10 @@ pub(crate) struct Options {
     /// Only this curve of growth; may be given again
     #[arg(long, value_name = "CURVE", requires = "growth")]
     curve: Vec<Curve>,
+    /// Instructions a message instead of time, of postrider and of the best loop, each under valgrind: what else the machine does isn't
+    /// among them. Five cases at 256 B unless others are asked for
+    #[arg(long, conflicts_with_all = ["growth", "quick", "seconds"])]
+    instructions: bool,
     /// Only bodies of so many bytes of JSON, at least 128; may be given again (256 and 4096 unless said)
     #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(128..=512 * 1024))]
     payload: Vec<u32>,
@@ -98,19 +103,14 @@ impl Options {
     }
 
     fn bench(&self) -> Result<()> {
-        let or = |given: &[_], all: &[_]| if given.is_empty() { all.to_vec() } else { given.to_vec() };
         let kinds = or(&self.broker, &Kind::ALL);
         let quick = self.quick;
-        let cases = match (&*self.case, quick) {
-            ([], true) => Case::QUICK.to_vec(),
-            ([], false) => Case::ALL.to_vec(),
-            (given, _) => given.to_vec(),
+        let cases = match (self.instructions, quick) {
+            (true, _) => or(&self.case, &counts::CASES),
+            (false, true) => or(&self.case, &Case::QUICK),
+            (false, false) => or(&self.case, &Case::ALL),
         };
-        let payloads = match (&*self.payload, quick) {
-            ([], true) => vec![256],
-            ([], false) => vec![256, 4096],
-            (given, _) => given.to_vec(),
-        };
+        let payloads = or(&self.payload, if quick || self.instructions { &[256] } else { &[256, 4096] });
         let extent = Extent {
             rounds: self.rounds.map_or(if quick { 3 } else { 5 }, usize::from),
             seconds: self.seconds.unwrap_or(if quick { 0.8 } else { 3.0 }),
@@ -134,13 +134,21 @@ impl Options {
                         url: url.clone(),
                         count: None,
                     };
-                    let runs = rounds::measure(&ground, &job, extent)?;
-                    report.add(&job, &runs);
+                    if self.instructions {
+                        let rounds = self.rounds.map_or(1, usize::from);
+                        report.instructions.push(counts::count(&ground, &job, rounds)?);
+                    } else {
+                        report.add(&job, &rounds::measure(&ground, &job, extent)?);
+                    }
                     if let Some(file) = &self.json {
                         write(&report, file)?;
                     }
                 }
             }
+        }
+        if self.instructions {
+            println!("{}", table::counted(&report));
+            return Ok(());
         }
         report.weak = floors::weak(&report);
         println!("{}", table::text(&report));
@@ -174,6 +182,11 @@ impl Options {
         println!("nothing was left in any queue, and every message was handled");
         Ok(())
     }
+}
+
+/// What was asked for, or all.
+fn or<T: Clone>(given: &[T], all: &[T]) -> Vec<T> {
+    if given.is_empty() { all } else { given }.to_vec()
 }
 
 fn read(file: &Path) -> Result<Report> {

@@ -22,6 +22,8 @@ pub(crate) struct Report {
     pub(crate) latency: Vec<Latency>,
     #[serde(default)]
     pub(crate) growth: Vec<Growth>,
+    #[serde(default)]
+    pub(crate) instructions: Vec<Counted>,
     /// Where **best** was too weak to be compared with.
     pub(crate) weak: Vec<String>,
 }
@@ -74,6 +76,20 @@ pub(crate) struct Row {
     pub(crate) doubled: u64,
 }
 
+/// Instructions a message, those of all threads and of the client included.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Counted {
+    pub(crate) broker: String,
+    pub(crate) case: String,
+    /// Bytes of JSON.
+    pub(crate) payload: usize,
+    pub(crate) postrider: f64,
+    pub(crate) best: f64,
+    pub(crate) ratio: f64,
+    /// What the ratio may be; null where nothing is asked for.
+    pub(crate) most: Option<f64>,
+}
+
 /// From sending to handling, at half the rate that postrider and **best** both manage.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Latency {
@@ -102,6 +118,7 @@ impl Report {
             results: Vec::new(),
             latency: Vec::new(),
             growth: Vec::new(),
+            instructions: Vec::new(),
             weak: Vec::new(),
         }
     }

@@ -4,7 +4,7 @@ use anyhow::Result;
 
 use crate::case::{Case, Direction, Kind, Subject};
 use crate::ground::Ground;
-use crate::job::Job;
+use crate::job::{Job, Watch};
 use crate::meter::Measured;
 
 /// How long a run must last to tell how many messages a round needs.
@@ -67,7 +67,7 @@ pub(crate) fn measure(ground: &Ground, job: &Job, extent: Extent) -> Result<Vec<
     for round in 0..extent.rounds {
         for turn in 0..jobs.len() {
             let at = (round + turn) % jobs.len();
-            let measured = ground.run(&jobs[at], false)?;
+            let measured = ground.run(&jobs[at], Watch::Time)?;
             eprintln!(
                 "{}, round {}/{}: {:.0}/s in {:.1} s, {:.1} µs of CPU a message{}",
                 jobs[at],
@@ -89,7 +89,7 @@ pub(crate) fn measure(ground: &Ground, job: &Job, extent: Extent) -> Result<Vec<
         {
             // fewer messages: only how many allocations they need is looked at
             job.messages = job.messages.min(COUNTED);
-            let counted = ground.run(job, true)?;
+            let counted = ground.run(job, Watch::Allocations)?;
             runs.allocations = counted.allocations.map(|n| n as f64 / counted.messages as f64);
             ground.clear(job)?;
         }
@@ -114,7 +114,7 @@ fn pilot(ground: &Ground, job: &Job) -> Result<f64> {
     loop {
         let job = Job { messages, ..job.clone() };
         ground.clear(&job)?;
-        let measured = ground.run(&job, false)?;
+        let measured = ground.run(&job, Watch::Time)?;
         if measured.seconds >= PILOT || messages > 4_000_000 {
             return Ok(measured.rate());
         }

@@ -27,6 +27,9 @@ pub(crate) fn markdown(report: &Report) -> String {
         latency(&mut out, report);
     }
     out.push_str(&growth::table::markdown(&report.growth));
+    if !report.instructions.is_empty() {
+        instructions(&mut out, report);
+    }
     out
 }
 
@@ -56,6 +59,25 @@ fn results(out: &mut String, report: &Report) {
             few(row.best_allocs_per_message),
             mib(row.peak_rss_bytes),
             mib(row.best_peak_rss_bytes),
+        );
+    }
+}
+
+fn instructions(out: &mut String, report: &Report) {
+    out.push_str(
+        "\n| broker | case | bytes | postrider | best | ratio | at most |\n|---|---|--:|--:|--:|--:|--:|\n",
+    );
+    for row in &report.instructions {
+        let _ = writeln!(
+            out,
+            "| {} | {} | {} | {:.0} | {:.0} | {:.2} | {} |",
+            row.broker,
+            row.case,
+            row.payload,
+            row.postrider,
+            row.best,
+            row.ratio,
+            row.most.map_or("–".into(), |most| format!("{most:.2}")),
         );
     }
 }
@@ -138,6 +160,29 @@ pub(crate) fn text(report: &Report) -> String {
             row.allowed_p99_us,
             row.p999_us,
             row.added_p999_us
+        );
+    }
+    out
+}
+
+/// Instructions, as the terminal has them.
+pub(crate) fn counted(report: &Report) -> String {
+    let mut out = format!(
+        "{:<9}{:<14}{:>6}{:>12}{:>12}{:>7}{:>9}\n",
+        "broker", "case", "bytes", "postrider", "best", "ratio", "at most"
+    );
+    for row in &report.instructions {
+        let _ = writeln!(
+            out,
+            "{:<9}{:<14}{:>6}{:>12.0}{:>12.0}{:>7.2}{:>9}{}",
+            row.broker,
+            row.case,
+            row.payload,
+            row.postrider,
+            row.best,
+            row.ratio,
+            row.most.map_or("-".into(), |most| format!("{most:.2}")),
+            if row.most.is_some_and(|most| row.ratio > most) { "  beyond" } else { "" },
         );
     }
     out

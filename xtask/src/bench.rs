@@ -30,6 +30,9 @@ pub(crate) struct Options {
     /// Only this curve of growth: `keys`, `routes`, `in-flight`, `headers`, `backlog` or `workers`; may be given again
     #[arg(long, value_name = "CURVE", requires = "growth")]
     curve: Vec<String>,
+    /// Instructions a message instead of time, of postrider and of the best loop, under valgrind
+    #[arg(long, conflicts_with_all = ["growth", "quick"])]
+    instructions: bool,
     /// 256 B, five of the cases, 3 rounds of 0.8 s instead of 5 of 3 s, no allocations counted: at most ten minutes for all brokers; of
     /// growth, the ends of each curve in one round instead of three
     #[arg(long)]
@@ -38,10 +41,10 @@ pub(crate) struct Options {
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
     /// Print the tables of figures that `--json` wrote before as Markdown, as the book's page has them; measure nothing
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["broker", "case", "growth", "quick", "json"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["broker", "case", "growth", "quick", "instructions", "json"])]
     markdown: Option<PathBuf>,
     /// Draw the curves of growth that `--json` wrote before, for the book's page; measure nothing
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["broker", "case", "growth", "quick", "json"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["broker", "case", "growth", "quick", "instructions", "json"])]
     plots: Option<PathBuf>,
     /// Further arguments of the bench, after `--`: `--payload BYTES`, `--rounds N`, `--seconds SECONDS`
     #[arg(last = true)]
@@ -88,7 +91,9 @@ impl Options {
         for (flag, values) in [("--broker", &self.broker), ("--case", &self.case), ("--curve", &self.curve)] {
             bench.args(values.iter().flat_map(|value| [flag, value]));
         }
-        for (flag, set) in [("--growth", self.growth), ("--quick", self.quick)] {
+        for (flag, set) in
+            [("--growth", self.growth), ("--quick", self.quick), ("--instructions", self.instructions)]
+        {
             bench.args(set.then_some(flag));
         }
         if let Some(json) = &self.json {

@@ -56,6 +56,7 @@ pub(super) async fn run(point: &Point, broker: &Broker, load: &Load) -> Result<M
         seconds,
         cpu_seconds,
         allocations: None,
+        instructions: None,
         peak_rss_bytes,
         latency_us: None,
     })
