@@ -64,6 +64,8 @@ struct Flush {
 #[derive(Debug)]
 struct Table<T> {
     slots: Slab<Slot<T>>,
+    /// No deadline of one without an answer is earlier.
+    earliest: Option<Instant>,
     /// How many have no answer.
     open: usize,
     keys: HashMap<u64, usize, FixedState>,
@@ -92,6 +94,7 @@ impl<T> Pending<T> {
     pub fn new(bound: Window) -> Self {
         let table = Table {
             slots: Slab::new(),
+            earliest: None,
             open: 0,
             keys: HashMap::default(),
             rooms: Rooms::new(bound),
@@ -296,7 +299,14 @@ impl<T> Pending<T> {
 
     /// The tokens of those without an answer whose deadline has passed, in the order in which they were opened.
     pub fn overdue(&self, now: Instant) -> Vec<u64> {
-        self.table().unanswered(|slot| slot.deadline <= now)
+        let mut table = self.table();
+        // nearly always; deadlines are looked at many times a second, and there may be thousands
+        if table.earliest.is_none_or(|earliest| earliest > now) {
+            return Vec::new();
+        }
+        let unanswered = table.slots.iter().filter(|(_, slot)| slot.sent.is_some());
+        table.earliest = unanswered.map(|(_, slot)| slot.deadline).min();
+        table.unanswered(|slot| slot.deadline <= now)
     }
 
     /// The tokens of all without an answer, in the order in which they were opened.
@@ -341,6 +351,7 @@ impl<T> Table<T> {
         if let Some(key) = key {
             *self.keys.entry(key).or_default() += 1;
         }
+        self.earliest = Some(self.earliest.map_or(deadline, |earliest| earliest.min(deadline)));
         let number = self.sends;
         let answer = Answer::Waiting(None);
         let slot = Slot { number, answer, deadline, key, bytes: Some(bytes), sent: Some(sent) };

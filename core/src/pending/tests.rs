@@ -230,7 +230,15 @@ fn overdue_are_those_whose_deadline_has_come_in_their_order() {
     let at = |ms| NewSend { deadline: now + Duration::from_millis(ms), ..entry(1, None) };
     let tokens = [20, 10, 30].map(|ms| pending.try_open(at(ms)).unwrap());
     assert!(pending.overdue(now + Duration::from_millis(9)).is_empty());
-    assert_eq!(pending.overdue(now + Duration::from_millis(20)), tokens[..2]);
+    // until they are answered they are told each time
+    for _ in 0..2 {
+        assert_eq!(pending.overdue(now + Duration::from_millis(20)), tokens[..2]);
+    }
+    tokens[..2].iter().for_each(|token| assert!(pending.resolve(*token, |_| failed()).is_some()));
+    assert!(pending.overdue(now + Duration::from_millis(29)).is_empty());
+    let sooner = pending.try_open(at(25)).unwrap();
+    assert_eq!(pending.overdue(now + Duration::from_millis(29)), [sooner]);
+    assert_eq!(pending.overdue(now + Duration::from_millis(30)), [tokens[2], sooner]);
 }
 
 /// Counts how often it was woken.
