@@ -71,9 +71,14 @@ impl Headers {
 
     /// All attributes that are set, in the order in which they were set.
     pub fn attributes(&self) -> impl Iterator<Item = (Attribute, HeaderValue<'_>)> {
-        entries(self.arena()).filter_map(|(name, kind, value)| {
-            Some((Attribute::from_arena(name)?, HeaderValue::read(kind, value)))
-        })
+        self.kept_attributes().map(|(attribute, kind, value)| (attribute, HeaderValue::read(kind, value)))
+    }
+
+    /// The same with their values as they are kept, which [`HeaderValue::read`] makes one of: to write text out, nobody need look
+    /// whether it is UTF-8.
+    pub(crate) fn kept_attributes(&self) -> impl Iterator<Item = (Attribute, u8, &[u8])> {
+        entries(self.arena())
+            .filter_map(|(name, kind, value)| Some((Attribute::from_arena(name)?, kind, value)))
     }
 
     /// How many bytes names and values take, attributes included.

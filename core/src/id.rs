@@ -21,18 +21,23 @@ impl MessageId {
     /// Its text, written into `room` where it isn't text already.
     pub fn text<'a>(&'a self, room: &'a mut [u8; 36]) -> &'a str {
         match self {
-            Self::Uuid(bytes) => format_uuid(bytes, room),
+            Self::Uuid(bytes) => std::str::from_utf8(format_uuid(bytes, room)).unwrap_or_default(),
             Self::Text(text) => text,
+        }
+    }
+
+    /// The same as bytes, which nobody has looked through whether they are UTF-8; they are.
+    pub(crate) fn bytes<'a>(&'a self, room: &'a mut [u8; 36]) -> &'a [u8] {
+        match self {
+            Self::Uuid(bytes) => format_uuid(bytes, room),
+            Self::Text(text) => text.as_bytes(),
         }
     }
 }
 
 impl fmt::Display for MessageId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Uuid(bytes) => f.write_str(format_uuid(bytes, &mut [0; 36])),
-            Self::Text(text) => f.write_str(text),
-        }
+        f.write_str(self.text(&mut [0; 36]))
     }
 }
 
@@ -66,14 +71,14 @@ const DIGITS: [u8; 256] = {
 };
 const NO_DIGIT: u8 = u8::MAX;
 
-pub(crate) fn format_uuid<'a>(bytes: &[u8; 16], out: &'a mut [u8; 36]) -> &'a str {
+fn format_uuid<'a>(bytes: &[u8; 16], out: &'a mut [u8; 36]) -> &'a [u8] {
     for at in DASHES {
         out[at] = b'-';
     }
     for (byte, at) in bytes.iter().zip(PAIRS) {
         [out[at], out[at + 1]] = WRITTEN[usize::from(*byte)];
     }
-    std::str::from_utf8(out).unwrap_or_default()
+    out
 }
 
 /// Only the canonical lower-case form: everything else must come back as the text that it was.

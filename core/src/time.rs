@@ -39,15 +39,15 @@ impl TimeText {
         Some(Self { text, length: length + 1 })
     }
 
-    pub(crate) fn as_str(&self) -> &str {
-        std::str::from_utf8(&self.text[..self.length]).unwrap_or_default()
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        &self.text[..self.length]
     }
 }
 
 /// Milliseconds since the Unix epoch as RFC 3339 in UTC.
 pub fn rfc3339(ms: i64) -> String {
     match TimeText::new(ms) {
-        Some(text) => text.as_str().to_owned(),
+        Some(text) => String::from_utf8_lossy(text.as_bytes()).into_owned(),
         None => jiff::Timestamp::from_millisecond(ms).map_or_else(|_| ms.to_string(), |t| t.to_string()),
     }
 }

@@ -1,5 +1,7 @@
 //! Records of any broker as envelopes: attributes, headers, structured `CloudEvents`.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 use postrider_core::codec::Json;
 use postrider_core::{
@@ -120,7 +122,9 @@ pub(crate) fn target(data: &[u8]) {
     holds(&envelope);
     let mut reader = WireReader::new((!envelope.is_null()).then(|| envelope.payload().clone()));
     envelope.write_attributes(|name, text| {
-        if !reader.attribute(name, text.to_owned()) {
+        let text = String::from_utf8_lossy(text);
+        assert!(matches!(text, Cow::Borrowed(_)), "`{name}` isn't text: {text}");
+        if !reader.attribute(name, text.clone().into_owned()) {
             assert!(matches!(name, "time" | "expirytime"), "`{name}` can't be read: {text}");
         }
     });

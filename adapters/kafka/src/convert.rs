@@ -34,7 +34,7 @@ pub(crate) fn headers(envelope: &Envelope) -> OwnedHeaders {
         name.clear();
         name.push_str(PREFIX);
         name.push_str(attribute);
-        put(&name, Some(text.as_bytes()));
+        put(&name, Some(text));
     });
     if let Some(text) = envelope.content_type() {
         put(CONTENT_TYPE, Some(text.as_bytes()));

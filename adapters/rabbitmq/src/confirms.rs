@@ -126,7 +126,7 @@ pub(crate) struct Sends {
     queue: Mutex<Queue>,
     queued: Notify,
     /// By the names of channels.
-    exchanges: Mutex<HashMap<String, Arc<Exchange>>>,
+    exchanges: Mutex<HashMap<String, Arc<Exchange>, foldhash::fast::RandomState>>,
     /// Exchanges whose last message no queue took.
     unread: Mutex<BTreeSet<String>>,
     has_unread: AtomicBool,

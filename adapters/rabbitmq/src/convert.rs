@@ -43,14 +43,12 @@ fn short(text: &str) -> Option<ShortString> {
     ShortString::try_new(text).ok()
 }
 
-/// The same of a text that is given up for it.
-fn owned(text: String) -> Option<ShortString> {
-    ShortString::try_new(text).ok()
-}
-
-/// The header of an attribute.
-fn prefixed(attribute: &str) -> Option<ShortString> {
-    owned([PREFIX, attribute].concat())
+/// The same of two texts, one behind the other.
+fn prefixed(prefix: &str, text: &str) -> Option<ShortString> {
+    let mut name = String::with_capacity(prefix.len() + text.len());
+    name.push_str(prefix);
+    name.push_str(text);
+    ShortString::try_new(name).ok()
 }
 
 /// The properties of a message; `send` tells it apart when it is returned.
@@ -64,21 +62,19 @@ pub(crate) fn properties(envelope: &Envelope, send: u64) -> BasicProperties {
         }
     };
     put(short(SEND), AMQPValue::LongLongInt(send as i64));
-    envelope.write_attributes(|attribute, text| put(prefixed(attribute), AMQPValue::LongString(text.into())));
+    envelope.write_attributes(|attribute, text| {
+        put(prefixed(PREFIX, attribute), AMQPValue::LongString(text.into()));
+    });
     if envelope.is_null() {
         put(short(NULL), AMQPValue::LongString("1".into()));
     }
     if let Some(text) = envelope.content_type() {
         match short(text) {
             Some(text) => properties = properties.with_content_type(text),
-            None => put(prefixed(CONTENT_TYPE), AMQPValue::LongString(text.into())),
+            None => put(prefixed(PREFIX, CONTENT_TYPE), AMQPValue::LongString(text.into())),
         }
     }
-    let id = match envelope.id() {
-        MessageId::Text(id) => short(id),
-        id @ MessageId::Uuid(_) => owned(id.to_string()),
-    };
-    if let Some(id) = id {
+    if let Some(id) = short(envelope.id().text(&mut [0; 36])) {
         properties = properties.with_message_id(id);
     }
     if let Some(id) = envelope.correlation_id().and_then(short) {
@@ -101,7 +97,7 @@ pub(crate) fn properties(envelope: &Envelope, send: u64) -> BasicProperties {
             (APP, Some(text), _) => properties = properties.with_app_id(text),
             (PRIORITY, _, HeaderValue::Int(n @ 0..=255)) => properties = properties.with_priority(n as u8),
             _ => {
-                let wire = if acts(name) { owned(format!("{MOVED}{name}")) } else { short(name) };
+                let wire = if acts(name) { prefixed(MOVED, name) } else { short(name) };
                 if earlier.unwrap_or_else(|| headers.iter().take(index).any(|(earlier, _)| earlier == name)) {
                     continue; // an AMQP table has each name once: all its values went with the first
                 }
@@ -174,8 +170,9 @@ pub(crate) fn returned(properties: &BasicProperties) -> Option<u64> {
 
 /// How often the broker has delivered the message, this time included.
 pub(crate) fn deliveries(properties: &BasicProperties, redelivered: bool) -> u32 {
+    let table = properties.headers().as_ref().map(FieldTable::inner).filter(|table| is_told_of(table));
     let count = |name: &str| {
-        let value = properties.headers().as_ref()?.inner().get(name)?;
+        let value = table?.get(name)?;
         let mut count = None;
         field::each(value, |value| count = value.as_int());
         count
@@ -195,7 +192,7 @@ pub(crate) fn envelope(
     let table = properties.headers().as_ref().map_or(&EMPTY, FieldTable::inner);
     let is = |name: &str| table.get(name).and_then(field::text);
     let null = body.is_empty() && is(NULL).is_some_and(|text| text == "1");
-    let death = death(table);
+    let death = if is_told_of(table) { death(table) } else { None };
     let waited = death.is_some_and(|death| waited(table, death));
     let mut ours = false;
     let mut reader = WireReader::new((!null).then_some(body));
@@ -261,6 +258,11 @@ pub(crate) fn envelope(
 
 fn is_attribute<'a>(reader: &mut WireReader<'a>, attribute: &str, value: &'a AMQPValue) -> bool {
     field::text(value).is_some_and(|text| reader.attribute(attribute, text))
+}
+
+/// Whether the broker may have written something about the message into its headers: those names are behind all others that are usual.
+fn is_told_of(table: &BTreeMap<ShortString, AMQPValue>) -> bool {
+    table.last_key_value().is_some_and(|(last, _)| last.as_str() >= "x-")
 }
 
 /// What the broker wrote down last about how the message died.

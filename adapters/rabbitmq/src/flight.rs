@@ -210,7 +210,7 @@ impl Flight {
                 Err(error) => failed = Some(error),
                 Ok(confirmation) => {
                     if let Some(Out { queued, room }) = self.answered_out(number) {
-                        let returned = self.returned.remove(&queued.token);
+                        let returned = !self.returned.is_empty() && self.returned.remove(&queued.token);
                         judged.push((
                             queued.token,
                             room,

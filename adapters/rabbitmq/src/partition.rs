@@ -24,6 +24,9 @@ use crate::ledger::Tell;
 use crate::shared::{Arrived, Shared, Told};
 use crate::topology::{GroupPlan, Topology};
 
+/// What the broker calls a consumer, on a channel of its own. Each delivery says it, and the client looks its consumer up by it, so the
+/// shorter the better.
+const CONSUMER: &str = "postrider";
 /// How many deliveries are taken before something else is looked at.
 const BATCH: usize = 256;
 /// How long a queue that could not be attended to is left alone.
@@ -406,8 +409,8 @@ async fn attach(
     let channel = connection.create_channel().await.map_err(failed)?;
     channel.basic_qos(prefetch, BasicQosOptions::default()).await.map_err(failed)?;
     let options = BasicConsumeOptions::default();
-    let consumer =
-        channel.basic_consume(queue.as_str().into(), "".into(), options, FieldTable::default()).await;
+    let (queue, tag) = (queue.as_str().into(), CONSUMER.into());
+    let consumer = channel.basic_consume(queue, tag, options, FieldTable::default()).await;
     Ok((channel, consumer.map_err(failed)?))
 }
 

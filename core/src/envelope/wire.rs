@@ -17,32 +17,37 @@ const KEY_ENCODING: &str = "partitionkeyencoding";
 impl Envelope {
     /// Gives each attribute's `CloudEvents` name and text to `write`, `specversion` first. The content type is left out: it
     /// has a place of its own on every broker.
-    pub fn write_attributes(&self, mut write: impl FnMut(&str, &str)) {
-        write("specversion", "1.0");
-        write("id", self.id.text(&mut [0; 36]));
+    ///
+    /// Text comes as bytes, and is UTF-8: most brokers have bytes, and to look at all of it once more would be felt.
+    pub fn write_attributes(&self, mut write: impl FnMut(&str, &[u8])) {
+        write("specversion", b"1.0");
+        write("id", self.id.bytes(&mut [0; 36]));
         if self.time_ms > 0 {
             match TimeText::new(self.time_ms as i64) {
-                Some(text) => write("time", text.as_str()),
-                None => write("time", &rfc3339(self.time_ms as i64)),
+                Some(text) => write("time", text.as_bytes()),
+                None => write("time", rfc3339(self.time_ms as i64).as_bytes()),
             }
         }
         if self.version > 0 {
-            write("schemaversion", itoa::Buffer::new().format(self.version));
+            write("schemaversion", itoa::Buffer::new().format(self.version).as_bytes());
         }
         let mut seen = 0_u32;
-        for (attribute, value) in self.headers.attributes() {
+        for (attribute, kind, value) in self.headers.kept_attributes() {
             // the first one set counts, as for reading
             if seen & (1 << attribute as u32) != 0 || attribute == Attribute::ContentType {
                 continue;
             }
             seen |= 1 << attribute as u32;
-            match value {
-                HeaderValue::Text(text) => write(attribute.as_str(), text),
+            if kind == HeaderValue::TEXT {
+                write(attribute.as_str(), value);
+                continue;
+            }
+            match HeaderValue::read(kind, value) {
                 HeaderValue::Bytes(bytes) if attribute == Attribute::Key => {
-                    write(attribute.as_str(), &STANDARD.encode(bytes));
-                    write(KEY_ENCODING, "base64");
+                    write(attribute.as_str(), STANDARD.encode(bytes).as_bytes());
+                    write(KEY_ENCODING, b"base64");
                 }
-                other => write(attribute.as_str(), &other.to_string()),
+                other => write(attribute.as_str(), other.to_string().as_bytes()),
             }
         }
     }
@@ -214,7 +219,10 @@ mod tests {
 
     fn through_the_wire(envelope: &Envelope) -> Envelope {
         let mut reader = WireReader::new((!envelope.is_null()).then(|| envelope.payload().clone()));
-        envelope.write_attributes(|name, text| assert!(reader.attribute(name, text.to_owned()), "{name}"));
+        envelope.write_attributes(|name, text| {
+            let text = std::str::from_utf8(text).unwrap().to_owned();
+            assert!(reader.attribute(name, text), "{name}");
+        });
         envelope.content_type().into_iter().for_each(|text| reader.content_type(text));
         envelope.headers().iter().for_each(|(name, value)| reader.header(name, value));
         reader.finish()

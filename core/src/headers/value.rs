@@ -49,9 +49,12 @@ impl<'a> HeaderValue<'a> {
         }
     }
 
+    /// The kind of text.
+    pub(crate) const TEXT: u8 = 0;
+
     pub(super) const fn kind(self) -> u8 {
         match self {
-            Self::Text(_) => 0,
+            Self::Text(_) => Self::TEXT,
             Self::Bytes(_) => 1,
             Self::Int(_) => 2,
             Self::Bool(_) => 3,
@@ -66,11 +69,11 @@ impl<'a> HeaderValue<'a> {
         matches!(kind, 0 | 1)
     }
 
-    pub(super) fn read(kind: u8, value: &'a [u8]) -> Self {
+    pub(crate) fn read(kind: u8, value: &'a [u8]) -> Self {
         let number = || value.try_into().map_or(0, i64::from_le_bytes);
         match (kind, value) {
             // what was written as text was `str`, so the check can't fail and costs less than the search
-            (0, _) => Self::Text(std::str::from_utf8(value).unwrap_or_default()),
+            (Self::TEXT, _) => Self::Text(std::str::from_utf8(value).unwrap_or_default()),
             (2, _) => Self::Int(number()),
             (3, [b]) => Self::Bool(*b == 1),
             (4, _) => Self::Time(number()),
