@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, Result};
 
-use crate::case::{Case, Kind, Subject};
+use crate::case::{Case, Direction, Kind, Subject};
 use crate::ground::Ground;
 use crate::job::{Job, Watch};
 use crate::report::Counted;
@@ -10,6 +10,9 @@ use crate::rounds::median;
 
 /// Messages of the two runs whose difference is divided: what a process costs by itself, and what stands still at its end, is in both.
 const RUNS: (u64, u64) = (2_000, 12_000);
+
+/// What processor time a message may be of **best**'s on a real broker, as the project asks for; shown, and nothing fails by it.
+const MOST: f64 = 1.15;
 
 /// What is counted unless cases are asked for: those whose cost is the messages', not that of waiting for one answer.
 pub(crate) const CASES: [Case; 5] =
@@ -28,7 +31,10 @@ pub(crate) fn count(ground: &Ground, job: &Job, rounds: usize) -> Result<Counted
                 counted.context("nothing was counted")
             };
             let (few, many) = (run(RUNS.0)?, run(RUNS.1)?);
-            let cost = (many as f64 - few as f64) / (RUNS.1 - RUNS.0) as f64;
+            let more = many
+                .checked_sub(few)
+                .with_context(|| format!("{}: more messages took less", job.case.name()))?;
+            let cost = more as f64 / (RUNS.1 - RUNS.0) as f64;
             eprintln!(
                 "{}, round {}/{rounds}: {cost:.0} instructions a message",
                 Job { subject, ..job.clone() },
@@ -46,11 +52,12 @@ pub(crate) fn count(ground: &Ground, job: &Job, rounds: usize) -> Result<Counted
         postrider,
         best,
         ratio: postrider / best,
-        most: most(job.broker),
+        most: (job.broker != Kind::Memory && CASES.contains(&job.case)).then_some(MOST),
     })
 }
 
-/// What it may be of **best**'s.
-fn most(kind: Kind) -> Option<f64> {
-    (kind != Kind::Memory).then_some(1.15)
+/// Whether the case can be counted there. On the embedded broker what is only consumed is published in the same process, and callgrind
+/// counts all of it.
+pub(crate) fn can_count(kind: Kind, case: Case) -> bool {
+    kind != Kind::Memory || case.direction() != Direction::Out
 }

@@ -22,8 +22,9 @@ pub(crate) const INVOICES: &str = "invoices";
 /// The group that reads orders.
 pub(crate) const BILLING: &str = "billing";
 
-/// A run takes seconds; after so long it stands still.
+/// A run takes seconds, under valgrind minutes; after so long it stands still.
 const LONGEST: Duration = Duration::from_mins(2);
+const LONGEST_COUNTED: Duration = Duration::from_mins(15);
 
 /// What a process that runs one subject is told.
 #[derive(Clone, Debug, Args)]
@@ -44,6 +45,9 @@ pub(crate) struct Job {
     pub(crate) rate: Option<f64>,
     #[arg(long, default_value = "memory:")]
     pub(crate) url: String,
+    /// Under valgrind, so it takes long
+    #[arg(long)]
+    pub(crate) counted: bool,
     #[arg(skip)]
     pub(crate) count: Option<CountAllocations>,
 }
@@ -73,10 +77,11 @@ impl Job {
     pub(crate) fn here(self) -> Result<Measured> {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         let job = Arc::new(self);
+        let longest = if job.counted { LONGEST_COUNTED } else { LONGEST };
         let ran = runtime.block_on(async {
             let running = tokio::spawn(async move { job.run().await });
-            let Ok(ran) = tokio::time::timeout(LONGEST, running).await else {
-                bail!("it was not at its end after {LONGEST:?}");
+            let Ok(ran) = tokio::time::timeout(longest, running).await else {
+                bail!("it was not at its end after {longest:?}");
             };
             ran?
         });
@@ -117,7 +122,8 @@ impl Job {
         }
         let mut instructions = None;
         let output = if watch == Watch::Instructions {
-            let (output, counted) = valgrind::run(&mut command)?;
+            let ran = valgrind::run(command.arg("--counted"));
+            let (output, counted) = ran.with_context(|| format!("{self} can't be counted"))?;
             instructions = Some(counted);
             output
         } else {

@@ -24,7 +24,8 @@ mod rounds;
 mod stamp;
 mod table;
 mod tally;
-mod valgrind;
+#[doc(hidden)]
+pub mod valgrind;
 mod versions;
 
 use std::process::ExitCode;

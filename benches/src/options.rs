@@ -16,6 +16,7 @@ use crate::meter::CountAllocations;
 use crate::report::Report;
 use crate::rounds::{self, Extent};
 use crate::table;
+use crate::valgrind;
 use crate::versions::versions;
 
 /// Measures postrider beside the loop that the client's documentation shows and the fastest honest loop, in turns.
@@ -38,8 +39,8 @@ pub(crate) struct Options {
     #[arg(long, value_name = "CURVE", requires = "growth")]
     curve: Vec<Curve>,
     /// Instructions a message instead of time, of postrider and of the best loop, each under valgrind: what else the machine does isn't
-    /// among them. Five cases at 256 B unless others are asked for
-    #[arg(long, conflicts_with_all = ["growth", "quick", "seconds"])]
+    /// among them. What publishes in bulk and what consumes, at 256 B, unless others are asked for
+    #[arg(long, conflicts_with_all = ["growth", "curve", "quick", "seconds"])]
     instructions: bool,
     /// Only bodies of so many bytes of JSON, at least 128; may be given again (256 and 4096 unless said)
     #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(128..=512 * 1024))]
@@ -48,7 +49,7 @@ pub(crate) struct Options {
     /// growth, the ends of each curve in one round instead of three
     #[arg(long)]
     quick: bool,
-    /// Rounds, each of all subjects, or of all points of a curve
+    /// Rounds, each of all subjects, or of all points of a curve; one of instructions unless set
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     rounds: Option<u16>,
     /// Seconds that a round is to last at least
@@ -98,58 +99,26 @@ impl Options {
             }
             Some(Action::Plots { file, folder }) => growth::plot::write(&read(&file)?.growth, &folder),
             None if self.growth => self.grow(),
+            None if self.instructions => self.count(),
             None => self.bench(),
         }
     }
 
     fn bench(&self) -> Result<()> {
-        let kinds = or(&self.broker, &Kind::ALL);
         let quick = self.quick;
-        let cases = match (self.instructions, quick) {
-            (true, _) => or(&self.case, &counts::CASES),
-            (false, true) => or(&self.case, &Case::QUICK),
-            (false, false) => or(&self.case, &Case::ALL),
-        };
-        let payloads = or(&self.payload, if quick || self.instructions { &[256] } else { &[256, 4096] });
         let extent = Extent {
             rounds: self.rounds.map_or(if quick { 3 } else { 5 }, usize::from),
             seconds: self.seconds.unwrap_or(if quick { 0.8 } else { 3.0 }),
             counts: !quick,
         };
         ensure!(extent.seconds > 0.0, "a round must last longer than nothing");
+        let cases = if quick { &Case::QUICK[..] } else { &Case::ALL };
+        let payloads = if quick { &[256][..] } else { &[256, 4096] };
         let ground = Ground::new()?;
-        let mut report = Report::new(extent);
-        report.versions = versions(&kinds);
-        for kind in kinds {
-            let url = url(kind)?;
-            for case in &cases {
-                for payload in &payloads {
-                    let job = Job {
-                        broker: kind,
-                        case: *case,
-                        subject: Subject::Postrider,
-                        payload: *payload as usize,
-                        messages: 0,
-                        rate: None,
-                        url: url.clone(),
-                        count: None,
-                    };
-                    if self.instructions {
-                        let rounds = self.rounds.map_or(1, usize::from);
-                        report.instructions.push(counts::count(&ground, &job, rounds)?);
-                    } else {
-                        report.add(&job, &rounds::measure(&ground, &job, extent)?);
-                    }
-                    if let Some(file) = &self.json {
-                        write(&report, file)?;
-                    }
-                }
-            }
-        }
-        if self.instructions {
-            println!("{}", table::counted(&report));
-            return Ok(());
-        }
+        let mut report = self.of_jobs(extent, cases, payloads, |report, job| {
+            report.add(job, &rounds::measure(&ground, job, extent)?);
+            Ok(())
+        })?;
         report.weak = floors::weak(&report);
         println!("{}", table::text(&report));
         if let Some(file) = &self.json {
@@ -160,6 +129,66 @@ impl Options {
         }
         println!("nothing was left in any queue, and every confirmed message was stored or handled");
         Ok(())
+    }
+
+    fn count(&self) -> Result<()> {
+        ensure!(
+            !self.case.contains(&Case::Latency),
+            "latency is time, and instructions say nothing of it; leave out `--instructions`, or count another case"
+        );
+        valgrind::is_there()?;
+        let extent = Extent { rounds: self.rounds.map_or(1, usize::from), seconds: 0.0, counts: false };
+        let ground = Ground::new()?;
+        let report = self.of_jobs(extent, &counts::CASES, &[256], |report, job| {
+            if counts::can_count(job.broker, job.case) {
+                report.instructions.push(counts::count(&ground, job, extent.rounds)?);
+            } else {
+                eprintln!(
+                    "{} {} is left out: the process also publishes",
+                    job.broker.name(),
+                    job.case.name()
+                );
+            }
+            Ok(())
+        })?;
+        println!("{}", table::counted(&report));
+        Ok(())
+    }
+
+    /// What comes of each broker, case and size: those asked for, or these. What was found is written after each.
+    fn of_jobs(
+        &self,
+        extent: Extent,
+        cases: &[Case],
+        payloads: &[u32],
+        mut each: impl FnMut(&mut Report, &Job) -> Result<()>,
+    ) -> Result<Report> {
+        let kinds = or(&self.broker, &Kind::ALL);
+        let mut report = Report::new(extent);
+        report.versions = versions(&kinds);
+        for kind in kinds {
+            let url = url(kind)?;
+            for case in or(&self.case, cases) {
+                for payload in or(&self.payload, payloads) {
+                    let job = Job {
+                        broker: kind,
+                        case,
+                        subject: Subject::Postrider,
+                        payload: payload as usize,
+                        messages: 0,
+                        rate: None,
+                        url: url.clone(),
+                        counted: false,
+                        count: None,
+                    };
+                    each(&mut report, &job)?;
+                    if let Some(file) = &self.json {
+                        write(&report, file)?;
+                    }
+                }
+            }
+        }
+        Ok(report)
     }
 
     fn grow(&self) -> Result<()> {
@@ -217,5 +246,10 @@ mod tests {
     #[test]
     fn the_command_line_holds_together() {
         Options::command().debug_assert();
+        let takes = |arguments: &str| Options::try_parse_from(arguments.split(' ')).is_ok();
+        assert!(takes("bench --instructions --broker nats --case consume --rounds 2 --json f"));
+        for other in ["--quick", "--growth", "--seconds 1", "--curve keys"] {
+            assert!(!takes(&format!("bench --instructions {other}")), "{other}");
+        }
     }
 }

@@ -16,7 +16,7 @@ pub(crate) struct Report {
     pub(crate) machine: Machine,
     pub(crate) versions: Vec<String>,
     pub(crate) rounds: usize,
-    /// How long a round was to last; 0 of growth, whose rounds are as long as it takes.
+    /// How long a round was to last; 0 of growth and of instructions, whose rounds are as long as it takes.
     pub(crate) seconds: f64,
     pub(crate) results: Vec<Row>,
     pub(crate) latency: Vec<Latency>,

@@ -77,7 +77,9 @@ fn instructions(out: &mut String, report: &Report) {
             row.postrider,
             row.best,
             row.ratio,
-            row.most.map_or("–".into(), |most| format!("{most:.2}")),
+            row.most.map_or("–".into(), |most| {
+                format!("{most:.2}{}", if row.ratio > most { ": beyond" } else { "" })
+            }),
         );
     }
 }

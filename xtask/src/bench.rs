@@ -31,7 +31,7 @@ pub(crate) struct Options {
     #[arg(long, value_name = "CURVE", requires = "growth")]
     curve: Vec<String>,
     /// Instructions a message instead of time, of postrider and of the best loop, under valgrind
-    #[arg(long, conflicts_with_all = ["growth", "quick"])]
+    #[arg(long, conflicts_with_all = ["growth", "curve", "quick"])]
     instructions: bool,
     /// 256 B, five of the cases, 3 rounds of 0.8 s instead of 5 of 3 s, no allocations counted: at most ten minutes for all brokers; of
     /// growth, the ends of each curve in one round instead of three

@@ -87,33 +87,18 @@ fn run(house: &House, interrupt: &Interrupt, bless: bool) -> Result<bool> {
     Ok(off.is_empty())
 }
 
-/// Valgrind, with memory laid out alike in each run where the system lets us say so: what the allocator does depends on it.
-fn valgrind() -> Command {
-    let alike = Command::new("setarch").args(["-R", "true"]).stderr(Stdio::null()).status();
-    if alike.is_ok_and(|status| status.success()) {
-        let mut command = Command::new("setarch");
-        command.args(["-R", "valgrind"]);
-        return command;
-    }
-    Command::new("valgrind")
-}
-
 /// The instructions of one run.
 fn instructions(program: &PathBuf, case: &str, count: u64) -> Result<u64> {
-    let output = valgrind()
-        .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
-        .arg(program)
-        .args([case, &count.to_string()])
+    let output = Command::new(program)
+        .args(["--counted", case, &count.to_string()])
         .stdin(Stdio::null())
         .output()
-        .context("valgrind could not be run; install it (`apt-get install valgrind`)")?;
-    let told = String::from_utf8_lossy(&output.stderr);
+        .context("it could not be run")?;
     if !output.status.success() {
-        bail!("`{case}` failed under valgrind (is it installed? `apt-get install valgrind`):\n{told}");
+        bail!("`{case}` could not be counted:\n{}", String::from_utf8_lossy(&output.stderr));
     }
-    let collected = told.lines().find_map(|line| line.split_once("Collected : "));
-    let (_, number) = collected.with_context(|| format!("valgrind told no count:\n{told}"))?;
-    number.trim().parse().with_context(|| format!("`{number}` is no count"))
+    let told = String::from_utf8_lossy(&output.stdout);
+    told.trim().parse().with_context(|| format!("`{told}` is no count"))
 }
 
 /// The cases that cost something else than before.

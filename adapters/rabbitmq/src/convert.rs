@@ -43,7 +43,7 @@ fn short(text: &str) -> Option<ShortString> {
     ShortString::try_new(text).ok()
 }
 
-/// The same of two texts, one behind the other.
+/// The same of two texts, one behind the other. (`concat` takes three times as long for two that are short, and each message has eight.)
 fn prefixed(prefix: &str, text: &str) -> Option<ShortString> {
     let mut name = String::with_capacity(prefix.len() + text.len());
     name.push_str(prefix);
@@ -260,7 +260,8 @@ fn is_attribute<'a>(reader: &mut WireReader<'a>, attribute: &str, value: &'a AMQ
     field::text(value).is_some_and(|text| reader.attribute(attribute, text))
 }
 
-/// Whether the broker may have written something about the message into its headers: those names are behind all others that are usual.
+/// Whether the broker may have written something about the message into its headers. Each such name begins with `x-`, and the table is
+/// sorted: where the last name is before that, none need be looked for.
 fn is_told_of(table: &BTreeMap<ShortString, AMQPValue>) -> bool {
     table.last_key_value().is_some_and(|(last, _)| last.as_str() >= "x-")
 }

@@ -1,4 +1,5 @@
-//! One kind of work, done so often: `cargo xtask instructions` has the instructions of two runs counted, and divides the difference.
+//! One kind of work, done so often: `cargo xtask instructions` has the instructions of two runs counted (`--counted`), and divides the
+//! difference.
 
 use std::hint::black_box;
 use std::process::ExitCode;
@@ -9,6 +10,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 use postrider::prelude::*;
 use postrider::{Bytes, Env};
+use postrider_bench::valgrind;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
@@ -32,8 +34,14 @@ fn run(arguments: &[&str]) -> Result<()> {
             println!("{}", CASES.join("\n"));
             return Ok(());
         }
+        ["--counted", case, count] => {
+            valgrind::is_there()?;
+            let program = std::env::current_exe().context("this program's path is unknown")?;
+            println!("{}", valgrind::run(valgrind::counting(&program).args([case, count]))?.1);
+            return Ok(());
+        }
         [case, count] => (*case, count.parse().context("COUNT is a number")?),
-        _ => bail!("CASE COUNT, or --list"),
+        _ => bail!("CASE COUNT, --counted CASE COUNT, or --list"),
     };
     match case {
         "memory" => embedded(count),

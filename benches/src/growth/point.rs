@@ -52,6 +52,7 @@ impl Point {
             messages: self.warm + self.messages,
             rate: None,
             url: self.url.clone(),
+            counted: false,
             count: None,
         }
     }

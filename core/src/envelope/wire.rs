@@ -39,6 +39,7 @@ impl Envelope {
             }
             seen |= 1 << attribute as u32;
             if kind == HeaderValue::TEXT {
+                debug_assert!(std::str::from_utf8(value).is_ok(), "what was kept as text was `str`");
                 write(attribute.as_str(), value);
                 continue;
             }

@@ -259,11 +259,13 @@ enum Step {
     Resolve(usize, bool),
     Cancel(usize),
     Forget(usize),
+    Look(u64),
 }
 
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         4 => (0..60_usize, proptest::option::of(0..3_u64)).prop_map(|(bytes, key)| Step::Open(bytes, key)),
+        2 => (0..60_u64).prop_map(Step::Look),
         2 => (0..120_usize).prop_map(Step::Ask),
         1 => (0..8_usize).prop_map(Step::Withdraw),
         4 => (0..8_usize, any::<bool>()).prop_map(|(which, ok)| Step::Resolve(which, ok)),
@@ -276,7 +278,10 @@ proptest! {
     /// Whatever is opened, answered and given up in whatever order: the bounds hold, nobody is forgotten, the sums are right.
     #[test]
     fn the_books_balance(steps in proptest::collection::vec(step(), 1..80)) {
-        let pending = pending();
+        let (pending, start) = (pending(), Instant::now());
+        // each is due after as many milliseconds as it has bytes
+        let due = |bytes: usize| start + Duration::from_millis(bytes as u64);
+        let entry = |bytes: usize, key| NewSend { deadline: due(bytes), ..entry(bytes, key) };
         let bell = Arc::new(Bell::default());
         let waker = Waker::from(Arc::clone(&bell));
         let mut cx = Context::from_waker(&waker);
@@ -321,6 +326,12 @@ proptest! {
                 Step::Forget(which) if !open.is_empty() => {
                     let which = which % open.len();
                     open[which].3 = None;
+                }
+                Step::Look(at) => {
+                    let overdue = open.iter().filter(|(_, bytes, ..)| *bytes as u64 <= at);
+                    let mut overdue: Vec<_> = overdue.map(|(token, ..)| *token).collect();
+                    overdue.sort_unstable();
+                    prop_assert_eq!(pending.overdue(start + Duration::from_millis(at)), overdue);
                 }
                 _ => {}
             }

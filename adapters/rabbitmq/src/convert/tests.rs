@@ -94,6 +94,28 @@ fn null_is_not_empty_and_deliveries_are_counted() {
     assert_eq!((deliveries(&counted, true), deliveries(&BasicProperties::default(), true)), (5, 2));
 }
 
+/// Whatever stands before and behind them in the table.
+#[test]
+fn what_the_broker_says_is_found_among_all_that_a_message_says() {
+    let full = || Envelope::builder(Bytes::new()).type_name("t").key("k").header("a", "1");
+    for builder in [full(), full().header("zone", "eu")] {
+        let written = properties(&builder.build(&Env::seeded(1)).unwrap(), 7);
+        assert_eq!(deliveries(&written, false), 1);
+        for name in ["x-delivery-count", "x-acquired-count"] {
+            let mut table = written.headers().clone().unwrap();
+            table.insert(name.into(), AMQPValue::LongLongInt(4));
+            assert_eq!(deliveries(&written.clone().with_headers(table), true), 5, "{name}");
+        }
+        let mut death = FieldTable::default();
+        death.insert("reason".into(), AMQPValue::LongString("expired".into()));
+        let mut table = written.headers().clone().unwrap();
+        table.insert("x-death".into(), field::array([AMQPValue::FieldTable(death)].into_iter()));
+        let dead = written.with_headers(table);
+        let read = super::envelope(&dead, Bytes::new(), || "q/1".into());
+        assert_eq!(read.headers().get("postrider-dlq-reason"), Some(HeaderValue::Text("expired")));
+    }
+}
+
 #[test]
 fn the_wire_format_s_vectors_hold() {
     use postrider_conformance::vectors::{self, Record};
