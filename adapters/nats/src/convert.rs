@@ -108,7 +108,9 @@ pub(crate) fn headers(envelope: &Envelope, hop: Option<&str>) -> HeaderMap {
         "specversion" => {}
         attribute => {
             if let Some(name) = attribute_name(attribute) {
-                map.insert(name, NatsValue::from(&*escape(&String::from_utf8_lossy(text))));
+                // the envelope gives nothing but UTF-8
+                let text = std::str::from_utf8(text).unwrap_or_default();
+                map.insert(name, NatsValue::from(&*escape(text)));
             }
         }
     });
