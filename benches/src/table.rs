@@ -197,3 +197,39 @@ fn few(allocations: Option<f64>) -> String {
 fn mib(bytes: Option<u64>) -> String {
     bytes.map_or("?".into(), |bytes| format!("{} MiB", bytes >> 20))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::Counted;
+    use crate::rounds::Extent;
+
+    #[test]
+    fn what_is_beyond_is_marked_where_something_is_asked_for() {
+        let mut report = Report::new(Extent { rounds: 1, seconds: 0.0, counts: false });
+        let row = |broker: &str, ratio: f64, most| Counted {
+            broker: broker.into(),
+            case: "publish".into(),
+            payload: 256,
+            postrider: 1000.0 * ratio,
+            best: 1000.0,
+            ratio,
+            most,
+        };
+        report.instructions =
+            vec![row("memory", 1.5, None), row("nats", 1.15, Some(1.15)), row("kafka", 1.16, Some(1.15))];
+        let mut table = String::new();
+        instructions(&mut table, &report);
+        let expected = "
+| broker | case | bytes | postrider | best | ratio | at most |
+|---|---|--:|--:|--:|--:|--:|
+| memory | publish | 256 | 1500 | 1000 | 1.50 | – |
+| nats | publish | 256 | 1150 | 1000 | 1.15 | 1.15 |
+| kafka | publish | 256 | 1160 | 1000 | 1.16 | 1.15: beyond |
+";
+        assert_eq!(table, expected);
+        let told = counted(&report);
+        let beyond: Vec<_> = told.lines().filter(|line| line.ends_with("beyond")).collect();
+        assert!(matches!(beyond[..], [line] if line.starts_with("kafka")), "{told}");
+    }
+}

@@ -16,9 +16,11 @@ use crate::publish::{Confirmed, Confirms, DrainReport, PublishError, Receipt};
 use crate::settle::Window;
 
 mod room;
+mod waiting;
 
 pub use room::Room;
 use room::Rooms;
+use waiting::{Flush, Flushing, Watching};
 
 /// A send that is about to be made.
 #[derive(Debug)]
@@ -52,13 +54,6 @@ struct Slot<T> {
     bytes: Option<usize>,
     /// Until it is answered.
     sent: Option<T>,
-}
-
-/// Who flushes: how many of the sends up to that number have no answer yet.
-#[derive(Debug)]
-struct Flush {
-    last: u64,
-    left: usize,
 }
 
 #[derive(Debug)]
@@ -464,44 +459,6 @@ impl<T: Send + 'static> Confirms for Pending<T> {
 impl<T> fmt::Debug for Pending<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Pending").field("open", &self.table().open).finish_non_exhaustive()
-    }
-}
-
-/// Counts who waits for a condition, so that an answer that nobody waits for wakes nobody.
-struct Watching<'a, T>(&'a Pending<T>);
-
-impl<'a, T> Watching<'a, T> {
-    fn new(pending: &'a Pending<T>) -> Self {
-        pending.table().watchers += 1;
-        Self(pending)
-    }
-}
-
-impl<T> Drop for Watching<'_, T> {
-    fn drop(&mut self) {
-        self.0.table().watchers -= 1;
-    }
-}
-
-/// A flush under way.
-struct Flushing<'a, T>(&'a Pending<T>, usize);
-
-impl<'a, T> Flushing<'a, T> {
-    fn new(pending: &'a Pending<T>) -> Self {
-        let mut table = pending.table();
-        let flush = Flush { last: table.sends, left: table.open };
-        let index = table.flushes.insert(flush);
-        Self(pending, index)
-    }
-
-    fn is_done(&self) -> bool {
-        self.0.table().flushes[self.1].left == 0
-    }
-}
-
-impl<T> Drop for Flushing<'_, T> {
-    fn drop(&mut self) {
-        self.0.table().flushes.remove(self.1);
     }
 }
 

@@ -192,7 +192,7 @@ pub(crate) fn envelope(
     let table = properties.headers().as_ref().map_or(&EMPTY, FieldTable::inner);
     let is = |name: &str| table.get(name).and_then(field::text);
     let null = body.is_empty() && is(NULL).is_some_and(|text| text == "1");
-    let death = if is_told_of(table) { death(table) } else { None };
+    let death = death(table);
     let waited = death.is_some_and(|death| waited(table, death));
     let mut ours = false;
     let mut reader = WireReader::new((!null).then_some(body));
@@ -268,6 +268,9 @@ fn is_told_of(table: &BTreeMap<ShortString, AMQPValue>) -> bool {
 
 /// What the broker wrote down last about how the message died.
 fn death(table: &BTreeMap<ShortString, AMQPValue>) -> Option<&FieldTable> {
+    if !is_told_of(table) {
+        return None;
+    }
     match table.get("x-death") {
         Some(AMQPValue::FieldArray(deaths)) => match deaths.as_slice().first() {
             Some(AMQPValue::FieldTable(death)) => Some(death),
