@@ -6,7 +6,7 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::chunk::Chunk;
+use crate::chunk::chunked;
 use crate::error::BoxError;
 
 /// Turns messages into bytes and back. A message type names its codec: `#[message(codec = MyCodec)]`.
@@ -45,7 +45,7 @@ impl Codec for Json {
 
     fn encode<T: Serialize>(message: &T) -> Result<Bytes, BoxError> {
         // written where there is room already, and copied once its size is known, so that little grows; what is large goes as it is
-        let Desk { mut written, mut chunk } = DESK.take();
+        let mut written = DESK.take();
         written.clear();
         let done = serde_json::to_writer(&mut written, message);
         let encoded = if written.capacity() > KEPT {
@@ -53,9 +53,9 @@ impl Codec for Json {
             let large = std::mem::take(&mut written);
             done.map(|()| large.into())
         } else {
-            done.map(|()| chunk.copy(&written))
+            done.map(|()| chunked(&written))
         };
-        DESK.set(Desk { written, chunk });
+        DESK.set(written);
         Ok(encoded?)
     }
 
@@ -67,16 +67,9 @@ impl Codec for Json {
 /// How many bytes of room a thread keeps.
 const KEPT: usize = 64 * 1024;
 
-/// Room to write in, and room for what was written.
-#[derive(Default)]
-struct Desk {
-    written: Vec<u8>,
-    chunk: Chunk,
-}
-
 thread_local! {
-    /// One who encodes while encoding finds none, and makes its own.
-    static DESK: Cell<Desk> = Cell::default();
+    /// Room to write in. One who encodes while encoding finds none, and makes its own.
+    static DESK: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
 #[cfg(test)]
@@ -110,9 +103,9 @@ mod tests {
         assert_eq!(Json::encode(&Nested(7)).unwrap(), "[7,[55]]");
         for bytes in [4, 2 * KEPT] {
             assert!(Json::encode(&Fails(bytes)).is_err());
-            let desk = DESK.take();
-            assert!(desk.written.capacity() <= KEPT, "{}", desk.written.capacity());
-            DESK.set(desk);
+            let written = DESK.take();
+            assert!(written.capacity() <= KEPT, "{}", written.capacity());
+            DESK.set(written);
             assert_eq!(Json::encode(&"x").unwrap(), "\"x\"");
         }
         let large = "l".repeat(2 * KEPT);

@@ -355,7 +355,7 @@ mod tests {
 
     #[test]
     fn an_envelope_is_small_and_its_attributes_come_back() {
-        assert!(size_of::<Envelope>() <= 88, "{}", size_of::<Envelope>());
+        assert!(size_of::<Envelope>() <= 104, "{}", size_of::<Envelope>());
         let env = Env::seeded(1);
         let e = Envelope::builder(Bytes::new())
             .type_name("t")

@@ -6,7 +6,8 @@ mod value;
 mod write;
 
 use std::fmt;
-use std::sync::Arc;
+
+use bytes::Bytes;
 
 use arena::{CONTENTS, Contents, USER, entries, is_attribute};
 
@@ -28,7 +29,7 @@ pub const MAX_HEADER_BYTES: usize = 64 * 1024;
 /// One arena holds all: `[contents u32]`, then `[kind u8][name length u16][value length u32][name][value]…`. An attribute's name is its
 /// number. The contents tell without a search what isn't there, which is what is asked for most.
 #[derive(Clone, Default, PartialEq, Eq)]
-pub struct Headers(Option<Arc<[u8]>>);
+pub struct Headers(Bytes);
 
 impl Headers {
     /// The user headers, in order.
@@ -87,12 +88,11 @@ impl Headers {
     }
 
     fn arena(&self) -> &[u8] {
-        self.0.as_deref().and_then(|arena| arena.get(CONTENTS..)).unwrap_or_default()
+        self.0.get(CONTENTS..).unwrap_or_default()
     }
 
     fn contents(&self) -> Contents {
-        let contents = self.0.as_deref().and_then(|arena| arena.first_chunk());
-        contents.map_or(0, |contents| Contents::from_le_bytes(*contents))
+        self.0.first_chunk().map_or(0, |contents| Contents::from_le_bytes(*contents))
     }
 
     fn find(&self, bit: Contents, name: &[u8]) -> Option<HeaderValue<'_>> {

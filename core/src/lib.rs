@@ -44,7 +44,7 @@ pub use broker::{Adapter, BoxSubscription, Broker, Declare};
 pub use bulkhead::{Bulkhead, BulkheadError, BulkheadPolicy};
 pub use bytes::Bytes;
 pub use capability::{Capabilities, Capability};
-pub use chunk::Chunk;
+pub use chunk::chunked;
 pub use delivery::{Delivery, Origin};
 pub use env::{BoxFuture, Env, SeededSource, Source, SystemSource};
 pub use envelope::{Envelope, EnvelopeBuilder, WireReader, derived_id};

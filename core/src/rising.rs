@@ -79,7 +79,12 @@ impl<T> Rising<T> {
     /// Takes out what belongs to the key.
     pub fn remove(&mut self, key: u64) -> Option<T> {
         let index = self.find(key)?;
-        let thing = self.entries.get_mut(index)?.1.take()?;
+        let thing = if index == 0 {
+            // the oldest mostly goes first, so it needn't leave an empty place
+            self.entries.pop_front()?.1?
+        } else {
+            self.entries.get_mut(index)?.1.take()?
+        };
         self.len -= 1;
         while self.entries.front().is_some_and(|(_, thing)| thing.is_none()) {
             self.entries.pop_front();

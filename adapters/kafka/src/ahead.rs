@@ -5,10 +5,11 @@
 //! as there is much. Where there is little, whoever receives takes it from the client's queue: to wake somebody would be a detour.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
-use postrider_core::{Chunk, Envelope};
+use postrider_core::Envelope;
 use rdkafka::Message as _;
 use rdkafka::consumer::base_consumer::PartitionQueue;
 use rdkafka::error::KafkaError;
@@ -19,7 +20,7 @@ use crate::rebalance::Listener;
 /// How many records one holds the queue for.
 const ROUND: usize = 64;
 /// What all partitions of a subscription have read ahead at most, shared among them: records, and bytes.
-const RECORDS: usize = 1024;
+const RECORDS: usize = 4096;
 const BYTES: usize = 4 * 1024 * 1024;
 
 /// A record as it was found.
@@ -43,12 +44,11 @@ pub(crate) trait Queue {
 pub(crate) struct Records {
     queue: PartitionQueue<Listener>,
     topic: Arc<str>,
-    chunk: Chunk,
 }
 
 impl Records {
     pub(crate) fn new(queue: PartitionQueue<Listener>, topic: Arc<str>) -> Self {
-        Self { queue, topic, chunk: Chunk::default() }
+        Self { queue, topic }
     }
 }
 
@@ -58,7 +58,7 @@ impl Queue for Records {
         Some(found.map(|record| Record {
             offset: record.offset().max(0) as u64,
             sent_ms: record.timestamp().to_millis().unwrap_or(0).max(0) as u64,
-            envelope: convert::envelope(&record, &self.topic, &mut self.chunk),
+            envelope: convert::envelope(&record, &self.topic),
         }))
     }
 }
@@ -68,6 +68,8 @@ pub(crate) struct Ahead<Q> {
     /// Whoever has it may append to the stock.
     source: Mutex<Source<Q>>,
     stock: Mutex<Stock>,
+    /// There is less than half of the share.
+    low: AtomicBool,
 }
 
 struct Source<Q> {
@@ -101,7 +103,11 @@ impl Stock {
 
 impl<Q: Queue> Ahead<Q> {
     pub(crate) fn new(queue: Q) -> Self {
-        Self { source: Mutex::new(Source { queue: Some(queue), moving: false }), stock: Mutex::default() }
+        Self {
+            source: Mutex::new(Source { queue: Some(queue), moving: false }),
+            stock: Mutex::default(),
+            low: AtomicBool::new(true),
+        }
     }
 
     fn source(&self) -> MutexGuard<'_, Source<Q>> {
@@ -125,9 +131,15 @@ impl<Q: Queue> Ahead<Q> {
             Err(TryLockError::WouldBlock) => None,
         };
         if let Some(found) = self.stock().take(lot) {
+            self.low.store(true, Relaxed);
             return Some(found);
         }
         source?.next()
+    }
+
+    /// Whether it is worth while to read ahead.
+    pub(crate) fn is_low(&self) -> bool {
+        self.low.load(Relaxed)
     }
 
     /// Reads ahead until the queue is empty or the share of one of `partitions` is used up; `told` is called for each round.
@@ -156,6 +168,7 @@ impl<Q: Queue> Ahead<Q> {
             let mut stock = self.stock();
             stock.found.extend(round.drain(..));
             stock.bytes += before - room;
+            self.low.store(stock.found.len() < records / 2 && stock.bytes < bytes / 2, Relaxed);
             drop((stock, source));
             told();
         }
@@ -178,6 +191,7 @@ impl<Q: Queue> Ahead<Q> {
         source.moving = false;
         if moved {
             *self.stock() = Stock::default();
+            self.low.store(true, Relaxed);
         }
     }
 }
@@ -243,9 +257,11 @@ mod tests {
     #[test]
     fn no_more_is_read_ahead_than_a_partitions_share() {
         let (ahead, next) = numbers(u64::MAX, 0);
+        assert!(ahead.is_low());
         ahead.read(1, || {});
         ahead.read(1, || {});
         assert_eq!(next.load(Relaxed), RECORDS as u64);
+        assert!(!ahead.is_low());
         let (ahead, next) = numbers(u64::MAX, 0);
         ahead.read(1000, || {});
         assert_eq!(next.load(Relaxed), ROUND as u64);
@@ -255,6 +271,7 @@ mod tests {
         let mut lot = VecDeque::new();
         assert_eq!(ahead.next(&mut lot).unwrap().unwrap().offset, 0);
         // the whole lot was taken, so there is room for as much again
+        assert!(ahead.is_low());
         ahead.read(1, || {});
         assert_eq!(next.load(Relaxed), 8);
     }

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use bytes::Bytes;
-use postrider_core::{Chunk, Envelope, HeaderValue, MAX_HEADERS, MessageId, WireReader};
+use postrider_core::{Envelope, HeaderValue, MAX_HEADERS, MessageId, WireReader, chunked};
 use rdkafka::Message;
 use rdkafka::message::{BorrowedMessage, Header, Headers, OwnedHeaders};
 use smallvec::SmallVec;
@@ -80,7 +80,7 @@ fn text_of(buffer: &mut String, value: impl std::fmt::Display) -> &[u8] {
 }
 
 /// The envelope of a record.
-pub(crate) fn envelope(message: &BorrowedMessage<'_>, topic: &str, chunk: &mut Chunk) -> Envelope {
+pub(crate) fn envelope(message: &BorrowedMessage<'_>, topic: &str) -> Envelope {
     let found = message.headers();
     let count = found.map_or(0, Headers::count);
     let mut fields = SmallVec::<[_; FEW]>::new();
@@ -101,7 +101,7 @@ pub(crate) fn envelope(message: &BorrowedMessage<'_>, topic: &str, chunk: &mut C
     }
     let record = Record {
         key: message.key(),
-        body: message.payload().map(|body| chunk.copy(body)),
+        body: message.payload().map(chunked),
         time_ms: message.timestamp().to_millis().unwrap_or(0).max(0) as u64,
         unreadable,
     };

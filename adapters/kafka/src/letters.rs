@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use postrider_core::{Chunk, Error, ErrorKind, Letter, Letters, Origin, Result};
+use postrider_core::{Error, ErrorKind, Letter, Letters, Origin, Result};
 use rdkafka::ClientConfig;
 use rdkafka::message::Message;
 
@@ -128,11 +128,7 @@ impl Letters for KafkaLetters {
                 let time = record.timestamp().to_millis().unwrap_or(0);
                 if !closed.has(place, time) {
                     let origin = Origin { shard: place.partition as u32, position: place.offset as u64 };
-                    read.push((
-                        Letter::new(convert::envelope(record, &topic, &mut Chunk::default()), origin),
-                        place,
-                        time,
-                    ));
+                    read.push((Letter::new(convert::envelope(record, &topic), origin), place, time));
                 }
                 read.len() < max.get()
             })?;

@@ -9,7 +9,7 @@ use serde::Deserialize;
 pub struct MemoryConfig {
     /// The most messages that a channel holds; 10,000 unless set, at least 1.
     pub max_messages: usize,
-    /// The most bytes (bodies and headers) that a channel holds; 64 MiB unless set. Small bodies lie in [chunks](postrider_core::Chunk)
+    /// The most bytes (bodies and headers) that a channel holds; 64 MiB unless set. Small bodies lie in [chunks](postrider_core::chunked)
     /// that are freed as a whole, so one that stays when those around it go takes up to 8 KiB of memory.
     pub max_bytes: usize,
     /// The largest body that may be published, in bytes; 768 KiB unless set.

@@ -42,9 +42,8 @@ impl Arena {
 }
 
 impl Default for Arena {
-    /// With room for the contents.
     fn default() -> Self {
-        Self { few: [0; Self::FEW], length: CONTENTS, many: Vec::new() }
+        Self { few: [0; Self::FEW], length: 0, many: Vec::new() }
     }
 }
 

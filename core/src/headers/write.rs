@@ -1,12 +1,12 @@
 //! Headers being written, within the bounds of the user's and of our own.
 
 use std::fmt;
-use std::sync::Arc;
 
 use super::arena::{Arena, Contents, HEAD, USER};
 use super::{
     Attribute, HeaderValue, Headers, MAX_HEADER_BYTES, MAX_HEADER_NAME, MAX_HEADER_VALUE, MAX_HEADERS,
 };
+use crate::chunk::joined;
 use crate::error::{Error, ErrorKind, Result};
 
 /// Prefixes of names that only the library sets; a user header that begins with one is refused.
@@ -94,15 +94,12 @@ impl HeadersMut {
         self.breach
     }
 
-    /// The finished headers: one allocation, or none when empty.
+    /// The finished headers, in [room that messages share](crate::chunked) unless they are large.
     pub fn freeze(&self) -> Headers {
-        Headers((self.contents != 0).then(|| {
-            let mut arena: Arc<[u8]> = Arc::from(self.arena.written());
-            if let Some(contents) = Arc::get_mut(&mut arena).and_then(|arena| arena.first_chunk_mut()) {
-                *contents = self.contents.to_le_bytes();
-            }
-            arena
-        }))
+        if self.contents == 0 {
+            return Headers::default();
+        }
+        Headers(joined([&self.contents.to_le_bytes(), self.arena.written()]))
     }
 
     fn fits(

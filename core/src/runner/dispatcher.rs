@@ -185,15 +185,17 @@ impl<'a> Dispatcher<'a> {
             if self.plan.subscribe.durable_retry {
                 held.go_on(self.plan.retry.max_attempts(), self.orders.env.wall_ms());
             }
-            let Some(held) = self.keep_if_revoking(held) else {
+            // a message is large: asked first, it is moved once
+            if self.is_revoking(&held) {
+                self.keep_back(held);
                 continue;
-            };
-            let Some(held) = (match lane {
-                Some(lane) => self.lanes.admit(lane, held),
-                None => Some(held),
-            }) else {
+            }
+            if let Some(lane) = lane
+                && self.lanes.is_busy(lane)
+            {
+                self.lanes.queue(lane, held);
                 continue;
-            };
+            }
             // the lane is free and there is room: no queue is touched
             if self.plan.batch.is_none() && self.ready.is_empty() && self.has_room() {
                 self.start(Items::from_iter([held]), false, cx);
@@ -345,11 +347,15 @@ impl<'a> Dispatcher<'a> {
                     items.extend(self.lanes.take_next(lane, room));
                 }
                 next = items.len().max(next + 1);
-            } else if let Some(held) = self.ready.pop_front() {
-                next = items.len();
-                items.push(held);
             } else {
-                break;
+                // as many at once as have no lane; one with a lane brings others with it
+                let room = most - items.len();
+                let alone = self.ready.iter().take(room).take_while(|held| held.lane.is_none()).count();
+                if self.ready.is_empty() {
+                    break;
+                }
+                items.extend(self.ready.drain(..alone.max(1)));
+                next = items.len() - usize::from(alone == 0);
             }
         }
     }

@@ -27,23 +27,18 @@ impl<T> Lanes<T> {
         Self { busy: HashMap::default(), waiting: 0 }
     }
 
-    /// Queues `item` behind what runs in its lane, or gives it back because the lane is free: then it may start, and
-    /// [`occupy`](Self::occupy) follows unless it finished at once.
-    pub(crate) fn admit(&mut self, lane: LaneId, item: T) -> Option<T> {
-        if self.busy.is_empty() {
-            return Some(item);
-        }
-        match self.busy.get_mut(&lane) {
-            Some(lane) => {
-                lane.queue.push_back(item);
-                self.waiting += 1;
-                None
-            }
-            None => Some(item),
+    /// Queues `item` behind what runs in its lane, which must be [busy](Self::is_busy).
+    pub(crate) fn queue(&mut self, lane: LaneId, item: T) {
+        let lane = self.busy.get_mut(&lane);
+        debug_assert!(lane.is_some(), "in a free lane nothing would let it go");
+        if let Some(lane) = lane {
+            lane.queue.push_back(item);
+            self.waiting += 1;
         }
     }
 
-    /// Whether a message of the lane is under way.
+    /// Whether a message of the lane is under way. In a free lane one may start, and [`occupy`](Self::occupy) follows unless it
+    /// finished at once.
     pub(crate) fn is_busy(&self, lane: LaneId) -> bool {
         !self.busy.is_empty() && self.busy.contains_key(&lane)
     }
@@ -171,13 +166,14 @@ mod tests {
                 let (id, model) = (LaneId(lane), models.entry(lane).or_default());
                 match step {
                     Step::Arrive => {
-                        let starts = lanes.admit(id, (lane, n));
-                        prop_assert_eq!(starts.is_some(), model.running.is_empty(), "an idle lane starts at once, a busy one never");
-                        if starts.is_some() {
+                        let busy = lanes.is_busy(id);
+                        prop_assert_eq!(busy, !model.running.is_empty(), "an idle lane starts at once, a busy one never");
+                        if busy {
+                            lanes.queue(id, (lane, n));
+                            model.waiting.push_back((lane, n));
+                        } else {
                             lanes.occupy(id);
                             model.running.push_back((lane, n));
-                        } else {
-                            model.waiting.push_back((lane, n));
                         }
                     }
                     Step::Finish => if model.running.pop_front().is_some() {

@@ -70,6 +70,7 @@ impl<Q: Queue> Shared<Q> {
             kept.bytes += partition.kept.bytes;
         }
         let mut next_turn = state.turn + 1;
+        let mut low = false;
         for step in 0..count {
             let number = numbers[(state.turn + step) % count];
             let Some(partition) = state.partitions.get_mut(&number) else { continue };
@@ -120,12 +121,13 @@ impl<Q: Queue> Shared<Q> {
                 }
                 into.push(partition.hand_on(offset, held, in_flight.own, &claim));
             }
+            low |= partition.queue.is_low();
             if full || into.len() - before == max {
                 break;
             }
         }
         state.turn = next_turn % count;
-        if into.len() - before >= MUCH {
+        if into.len() - before >= MUCH && low {
             self.reader.wake();
         }
         if !state.troubled.is_empty() {

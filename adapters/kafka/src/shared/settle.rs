@@ -6,7 +6,7 @@ use postrider_core::{Settlement, Token};
 
 use super::Shared;
 use crate::ahead::Queue;
-use crate::partition::Phase;
+use crate::partition::{Partition, Phase};
 
 impl<Q: Queue> Shared<Q> {
     /// Answers those that were stale.
@@ -16,12 +16,12 @@ impl<Q: Queue> Shared<Q> {
         let state = &mut *state;
         for (token, settlement) in batch {
             let number = self.number(token.claim);
-            let found = state.partitions.get_mut(&number).filter(|partition| {
-                !state.closed
-                    && partition.epoch == token.claim.epoch
-                    && partition.held.get(token.seq).is_some_and(|held| held.out)
-            });
-            let Some(partition) = found else {
+            let of_this_hold = |p: &&mut Partition<Q>| !state.closed && p.epoch == token.claim.epoch;
+            let Some(partition) = state.partitions.get_mut(&number).filter(of_this_hold) else {
+                stale.push(*token);
+                continue;
+            };
+            let Some(held) = partition.held.get_mut(token.seq).filter(|held| held.out) else {
                 stale.push(*token);
                 continue;
             };
@@ -30,7 +30,6 @@ impl<Q: Queue> Shared<Q> {
             }
             partition.out -= 1;
             wake |= partition.phase == Phase::Revoking && partition.out == 0;
-            let Some(held) = partition.held.get_mut(token.seq) else { continue };
             state.in_flight.settled(held.bytes);
             if let Settlement::GiveBack(after) = settlement {
                 held.out = false;

@@ -50,19 +50,19 @@ impl Dispatcher<'_> {
         released
     }
 
-    /// A new delivery under a claim that is being given up is kept back, too.
-    pub(super) fn keep_if_revoking(&mut self, held: Held) -> Option<Held> {
+    /// What comes under a claim that is being given up is kept back, too.
+    pub(super) fn keep_back(&mut self, held: Held) {
         let claim = held.delivery.claim_id();
-        match self.revoking.iter_mut().find(|revocation| revocation.claims.contains(&claim)) {
-            Some(revocation) => {
-                revocation.held.push(held);
-                None
-            }
-            None => Some(held),
+        if let Some(revocation) = self.revoking.iter_mut().find(|r| r.claims.contains(&claim)) {
+            revocation.held.push(held);
         }
     }
 
     pub(super) fn is_revoking(&self, held: &Held) -> bool {
+        // nearly always
+        if self.revoking.is_empty() {
+            return false;
+        }
         let claim = held.delivery.claim_id();
         self.revoking.iter().any(|revocation| revocation.claims.contains(&claim))
     }
@@ -72,7 +72,9 @@ impl Dispatcher<'_> {
         if let Some(lane) = held.lane {
             self.release(lane);
         }
-        if let Some(held) = self.keep_if_revoking(held) {
+        if self.is_revoking(&held) {
+            self.keep_back(held);
+        } else {
             self.ready.push_back(held);
         }
     }

@@ -22,7 +22,7 @@ impl Dispatcher<'_> {
     /// What an outcome means for its messages.
     pub(super) fn conclude(
         &mut self,
-        mut items: Items,
+        items: Items,
         pass: Option<Box<Pass>>,
         outcome: Outcome,
         occupied: bool,
@@ -36,15 +36,16 @@ impl Dispatcher<'_> {
         {
             self.end_alone(alone);
         }
-        if let (1, Outcome::Done(_)) = (items.len(), &outcome)
-            && let Some(held) = items.pop()
-        {
-            self.handled += 1;
-            return if held.reservation.is_some() {
-                self.end(held, |ttl, _| Ending::Completed(ttl));
-            } else {
-                self.acknowledge(held, occupied);
-            };
+        if let Outcome::Done(_) = outcome {
+            self.handled += items.len() as u64;
+            for held in items {
+                if held.reservation.is_some() {
+                    self.end(held, |ttl, _| Ending::Completed(ttl));
+                } else {
+                    self.acknowledge(held, occupied);
+                }
+            }
+            return;
         }
         if !occupied {
             items.iter().filter_map(|held| held.lane).for_each(|lane| self.lanes.occupy(lane));
