@@ -9,7 +9,8 @@ use bytes::{Bytes, BytesMut};
 /// once it is cloned. What is kept of it keeps all of that room, 8 KiB; more than 1 KiB gets room of its own.
 ///
 /// Room is used again when nothing is left of what was copied into it, so that it needn't be freed, which is mostly on another thread
-/// and has the two wait for each other. Each thread keeps 1 MiB of it at most, and hardly more than twice what is in use.
+/// and has the two wait for each other. Each thread keeps 1 MiB of it at most, beside
+/// the 8 KiB that it fills; what is copied while all of that is in use has room that is made and freed.
 ///
 /// ```
 /// assert_eq!(postrider_core::chunked(b"one"), "one");
@@ -73,7 +74,8 @@ impl Chunks {
             if oldest.try_reclaim(Self::SIZE) {
                 // more than twice as many as are in use would only be colder than need be
                 let middle = self.full.len() / 2;
-                if self.full.get_mut(middle).is_some_and(|chunk| chunk.try_reclaim(Self::SIZE)) {
+                if middle > 0 && self.full.get_mut(middle).is_some_and(|chunk| chunk.try_reclaim(Self::SIZE))
+                {
                     self.full.pop_front();
                 }
                 return oldest;

@@ -68,7 +68,8 @@ pub(crate) struct Ahead<Q> {
     /// Whoever has it may append to the stock.
     source: Mutex<Source<Q>>,
     stock: Mutex<Stock>,
-    /// There is less than half of the share.
+    /// There was less than half of the share when it was last read, or what there was is taken: else to wake the reader would cost
+    /// more than it gives.
     low: AtomicBool,
 }
 
@@ -286,6 +287,7 @@ mod tests {
         assert_eq!(next.load(Relaxed), ROUND as u64);
         next.store(7, Relaxed);
         ahead.go_on(true);
+        assert!(ahead.is_low());
         assert_eq!(ahead.next(&mut lot).unwrap().unwrap().offset, 7);
         ahead.hold();
         assert!(ahead.next(&mut lot).is_none());

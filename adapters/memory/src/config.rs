@@ -9,8 +9,9 @@ use serde::Deserialize;
 pub struct MemoryConfig {
     /// The most messages that a channel holds; 10,000 unless set, at least 1.
     pub max_messages: usize,
-    /// The most bytes (bodies and headers) that a channel holds; 64 MiB unless set. Small bodies lie in [chunks](postrider_core::chunked)
-    /// that are freed as a whole, so one that stays when those around it go takes up to 8 KiB of memory.
+    /// The most bytes (bodies and headers) that a channel holds; 64 MiB unless set. Small bodies and headers lie in
+    /// [chunks](postrider_core::chunked) that are freed as a whole, so a message that stays when those around it go takes up to 16 KiB of
+    /// memory: one chunk, or two.
     pub max_bytes: usize,
     /// The largest body that may be published, in bytes; 768 KiB unless set.
     pub max_payload: usize,

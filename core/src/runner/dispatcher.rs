@@ -348,12 +348,12 @@ impl<'a> Dispatcher<'a> {
                 }
                 next = items.len().max(next + 1);
             } else {
-                // as many at once as have no lane; one with a lane brings others with it
-                let room = most - items.len();
-                let alone = self.ready.iter().take(room).take_while(|held| held.lane.is_none()).count();
                 if self.ready.is_empty() {
                     break;
                 }
+                // as many at once as have no lane; one with a lane brings others with it
+                let room = most - items.len();
+                let alone = self.ready.iter().take(room).take_while(|held| held.lane.is_none()).count();
                 items.extend(self.ready.drain(..alone.max(1)));
                 next = items.len() - usize::from(alone == 0);
             }
