@@ -186,8 +186,8 @@ impl<'a> Dispatcher<'a> {
                 held.go_on(self.plan.retry.max_attempts(), self.orders.env.wall_ms());
             }
             // a message is large: asked first, it is moved once
-            if self.is_revoking(&held) {
-                self.keep_back(held);
+            if let Some(kept_back) = self.kept_back(held.delivery.claim_id()) {
+                kept_back.push(held);
                 continue;
             }
             if let Some(lane) = lane

@@ -1,3 +1,5 @@
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::thread;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -9,9 +11,9 @@ use super::*;
 use crate::ahead::{Found, Record};
 use crate::watermark::Watermark;
 
-/// What the client has of a partition.
+/// What the client has of a partition, and how often it was asked for it.
 #[derive(Clone, Default)]
-struct Log(Arc<Mutex<VecDeque<Found>>>);
+struct Log(Arc<Mutex<VecDeque<Found>>>, Arc<AtomicU64>);
 
 impl Log {
     fn put(&self, offsets: impl IntoIterator<Item = u64>) {
@@ -37,6 +39,7 @@ impl Log {
 
 impl Queue for Log {
     fn next(&mut self) -> Option<Found> {
+        self.1.fetch_add(1, SeqCst);
         self.0.lock().unwrap().pop_front()
     }
 }
@@ -86,6 +89,31 @@ fn offsets(shared: &Shared<Log>) -> Vec<u64> {
 fn read_ahead(shared: &Shared<Log>) {
     let queue = Arc::clone(&shared.state().partitions[&0].queue);
     queue.read(1, || {});
+}
+
+/// Whether it comes true within a time that is long enough for a thread to run.
+fn soon(holds: impl Fn() -> bool) -> bool {
+    let begun = Instant::now();
+    while !holds() && begun.elapsed() < Duration::from_secs(10) {
+        thread::yield_now();
+    }
+    holds()
+}
+
+#[test]
+fn whoever_receives_much_wakes_the_thread_that_reads_ahead() {
+    let (shared, log) = member();
+    thread::scope(|scope| {
+        scope.spawn(|| shared.read_ahead());
+        // once it has found nothing, it sleeps
+        let looked = soon(|| log.1.load(SeqCst) > 0);
+        log.put(0..200);
+        let received = offsets(&shared).len();
+        let read = soon(|| log.0.lock().unwrap().is_empty());
+        shared.close();
+        assert!(looked && read, "looked: {looked}, read: {read}");
+        assert_eq!(received, 100);
+    });
 }
 
 #[test]

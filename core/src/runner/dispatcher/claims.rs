@@ -50,19 +50,13 @@ impl Dispatcher<'_> {
         released
     }
 
-    /// What comes under a claim that is being given up is kept back, too.
-    pub(super) fn keep_back(&mut self, held: Held) {
-        let claim = held.delivery.claim_id();
-        if let Some(revocation) = self.revoking.iter_mut().find(|r| r.claims.contains(&claim)) {
-            revocation.held.push(held);
-        }
+    /// What comes under a claim that is being given up is kept back, too: where that is.
+    pub(super) fn kept_back(&mut self, claim: ClaimId) -> Option<&mut Vec<Held>> {
+        let revocation = self.revoking.iter_mut().find(|revocation| revocation.claims.contains(&claim))?;
+        Some(&mut revocation.held)
     }
 
     pub(super) fn is_revoking(&self, held: &Held) -> bool {
-        // nearly always
-        if self.revoking.is_empty() {
-            return false;
-        }
         let claim = held.delivery.claim_id();
         self.revoking.iter().any(|revocation| revocation.claims.contains(&claim))
     }
@@ -72,10 +66,9 @@ impl Dispatcher<'_> {
         if let Some(lane) = held.lane {
             self.release(lane);
         }
-        if self.is_revoking(&held) {
-            self.keep_back(held);
-        } else {
-            self.ready.push_back(held);
+        match self.kept_back(held.delivery.claim_id()) {
+            Some(kept_back) => kept_back.push(held),
+            None => self.ready.push_back(held),
         }
     }
 
