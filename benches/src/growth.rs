@@ -6,6 +6,7 @@ pub(crate) mod figures;
 mod gate;
 mod load;
 mod measure;
+mod parked;
 pub(crate) mod plot;
 pub(crate) mod point;
 pub(crate) mod table;
@@ -13,7 +14,7 @@ pub(crate) mod table;
 use anyhow::{Result, ensure};
 use clap::ValueEnum;
 
-use crate::case::Kind;
+use crate::case::{Kind, Subject};
 
 pub(crate) use measure::measure;
 
@@ -87,6 +88,14 @@ impl Curve {
             Self::Keys | Self::Routes | Self::Workers => &[Kind::Memory],
             Self::InFlight => &[Kind::Memory, Kind::Nats],
             Self::Headers | Self::Backlog => &Kind::ALL,
+        }
+    }
+
+    /// Whose cost is measured: where the machine itself has a share in what grows, a bare loop's beside postrider's.
+    fn subjects(self, kind: Kind) -> &'static [Subject] {
+        match (self, kind) {
+            (Self::InFlight, Kind::Memory) => &[Subject::Postrider, Subject::Best],
+            _ => &[Subject::Postrider],
         }
     }
 

@@ -202,7 +202,7 @@ impl Options {
         report.versions = versions(&kinds);
         for (curve, kind) in chosen {
             let extent = growth::Extent { rounds, quick };
-            report.growth.push(growth::measure(&ground, curve, kind, &url(kind)?, extent)?);
+            report.growth.extend(growth::measure(&ground, curve, kind, &url(kind)?, extent)?);
             if let Some(file) = &self.json {
                 write(&report, file)?;
             }

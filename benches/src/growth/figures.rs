@@ -2,10 +2,15 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::case::Subject;
+
 /// One curve on one broker.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Growth {
     pub(crate) broker: String,
+    /// `postrider`, or `best`: a bare loop that does the same, held to nothing.
+    #[serde(default = "postrider")]
+    pub(crate) subject: String,
     pub(crate) curve: String,
     /// What `at` counts.
     pub(crate) unit: String,
@@ -30,7 +35,21 @@ pub(crate) struct Spot {
     pub(crate) peak_rss_bytes: Option<u64>,
 }
 
+/// Figures of before there was another.
+fn postrider() -> String {
+    Subject::Postrider.name().to_owned()
+}
+
 impl Growth {
+    /// Whose it is, as tables and pictures say it.
+    pub(crate) fn of(&self) -> String {
+        if self.subject == Subject::Postrider.name() {
+            self.broker.clone()
+        } else {
+            format!("{}, {}", self.broker, self.subject)
+        }
+    }
+
     /// Its first and last point.
     pub(crate) fn ends(&self) -> Option<(&Spot, &Spot)> {
         self.points.first().zip(self.points.last())

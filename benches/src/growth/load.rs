@@ -41,8 +41,7 @@ async fn bill(order: OrderPlaced, State(load): State<Load>) {
 }
 
 async fn wait(order: OrderPlaced, State(load): State<Load>) {
-    load.gate.pass().await;
-    load.tally.add(&order);
+    load.wait(order).await;
 }
 
 async fn compute(order: OrderPlaced, State(load): State<Load>) {
@@ -54,6 +53,12 @@ async fn compute(order: OrderPlaced, State(load): State<Load>) {
 }
 
 impl Load {
+    /// Waits at the gate, then counts as handled.
+    pub(super) async fn wait(&self, order: OrderPlaced) {
+        self.gate.pass().await;
+        self.tally.add(&order);
+    }
+
     pub(super) fn of(point: &Point) -> Self {
         let all = point.warm + point.messages;
         let gate = Arc::new(Gate::new(point.at as usize, all));
@@ -87,15 +92,33 @@ pub(super) fn channels(point: &Point) -> Vec<String> {
     }
 }
 
+/// The orders of a point, one after the other.
+pub(super) struct Orders {
+    order: OrderPlaced,
+    keys: u64,
+}
+
+impl Orders {
+    pub(super) fn of(point: &Point) -> Self {
+        let keys = match point.curve {
+            Curve::Keys => point.at,
+            // so many that hardly any waits for another of its key
+            Curve::InFlight => 9_000_000,
+            _ => KEYS,
+        };
+        Self { order: OrderPlaced::template(point.payload), keys }
+    }
+
+    /// The one of that number.
+    pub(super) fn number(&mut self, number: u64) -> &OrderPlaced {
+        self.order.of_customer(number, FIRST + number.wrapping_mul(STRIDE) % self.keys);
+        &self.order
+    }
+}
+
 /// Publishes the messages of those numbers, pipelined; all are confirmed at the end.
 pub(super) async fn send(point: &Point, broker: &Broker, numbers: Range<u64>) -> Result<()> {
-    let (channels, mut order) = (channels(point), OrderPlaced::template(point.payload));
-    let keys = match point.curve {
-        Curve::Keys => point.at,
-        // so many that hardly any waits for another of its key
-        Curve::InFlight => 9_000_000,
-        _ => KEYS,
-    };
+    let (channels, mut orders) = (channels(point), Orders::of(point));
     let headers = if point.curve == Curve::Headers { headers(point.at) } else { Vec::new() };
     let mut confirms: VecDeque<Confirm> = VecDeque::with_capacity(WINDOW);
     for number in numbers {
@@ -104,7 +127,7 @@ pub(super) async fn send(point: &Point, broker: &Broker, numbers: Range<u64>) ->
         {
             oldest.await?;
         }
-        order.of_customer(number, FIRST + number.wrapping_mul(STRIDE) % keys);
+        let order = orders.number(number);
         let channel = &channels[(number / BURST) as usize % channels.len()];
         confirms.push_back(if point.curve == Curve::Headers {
             let mut envelope = Envelope::builder(order.clone());
@@ -113,7 +136,7 @@ pub(super) async fn send(point: &Point, broker: &Broker, numbers: Range<u64>) ->
             }
             broker.enqueue(channel, envelope).await
         } else {
-            broker.enqueue(channel, &order).await
+            broker.enqueue(channel, order).await
         });
     }
     for confirm in confirms {

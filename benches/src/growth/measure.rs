@@ -8,22 +8,26 @@ use postrider::Broker;
 
 use super::figures::{Growth, Spot};
 use super::point::Point;
-use super::{Curve, Extent, drain, load};
-use crate::case::Kind;
+use super::{Bound, Curve, Extent, drain, load};
+use crate::case::{Kind, Subject};
 use crate::ground::Ground;
 use crate::meter::Measured;
 use crate::rounds::median;
 
-/// Measures one curve on one broker.
+/// Measures one curve on one broker, of each subject that it has.
 pub(crate) fn measure(
     ground: &Ground,
     curve: Curve,
     kind: Kind,
     url: &str,
     extent: Extent,
-) -> Result<Growth> {
-    let points: Vec<_> =
-        curve.points(kind, extent.quick).into_iter().map(|at| point(curve, kind, at, url, extent)).collect();
+) -> Result<Vec<Growth>> {
+    let subjects = curve.subjects(kind);
+    let ats = curve.points(kind, extent.quick);
+    let points = ats.iter().flat_map(|at| {
+        subjects.iter().map(|subject| Point { subject: *subject, ..point(curve, kind, *at, url, extent) })
+    });
+    let points: Vec<_> = points.collect();
     let mut runs: Vec<Vec<Measured>> = vec![Vec::new(); points.len()];
     for round in 0..extent.rounds {
         for turn in 0..points.len() {
@@ -42,8 +46,11 @@ pub(crate) fn measure(
             runs[at].push(measured);
         }
     }
-    let points = points.iter().zip(&runs).map(|(point, runs)| found(point, runs)).collect();
-    Ok(growth(curve, kind, points))
+    let found = |subject: &Subject| {
+        let of = points.iter().zip(&runs).filter(|(point, _)| point.subject == *subject);
+        growth(curve, kind, *subject, of.map(|(point, runs)| found(point, runs)).collect())
+    };
+    Ok(subjects.iter().map(found).collect())
 }
 
 /// How much a point takes: the same of each point, and about a second of work or more.
@@ -61,20 +68,32 @@ fn point(curve: Curve, kind: Kind, at: u64, url: &str, extent: Extent) -> Point 
         (Curve::Backlog, _) => (20_000, if extent.quick { 100_000 } else { 250_000 }),
     };
     let messages = if curve == Curve::Backlog { messages.max(at).div_ceil(at) * at } else { messages };
-    Point { broker: kind, curve, at, warm, messages, payload: 256, url: url.to_owned() }
+    Point {
+        broker: kind,
+        curve,
+        subject: Subject::Postrider,
+        at,
+        warm,
+        messages,
+        payload: 256,
+        url: url.to_owned(),
+    }
 }
 
-fn growth(curve: Curve, kind: Kind, points: Vec<Spot>) -> Growth {
+fn growth(curve: Curve, kind: Kind, subject: Subject, points: Vec<Spot>) -> Growth {
     let figure = |at: &Spot| if curve == Curve::Workers { at.per_second } else { at.cpu_us_per_message };
     let end_to_end = points.last().map_or(f64::NAN, figure) / points.first().map_or(f64::NAN, figure);
+    // what others grow by is shown, and held to nothing
+    let bound = if subject == Subject::Postrider { curve.bound() } else { Bound::None };
     Growth {
         broker: kind.name().to_owned(),
+        subject: subject.name().to_owned(),
         curve: curve.name().to_owned(),
         unit: curve.unit().to_owned(),
         points,
         end_to_end,
-        bound: curve.bound().figure(),
-        holds: curve.bound().holds(end_to_end),
+        bound: bound.figure(),
+        holds: bound.holds(end_to_end),
     }
 }
 
@@ -148,13 +167,26 @@ mod tests {
 
     #[test]
     fn a_curve_is_held_to_its_ends_and_workers_to_their_rate() {
-        let keys =
-            growth(Curve::Keys, Kind::Memory, vec![at(1, 4.0, 1.0), at(10, 9.0, 1.0), at(100, 5.2, 1.0)]);
+        let keys = growth(
+            Curve::Keys,
+            Kind::Memory,
+            Subject::Postrider,
+            vec![at(1, 4.0, 1.0), at(10, 9.0, 1.0), at(100, 5.2, 1.0)],
+        );
         assert!((keys.end_to_end - 1.3).abs() < 1e-9);
         assert_eq!(keys.holds, Some(false));
-        let workers = growth(Curve::Workers, Kind::Memory, vec![at(1, 7.0, 100.0), at(2, 9.0, 170.0)]);
+        let workers = growth(
+            Curve::Workers,
+            Kind::Memory,
+            Subject::Postrider,
+            vec![at(1, 7.0, 100.0), at(2, 9.0, 170.0)],
+        );
         assert!((workers.end_to_end - 1.7).abs() < 1e-9);
         assert_eq!(workers.holds, Some(true));
+        let bare =
+            growth(Curve::InFlight, Kind::Memory, Subject::Best, vec![at(64, 1.0, 1.0), at(512, 3.0, 1.0)]);
+        assert!((bare.end_to_end - 3.0).abs() < 1e-9);
+        assert_eq!((bare.of().as_str(), bare.bound, bare.holds), ("memory, best", None, None));
     }
 
     #[test]

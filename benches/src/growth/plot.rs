@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, ensure};
 
 use super::Curve;
 use super::figures::{Growth, Spot};
-use crate::case::Kind;
+use crate::case::{Kind, Subject};
 
 /// Of the whole picture.
 const SIZE: (f64, f64) = (720.0, 400.0);
@@ -22,11 +22,11 @@ const STYLE: &str = "<style>
 text { font: 13px sans-serif; fill: #333 } .title { font-size: 16px; font-weight: bold } .tick { font-size: 12px; fill: #555 }
 .ground { fill: #fff } .grid { stroke: #ddd } .axis { stroke: #555 }
 .curve { fill: none; stroke-width: 2.5 } .bound { stroke-width: 1.5; stroke-dasharray: 6 5; opacity: 0.7 }
-.memory { color: #1b62b3 } .nats { color: #1d7d46 } .kafka { color: #7a3fb0 } .rabbitmq { color: #b84a00 }
+.memory { color: #1b62b3 } .nats { color: #1d7d46 } .kafka { color: #7a3fb0 } .rabbitmq { color: #b84a00 } .best { color: #777 }
 .line { stroke: currentColor } .dot, .name { fill: currentColor }
 @media (prefers-color-scheme: dark) {
 text { fill: #ddd } .tick { fill: #aaa } .ground { fill: #1c1f24 } .grid { stroke: #3a3f47 } .axis { stroke: #aaa }
-.memory { color: #6fb1ff } .nats { color: #63d193 } .kafka { color: #c79bf2 } .rabbitmq { color: #ff9d5c }
+.memory { color: #6fb1ff } .nats { color: #63d193 } .kafka { color: #c79bf2 } .rabbitmq { color: #ff9d5c } .best { color: #999 }
 }
 </style>
 ";
@@ -115,7 +115,7 @@ fn svg(curve: Curve, growth: &[&Growth]) -> String {
     for growth in growth {
         line(&mut out, curve, growth, &scale);
         if let Some(last) = growth.points.last() {
-            names.push((scale.y(figure(curve, last)), growth.broker.as_str()));
+            names.push((scale.y(figure(curve, last)), class(growth)));
         }
     }
     label(&mut out, names);
@@ -185,7 +185,7 @@ fn axes(out: &mut String, curve: Curve, growth: &[&Growth], scale: &Scale) {
 
 /// One broker's points, the line through them, and its bound.
 fn line(out: &mut String, curve: Curve, growth: &Growth, scale: &Scale) {
-    let _ = writeln!(out, r#"<g class="{}">"#, class(&growth.broker));
+    let _ = writeln!(out, r#"<g class="{}">"#, class(growth));
     if let Some(bound) = bound(curve, growth) {
         let y = scale.y(bound);
         let (left, right) = (PLANE.0, PLANE.2);
@@ -208,25 +208,23 @@ fn line(out: &mut String, curve: Curve, growth: &Growth, scale: &Scale) {
 }
 
 /// The brokers' names at the ends of their lines, none over another.
-fn label(out: &mut String, mut names: Vec<(f64, &str)>) {
+fn label(out: &mut String, mut names: Vec<(f64, &'static str)>) {
     names.sort_by(|a, b| a.0.total_cmp(&b.0));
     let mut free = 0.0_f64;
     for (y, name) in names {
         let y = (y + 4.0).max(free);
         free = y + 16.0;
         let x = PLANE.2 + 8.0;
-        let _ = writeln!(
-            out,
-            r#"<g class="{}"><text class="name" x="{x}" y="{y:.1}">{}</text></g>"#,
-            class(name),
-            class(name)
-        );
+        let _ = writeln!(out, r#"<g class="{name}"><text class="name" x="{x}" y="{y:.1}">{name}</text></g>"#);
     }
 }
 
-/// Only what is a broker's name gets into the picture: it is made of a file.
-fn class(broker: &str) -> &'static str {
-    Kind::ALL.into_iter().map(Kind::name).find(|name| *name == broker).unwrap_or("memory")
+/// Whose line it is. Only what is a name of ours gets into the picture: it is made of a file.
+fn class(growth: &Growth) -> &'static str {
+    if growth.subject == Subject::Best.name() {
+        return Subject::Best.name();
+    }
+    Kind::ALL.into_iter().map(Kind::name).find(|name| *name == growth.broker).unwrap_or("memory")
 }
 
 /// 1, 2 or 5 times a power of ten.
@@ -260,6 +258,7 @@ mod tests {
         };
         Growth {
             broker: broker.into(),
+            subject: "postrider".into(),
             curve: "backlog".into(),
             unit: "messages".into(),
             points: cpu.iter().map(point).collect(),

@@ -9,7 +9,7 @@ use clap::Args;
 use postrider::{Broker, Report, Running, Scope};
 
 use super::load::{self, Load};
-use super::{Curve, drain};
+use super::{Curve, drain, parked};
 use crate::case::{Case, Kind, Subject};
 use crate::job::{Job, found};
 use crate::meter::Measured;
@@ -25,6 +25,9 @@ pub(crate) struct Point {
     pub(super) broker: Kind,
     #[arg(long)]
     pub(super) curve: Curve,
+    /// postrider, or a bare loop that does the same
+    #[arg(long, default_value = "postrider")]
+    pub(super) subject: Subject,
     /// Where on the curve
     #[arg(long)]
     pub(super) at: u64,
@@ -93,8 +96,11 @@ impl Point {
     }
 
     async fn run(&self) -> Result<Measured> {
-        let broker = postrider::connect(&self.address()).await?;
         let load = Load::of(self);
+        if self.subject == Subject::Best {
+            return parked::run(self, &load).await;
+        }
+        let broker = postrider::connect(&self.address()).await?;
         if self.curve == Curve::Backlog {
             return drain::run(self, &broker, &load).await;
         }
@@ -130,6 +136,7 @@ impl Point {
         let program = std::env::current_exe().context("this program's path is unknown")?;
         let mut command = Command::new(&program);
         command.args(["grow", "--broker", self.broker.name(), "--curve", self.curve.name()]);
+        command.args(["--subject", self.subject.name()]);
         command.args(["--at", &self.at.to_string(), "--warm", &self.warm.to_string()]);
         command.args(["--messages", &self.messages.to_string(), "--payload", &self.payload.to_string()]);
         command.args(["--url", &self.url]).stdin(Stdio::piped()).stdout(Stdio::piped());
@@ -153,6 +160,7 @@ async fn nothing_left(broker: &Broker) -> Result<()> {
 
 impl std::fmt::Display for Point {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}: {} {}", self.broker.name(), self.at, self.curve.unit())
+        let subject = if self.subject == Subject::Best { ", best" } else { "" };
+        write!(f, "{}{subject}: {} {}", self.broker.name(), self.at, self.curve.unit())
     }
 }

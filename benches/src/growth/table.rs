@@ -8,23 +8,23 @@ use super::figures::{Growth, Spot};
 /// As the terminal has it: a line for each point, and one for what the curve comes to.
 pub(crate) fn text(growth: &[Growth]) -> String {
     let mut out = format!(
-        "{:<11}{:<10}{:>12}{:>12}{:>13}{:>11}\n",
+        "{:<11}{:<14}{:>12}{:>12}{:>13}{:>11}\n",
         "curve", "broker", "at", "CPU µs/msg", "messages/s", "peak RSS"
     );
     for curve in growth {
         for point in &curve.points {
             let _ = writeln!(
                 out,
-                "{:<11}{:<10}{:>12}{:>12.2}{:>13.0}{:>11}",
+                "{:<11}{:<14}{:>12}{:>12.2}{:>13.0}{:>11}",
                 curve.curve,
-                curve.broker,
+                curve.of(),
                 grouped(point.at),
                 point.cpu_us_per_message,
                 point.per_second,
                 mib(point),
             );
         }
-        let _ = writeln!(out, "{:<11}{:<10}  {}", "", "", sum(curve));
+        let _ = writeln!(out, "{:<11}{:<14}  {}", "", "", sum(curve));
     }
     out
 }
@@ -43,7 +43,7 @@ pub(crate) fn markdown(growth: &[Growth]) -> String {
                 let _ = writeln!(
                     out,
                     "| {} | {} | {:.2} µs | {} | {} |",
-                    curve.broker,
+                    curve.of(),
                     grouped(point.at),
                     point.cpu_us_per_message,
                     grouped(point.per_second as u64),
@@ -108,7 +108,8 @@ mod tests {
         };
         let unit = "things".to_owned();
         let points = vec![at(0, 4.0, 10), at(10, 4.0 * end_to_end, 20)];
-        Growth { broker: broker.into(), curve: curve.into(), unit, points, end_to_end, bound, holds }
+        let subject = "postrider".to_owned();
+        Growth { broker: broker.into(), subject, curve: curve.into(), unit, points, end_to_end, bound, holds }
     }
 
     #[test]
