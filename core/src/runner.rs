@@ -10,6 +10,7 @@ pub mod fuzzing;
 mod held;
 mod isolation;
 mod lanes;
+mod parked;
 mod plan;
 mod pool;
 mod report;

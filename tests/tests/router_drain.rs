@@ -85,6 +85,37 @@ async fn at_the_deadline_the_rest_is_cancelled_and_given_back_and_is_no_failure(
     }
 }
 
+/// Can't be dropped in peace.
+struct Mine;
+
+impl Drop for Mine {
+    fn drop(&mut self) {
+        assert!(std::hint::black_box(false), "on purpose");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handler_that_panics_as_it_is_cancelled_takes_nothing_with_it() {
+    for workers in [1, 2] {
+        let (_, broker) = broker_with(&orders(3)).await;
+        let (began, mut begun) = mpsc::unbounded_channel();
+        let handler = move |order: Placed| {
+            let _ = began.send(order.number);
+            async move {
+                let _mine = Mine;
+                std::future::pending::<()>().await;
+            }
+        };
+        let route = billing().workers(workers).concurrency(2).timeout(HOUR).handle(handler);
+        let service = Router::new().route(route).start(&broker).await.unwrap();
+        assert_eq!((begun.recv().await, begun.recv().await), (Some(1), Some(2)));
+        let report = only(within("it stops", service.stop(SECOND)).await.unwrap());
+        assert_eq!((report.cancelled, report.given_back, report.retried), (2, 3, 0), "{workers} workers");
+        let expected: Vec<_> = (1..=3).map(|number| (number, 1, Some(2))).collect();
+        assert_eq!(leftovers(&broker).await, expected);
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_stop_between_two_attempts_is_no_failure() {
     let (_, broker) = broker_with(&[placed("ann", 1), placed("ann", 2), placed("bob", 3)]).await;

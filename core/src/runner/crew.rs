@@ -8,11 +8,11 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use futures_util::future::{AbortHandle, Abortable, Aborted};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::task::coop::has_budget_remaining;
 
 use super::isolation::Isolation;
+use super::parked::{Deadlines, Parked, State};
 use crate::broker::Broker;
 use crate::env::{BoxFuture, Env};
 use crate::envelope::Envelope;
@@ -52,15 +52,16 @@ pub(crate) enum Ended {
 /// Runs attempts of one route on one task.
 pub(crate) struct Crew<'a> {
     orders: &'a Orders,
-    parked: FuturesUnordered<Abortable<Attempt<'a>>>,
+    attempts: FuturesUnordered<Attempt<'a>>,
     /// Of those parked, by their number: numbers are used again, so there are hardly more than attempts at once.
-    aborts: Vec<Option<AbortHandle>>,
-    cancelled: Vec<usize>,
+    parked: Vec<Option<Arc<Parked>>>,
+    deadlines: Deadlines,
 }
 
 impl<'a> Crew<'a> {
     pub(crate) fn new(orders: &'a Orders) -> Self {
-        Self { orders, parked: FuturesUnordered::new(), aborts: Vec::new(), cancelled: Vec::new() }
+        let deadlines = Deadlines::new(orders.timeout);
+        Self { orders, attempts: FuturesUnordered::new(), parked: Vec::new(), deadlines }
     }
 
     /// Begins an attempt under the number `job`. One that ends at its first poll costs no task, set entry or waker.
@@ -73,28 +74,33 @@ impl<'a> Crew<'a> {
         let handler = &*self.orders.handler;
         let mut attempt = match catch_unwind(AssertUnwindSafe(|| handler.dyn_handle(incoming))) {
             Ok(future) => {
-                Attempt { job: 0, orders: self.orders, stage: Stage::Handling(future), timer: None }
+                Attempt { job: 0, orders: self.orders, stage: Stage::Handling(future), parked: None }
             }
             Err(panic) => return Some(panicked(&*panic)),
         };
-        if let Poll::Ready((_, outcome)) = Pin::new(&mut attempt).poll(cx) {
+        // nobody can cancel it before it is parked
+        if let Poll::Ready((_, Ended::Outcome(outcome))) = Pin::new(&mut attempt).poll(cx) {
             return Some(outcome);
         }
         attempt.job = job();
-        let (abort, registration) = AbortHandle::new_pair();
-        if self.aborts.len() <= attempt.job {
-            self.aborts.resize_with(attempt.job + 1, || None);
+        let parked = Arc::new(Parked::new());
+        if self.parked.len() <= attempt.job {
+            self.parked.resize(attempt.job + 1, None);
         }
-        self.aborts[attempt.job] = Some(abort);
-        self.parked.push(Abortable::new(attempt, registration));
+        self.parked[attempt.job] = Some(Arc::clone(&parked));
+        // what is being confirmed has the publisher's own deadline
+        if let Stage::Handling(_) = attempt.stage {
+            self.deadlines.push(&self.orders.env, Arc::clone(&parked), self.attempts.len());
+        }
+        attempt.parked = Some(parked);
+        self.attempts.push(attempt);
         None
     }
 
     /// Cancels a parked attempt; it ends as [`Ended::Cancelled`].
     pub(crate) fn cancel(&mut self, job: usize) {
-        if let Some(abort) = self.aborts.get_mut(job).and_then(Option::take) {
-            abort.abort();
-            self.cancelled.push(job);
+        if let Some(parked) = self.parked.get(job).and_then(Option::as_ref) {
+            parked.cancel();
         }
     }
 
@@ -103,18 +109,12 @@ impl<'a> Crew<'a> {
     /// Cancel-safe: an attempt is taken out only when it is answered.
     pub(crate) fn poll_ended(&mut self, cx: &mut Context<'_>) -> Poll<(usize, Ended)> {
         loop {
-            if let Some(job) = self.cancelled.pop() {
-                return Poll::Ready((job, Ended::Cancelled));
+            if let Poll::Ready(Some((job, end))) = self.attempts.poll_next_unpin(cx) {
+                self.parked[job] = None;
+                return Poll::Ready((job, end));
             }
-            match ready!(self.parked.poll_next_unpin(cx)) {
-                Some(Ok((job, outcome))) => {
-                    self.aborts[job] = None;
-                    return Poll::Ready((job, Ended::Outcome(outcome)));
-                }
-                // it was answered when it was cancelled
-                Some(Err(Aborted)) => {}
-                None => return Poll::Pending,
-            }
+            // those that are overdue now end with the next look
+            ready!(self.deadlines.poll(&self.orders.env, cx));
         }
     }
 }
@@ -124,8 +124,8 @@ struct Attempt<'a> {
     job: usize,
     orders: &'a Orders,
     stage: Stage<'a>,
-    /// Made when the first poll was pending: a handler that is done at once needs none.
-    timer: Option<BoxFuture<'static, ()>>,
+    /// Made when the first poll was pending: one that is done at once needs none.
+    parked: Option<Arc<Parked>>,
 }
 
 enum Stage<'a> {
@@ -135,16 +135,21 @@ enum Stage<'a> {
 }
 
 impl Future for Attempt<'_> {
-    type Output = (usize, Outcome);
+    type Output = (usize, Ended);
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = &mut *self;
+        let state = this.parked.as_ref().map_or(State::Waits, |parked| parked.state(cx));
+        if state == State::Cancelled {
+            this.leave();
+            return Poll::Ready((this.job, Ended::Cancelled));
+        }
         // tokio's futures say "not yet" once a task has used up its budget, and wake it: all attempts that wait, polled without one,
         // would come back only for each other's sake, again and again
         if !has_budget_remaining() {
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
-        let this = &mut *self;
         loop {
             let (future, handling) = match &mut this.stage {
                 Stage::Handling(future) => (future, true),
@@ -156,26 +161,31 @@ impl Future for Attempt<'_> {
             let outcome = match catch_unwind(poll) {
                 Ok(Poll::Ready(outcome)) => outcome,
                 Err(panic) => panicked(&*panic),
-                // what is being confirmed has the publisher's own deadline
-                Ok(Poll::Pending) if !handling => return Poll::Pending,
-                Ok(Poll::Pending) => {
-                    let (env, limit) = (&this.orders.env, this.orders.timeout);
-                    ready!(this.timer.get_or_insert_with(|| env.sleep(limit)).as_mut().poll(cx));
-                    Outcome::Retry(
-                        format!("the attempt took longer than its time-out of {limit:?}").into(),
-                        None,
-                    )
+                Ok(Poll::Pending) if handling && state == State::Overdue => {
+                    let limit = this.orders.timeout;
+                    let text = format!("the attempt took longer than its time-out of {limit:?}");
+                    Outcome::Retry(text.into(), None)
                 }
+                Ok(Poll::Pending) => return Poll::Pending,
             };
-            let ended = std::mem::replace(&mut this.stage, Stage::Ended);
-            // dropping what the handler left may panic too
-            let _ = catch_unwind(AssertUnwindSafe(|| drop(ended)));
+            this.leave();
+            if handling && let Some(parked) = &this.parked {
+                parked.done();
+            }
             if has_outputs(&outcome) && handling {
                 this.stage = Stage::Publishing(Box::pin(confirm(outcome, this.orders)));
             } else {
-                return Poll::Ready((this.job, outcome));
+                return Poll::Ready((this.job, Ended::Outcome(outcome)));
             }
         }
+    }
+}
+
+impl Attempt<'_> {
+    /// Drops what is at work, which may panic, too.
+    fn leave(&mut self) {
+        let ended = std::mem::replace(&mut self.stage, Stage::Ended);
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(ended)));
     }
 }
 
