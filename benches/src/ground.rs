@@ -74,8 +74,14 @@ async fn prepare(job: &Job) -> Result<(u64, u64)> {
     if !job.broker.keeps() {
         clear(job).await?;
     }
-    let broker = postrider::declare(job).await?;
+    let mut broker = postrider::declare(job).await?;
     let mut before = stored(job).await?;
+    if direction == Direction::Out && before.0 != 0 && before.0 != job.messages {
+        // a NATS server has been seen to find messages, on its disk, of a stream of the same name that had just been removed
+        clear(job).await?;
+        broker = postrider::declare(job).await?;
+        before = stored(job).await?;
+    }
     if direction == Direction::Out {
         if before.0 == job.messages {
             rewind(job).await?;

@@ -91,7 +91,7 @@ impl Curve {
         }
     }
 
-    /// Whose cost is measured: where the machine itself has a share in what grows, a bare loop's beside postrider's.
+    /// Whose cost is measured: where the machine itself has a share in what grows, the best loop's beside postrider's.
     fn subjects(self, kind: Kind) -> &'static [Subject] {
         match (self, kind) {
             (Self::InFlight, Kind::Memory) => &[Subject::Postrider, Subject::Best],

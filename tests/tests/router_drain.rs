@@ -4,6 +4,8 @@
 
 mod router_kit;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use postrider::prelude::*;
@@ -85,11 +87,12 @@ async fn at_the_deadline_the_rest_is_cancelled_and_given_back_and_is_no_failure(
     }
 }
 
-/// Can't be dropped in peace.
-struct Mine;
+/// Panics as it is dropped, once it has counted that.
+struct Bomb(Arc<AtomicUsize>);
 
-impl Drop for Mine {
+impl Drop for Bomb {
     fn drop(&mut self) {
+        self.0.fetch_add(1, Relaxed);
         assert!(std::hint::black_box(false), "on purpose");
     }
 }
@@ -99,10 +102,13 @@ async fn a_handler_that_panics_as_it_is_cancelled_takes_nothing_with_it() {
     for workers in [1, 2] {
         let (_, broker) = broker_with(&orders(3)).await;
         let (began, mut begun) = mpsc::unbounded_channel();
+        let dropped = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&dropped);
         let handler = move |order: Placed| {
             let _ = began.send(order.number);
+            let bomb = Bomb(Arc::clone(&count));
             async move {
-                let _mine = Mine;
+                let _bomb = bomb;
                 std::future::pending::<()>().await;
             }
         };
@@ -111,9 +117,36 @@ async fn a_handler_that_panics_as_it_is_cancelled_takes_nothing_with_it() {
         assert_eq!((begun.recv().await, begun.recv().await), (Some(1), Some(2)));
         let report = only(within("it stops", service.stop(SECOND)).await.unwrap());
         assert_eq!((report.cancelled, report.given_back, report.retried), (2, 3, 0), "{workers} workers");
+        assert_eq!(dropped.load(Relaxed), 2);
         let expected: Vec<_> = (1..=3).map(|number| (number, 1, Some(2))).collect();
         assert_eq!(leftovers(&broker).await, expected);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn handlers_that_panic_as_the_service_is_dropped_are_all_dropped() {
+    let (_, broker) = broker_with(&orders(3)).await;
+    let (began, mut begun) = mpsc::unbounded_channel();
+    let dropped = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&dropped);
+    let handler = move |order: Placed| {
+        let _ = began.send(order.number);
+        let bomb = Bomb(Arc::clone(&count));
+        async move {
+            let _bomb = bomb;
+            std::future::pending::<()>().await;
+        }
+    };
+    let route = billing().concurrency(3).timeout(HOUR).handle(handler);
+    let service = Router::new().route(route).start(&broker).await.unwrap();
+    for _ in 0..3 {
+        begun.recv().await.unwrap();
+    }
+    drop(service);
+    for _ in 0..1_000 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(dropped.load(Relaxed), 3);
 }
 
 #[tokio::test(start_paused = true)]

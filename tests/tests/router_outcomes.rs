@@ -8,8 +8,8 @@ mod router_kit;
 use std::time::Duration;
 
 use postrider::prelude::*;
-use postrider::{Attribute, Bytes, HeaderValue, MessageId, OnExpired, RouteOptions, RouteReport};
-use router_kit::{Log, Placed, broker, broker_with, finish, header, look, placed, retry};
+use postrider::{Attribute, Bytes, HeaderValue, MessageId, OnExpired, Order, RouteOptions, RouteReport};
+use router_kit::{Log, Placed, broker, broker_with, finish, header, look, placed, retry, within};
 
 const SECOND: Duration = Duration::from_secs(1);
 const LETTERS: &str = "orders.billing.dlq";
@@ -82,6 +82,60 @@ async fn what_fails_panics_or_hangs_is_tried_to_the_last_attempt_then_dead_lette
             assert_eq!(header(&letters[0], "postrider-dlq-attempts"), "3", "{ill:?}");
             assert_eq!(header(&letters[0], "postrider-dlq-error"), says);
         }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_hangs_ends_at_its_time_whatever_came_and_went_beside_it() {
+    for workers in [1, 3] {
+        let (_, broker) = broker_with(&[placed("ann", 0)]).await;
+        // the first hangs for good, the others end after a second each
+        let handler = async |order: Placed| match order.number {
+            0 => std::future::pending().await,
+            _ => tokio::time::sleep(SECOND).await,
+        };
+        let options = billing().order(Order::None).workers(workers).concurrency(8).retry(retry(1, SECOND));
+        let service = Router::new().route(options.handle(handler)).start(&broker).await.unwrap();
+        let began = tokio::time::Instant::now();
+        let mut ended = None;
+        for number in 1..400 {
+            broker.publish("orders", &placed("bob", number)).await.unwrap();
+            tokio::time::sleep(SECOND / 20).await;
+            if ended.is_none() && look(&broker, LETTERS).await.len() == 1 {
+                ended = Some(began.elapsed());
+            }
+        }
+        let report = finish(service).await;
+        assert_eq!((report.handled, report.dead_lettered), (399, 1), "{workers} workers");
+        let ended = ended.expect("it never ended");
+        assert!(
+            (10 * SECOND..=10 * SECOND + SECOND / 10).contains(&ended),
+            "{ended:?} with {workers} workers"
+        );
+    }
+}
+
+/// Not on a paused clock, which stands still while anybody is at work.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_that_never_rests_keeps_nobody_from_the_time_out() {
+    for workers in [1, 3] {
+        let (_, broker) = broker_with(&[placed("ann", 1), placed("bob", 2)]).await;
+        let handler = async |order: Placed| match order.number {
+            1 => std::future::pending::<()>().await,
+            _ => loop {
+                tokio::task::coop::consume_budget().await;
+            },
+        };
+        let options = billing().workers(workers).concurrency(2).retry(retry(1, SECOND)).timeout(SECOND / 5);
+        let service = Router::new().route(options.handle(handler)).start(&broker).await.unwrap();
+        within("both are dead letters", async {
+            while look(&broker, LETTERS).await.len() < 2 {
+                tokio::time::sleep(SECOND / 100).await;
+            }
+        })
+        .await;
+        let report = finish(service).await;
+        assert_eq!((report.handled, report.dead_lettered), (0, 2), "{workers} workers");
     }
 }
 

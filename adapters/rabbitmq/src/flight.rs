@@ -156,7 +156,8 @@ impl Flight {
         self.driver.register(cx.waker());
         let mut lots = std::mem::take(&mut self.lots);
         lots.retain_mut(|lot| {
-            if lot.bell.rung.swap(false, Ordering::AcqRel) {
+            // looked at first, as most haven't rung: whoever rang before this has woken who was registered above, or is seen here
+            if lot.bell.rung.load(Ordering::Relaxed) && lot.bell.rung.swap(false, Ordering::AcqRel) {
                 let waker = Waker::from(Arc::clone(&lot.bell));
                 self.visit(lot, &mut Context::from_waker(&waker));
             }

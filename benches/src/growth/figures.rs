@@ -8,7 +8,7 @@ use crate::case::Subject;
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Growth {
     pub(crate) broker: String,
-    /// `postrider`, or `best`: a bare loop that does the same, held to nothing.
+    /// `postrider`, or `best`: a loop without a library that does the same, held to nothing.
     #[serde(default = "postrider")]
     pub(crate) subject: String,
     pub(crate) curve: String,
@@ -35,7 +35,7 @@ pub(crate) struct Spot {
     pub(crate) peak_rss_bytes: Option<u64>,
 }
 
-/// Figures of before there was another.
+/// For files that were written before there was another.
 fn postrider() -> String {
     Subject::Postrider.name().to_owned()
 }
@@ -67,5 +67,17 @@ impl Growth {
         let (first, last) = self.ends()?;
         let more = last.at.checked_sub(first.at).filter(|more| *more > 0)?;
         Some((last.peak_rss_bytes? as f64 - first.peak_rss_bytes? as f64) / more as f64)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_without_subjects_is_postriders() {
+        let file = r#"{"broker":"nats","curve":"keys","unit":"keys","points":[],"end_to_end":1.0,"bound":null,"holds":null}"#;
+        let growth: Growth = serde_json::from_str(file).unwrap();
+        assert_eq!((growth.subject.as_str(), growth.of().as_str()), ("postrider", "nats"));
     }
 }

@@ -1,5 +1,5 @@
-//! What a bare loop pays as more handlers wait at once: bodies in a channel, decoded, each in a future that waits at the same gate, and
-//! nothing else. What it grows by is the machine's share of what postrider grows by.
+//! What the best loop pays as more handlers wait at once: bodies in a channel, decoded, each in a future that waits at the same gate, and
+//! nothing else. What it grows by is the least that the machine adds: its futures are smaller than postrider's.
 
 use anyhow::Result;
 use bytes::Bytes;

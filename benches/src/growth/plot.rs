@@ -1,4 +1,4 @@
-//! The curves as pictures for the book: one SVG for each, a line for each broker. They stand on a ground of their own, so that they
+//! The curves as pictures for the book: one SVG for each, a line for each broker, and for the best loop where it is measured beside. They stand on a ground of their own, so that they
 //! can be read whatever is around them, and are dark where the reader's system is.
 
 use std::fmt::Write as _;
@@ -183,7 +183,7 @@ fn axes(out: &mut String, curve: Curve, growth: &[&Growth], scale: &Scale) {
     );
 }
 
-/// One broker's points, the line through them, and its bound.
+/// One curve's points, the line through them, and its bound.
 fn line(out: &mut String, curve: Curve, growth: &Growth, scale: &Scale) {
     let _ = writeln!(out, r#"<g class="{}">"#, class(growth));
     if let Some(bound) = bound(curve, growth) {
@@ -207,7 +207,7 @@ fn line(out: &mut String, curve: Curve, growth: &Growth, scale: &Scale) {
     out.push_str("</g>\n");
 }
 
-/// The brokers' names at the ends of their lines, none over another.
+/// Names at the ends of their lines, none over another.
 fn label(out: &mut String, mut names: Vec<(f64, &'static str)>) {
     names.sort_by(|a, b| a.0.total_cmp(&b.0));
     let mut free = 0.0_f64;
@@ -294,6 +294,19 @@ mod tests {
             assert_eq!(opened, svg.matches(&format!("</{element}>")).count(), "{element}: {svg}");
         }
         assert!(!svg.contains("<kafka>"), "{svg}");
+    }
+
+    #[test]
+    fn the_best_loop_has_a_line_of_its_own() {
+        let broker = growth("memory", &[(64, 2.0), (512, 3.0)]);
+        let best =
+            Growth { subject: "best".into(), bound: None, ..growth("memory", &[(64, 1.0), (512, 1.5)]) };
+        let svg = svg(Curve::InFlight, &[&broker, &best]);
+        assert!(
+            svg.contains(r#"<g class="best">"#) && svg.contains(">best<") && svg.contains(">memory<"),
+            "{svg}"
+        );
+        assert_eq!(svg.matches(r#"class="bound line""#).count(), 1);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
 use postrider::{Broker, Report, Running, Scope};
 
@@ -25,7 +25,7 @@ pub(crate) struct Point {
     pub(super) broker: Kind,
     #[arg(long)]
     pub(super) curve: Curve,
-    /// postrider, or a bare loop that does the same
+    /// postrider, or the best loop that does the same, of messages in flight on the embedded broker
     #[arg(long, default_value = "postrider")]
     pub(super) subject: Subject,
     /// Where on the curve
@@ -97,8 +97,10 @@ impl Point {
 
     async fn run(&self) -> Result<Measured> {
         let load = Load::of(self);
-        if self.subject == Subject::Best {
-            return parked::run(self, &load).await;
+        match (self.subject, self.curve, self.broker) {
+            (Subject::Postrider, ..) => {}
+            (Subject::Best, Curve::InFlight, Kind::Memory) => return parked::run(self, &load).await,
+            (subject, ..) => bail!("{self}: there is no such curve of {}", subject.name()),
         }
         let broker = postrider::connect(&self.address()).await?;
         if self.curve == Curve::Backlog {

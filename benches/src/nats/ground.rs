@@ -1,7 +1,8 @@
 //! What stands at the NATS server before and after a run.
 
 use anyhow::{Context as _, Result};
-use async_nats::jetstream::{self, Context};
+use async_nats::jetstream::context::DeleteStreamErrorKind;
+use async_nats::jetstream::{self, Context, ErrorCode};
 
 use super::Names;
 use crate::job::Job;
@@ -14,11 +15,11 @@ async fn server(job: &Job) -> Result<Context> {
 pub(crate) async fn clear(job: &Job) -> Result<()> {
     let (js, names) = (server(job).await?, Names::of(job)?);
     for stream in [names.stream, names.invoices] {
-        // one that was never made can't be removed
-        if let Err(error) = js.delete_stream(&stream).await
-            && js.get_stream(&stream).await.is_ok()
-        {
-            return Err(error).context("the stream can't be removed");
+        match js.delete_stream(&stream).await.map_err(|e| (e.kind(), e)) {
+            Err((DeleteStreamErrorKind::JetStream(e), _))
+                if e.error_code() == ErrorCode::STREAM_NOT_FOUND => {}
+            Err((_, error)) => return Err(error).context("the stream can't be removed"),
+            Ok(_) => {}
         }
     }
     Ok(())

@@ -78,8 +78,7 @@ impl<'a> Crew<'a> {
             }
             Err(panic) => return Some(panicked(&*panic)),
         };
-        // nobody can cancel it before it is parked
-        if let Poll::Ready((_, Ended::Outcome(outcome))) = Pin::new(&mut attempt).poll(cx) {
+        if let Poll::Ready(outcome) = attempt.work(cx, false) {
             return Some(outcome);
         }
         attempt.job = job();
@@ -110,7 +109,9 @@ impl<'a> Crew<'a> {
     pub(crate) fn poll_ended(&mut self, cx: &mut Context<'_>) -> Poll<(usize, Ended)> {
         loop {
             if let Poll::Ready(Some((job, end))) = self.attempts.poll_next_unpin(cx) {
-                self.parked[job] = None;
+                if let Some(parked) = self.parked[job].take() {
+                    parked.ended();
+                }
                 return Poll::Ready((job, end));
             }
             // those that are overdue now end with the next look
@@ -138,12 +139,19 @@ impl Future for Attempt<'_> {
     type Output = (usize, Ended);
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let this = &mut *self;
-        let state = this.parked.as_ref().map_or(State::Waits, |parked| parked.state(cx));
+        let state = self.parked.as_ref().map_or(State::Waits, |parked| parked.poll_state(cx));
         if state == State::Cancelled {
-            this.leave();
-            return Poll::Ready((this.job, Ended::Cancelled));
+            self.leave();
+            return Poll::Ready((self.job, Ended::Cancelled));
         }
+        let outcome = ready!(self.work(cx, state == State::Overdue));
+        Poll::Ready((self.job, Ended::Outcome(outcome)))
+    }
+}
+
+impl Attempt<'_> {
+    /// Goes on, until there is an outcome; a handler that is overdue has its last chance.
+    fn work(&mut self, cx: &mut Context<'_>, overdue: bool) -> Poll<Outcome> {
         // tokio's futures say "not yet" once a task has used up its budget, and wake it: all attempts that wait, polled without one,
         // would come back only for each other's sake, again and again
         if !has_budget_remaining() {
@@ -151,41 +159,48 @@ impl Future for Attempt<'_> {
             return Poll::Pending;
         }
         loop {
-            let (future, handling) = match &mut this.stage {
+            let (future, handling) = match &mut self.stage {
                 Stage::Handling(future) => (future, true),
                 Stage::Publishing(future) => (future, false),
                 Stage::Ended => return Poll::Pending,
             };
-            let only_if = this.orders.only_if.as_ref().filter(|_| handling);
+            let only_if = self.orders.only_if.as_ref().filter(|_| handling);
             let poll = AssertUnwindSafe(|| future.as_mut().poll(cx).map(|outcome| judged(outcome, only_if)));
             let outcome = match catch_unwind(poll) {
                 Ok(Poll::Ready(outcome)) => outcome,
                 Err(panic) => panicked(&*panic),
-                Ok(Poll::Pending) if handling && state == State::Overdue => {
-                    let limit = this.orders.timeout;
+                Ok(Poll::Pending) if handling && overdue => {
+                    let limit = self.orders.timeout;
                     let text = format!("the attempt took longer than its time-out of {limit:?}");
                     Outcome::Retry(text.into(), None)
                 }
                 Ok(Poll::Pending) => return Poll::Pending,
             };
-            this.leave();
-            if handling && let Some(parked) = &this.parked {
+            self.leave();
+            if handling && let Some(parked) = &self.parked {
                 parked.done();
             }
             if has_outputs(&outcome) && handling {
-                this.stage = Stage::Publishing(Box::pin(confirm(outcome, this.orders)));
+                self.stage = Stage::Publishing(Box::pin(confirm(outcome, self.orders)));
             } else {
-                return Poll::Ready((this.job, Ended::Outcome(outcome)));
+                return Poll::Ready(outcome);
             }
         }
     }
-}
 
-impl Attempt<'_> {
     /// Drops what is at work, which may panic, too.
     fn leave(&mut self) {
         let ended = std::mem::replace(&mut self.stage, Stage::Ended);
         let _ = catch_unwind(AssertUnwindSafe(|| drop(ended)));
+    }
+}
+
+impl Drop for Attempt<'_> {
+    /// One that panics must not keep those behind it from being dropped.
+    fn drop(&mut self) {
+        if !matches!(self.stage, Stage::Ended) {
+            self.leave();
+        }
     }
 }
 

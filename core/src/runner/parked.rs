@@ -1,16 +1,18 @@
-//! What a crew keeps of an attempt that waits: how it is told to end, and until when it may wait.
+//! What a crew keeps of an attempt that waits: how it is told to end, and until when it may wait. What is at work in it is `crew`'s.
 
 use std::collections::VecDeque;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use futures_util::task::AtomicWaker;
+use tokio::task::coop::{Unconstrained, unconstrained};
 
 use crate::env::{BoxFuture, Env};
 
-/// So many deadlines of attempts that are over may stand in the queue, whatever its length.
+/// So many deadlines of attempts that are over may stand in the queue besides two for each that waits.
 const STALE: usize = 64;
 
 /// How it is with an attempt that waits.
@@ -18,13 +20,13 @@ const STALE: usize = 64;
 #[repr(u8)]
 pub(super) enum State {
     /// Its handler is at work.
-    Waits,
+    Waits = 0,
     /// Its handler is done: no deadline holds any more.
-    Done,
+    Done = 1,
     /// Its handler took too long.
-    Overdue,
+    Overdue = 2,
     /// It is to end, whatever it does.
-    Cancelled,
+    Cancelled = 3,
 }
 
 /// An attempt that waits, for its crew and for itself.
@@ -39,10 +41,16 @@ impl Parked {
         Self { state: AtomicU8::new(State::Waits as u8), waker: AtomicWaker::new() }
     }
 
-    /// How it is. Whoever is polled asks, and is woken when he is told to end.
-    pub(super) fn state(&self, cx: &Context<'_>) -> State {
+    /// How it is; and `cx` is woken when the attempt is told to end.
+    pub(super) fn poll_state(&self, cx: &Context<'_>) -> State {
         self.waker.register(cx.waker());
-        self.now()
+        self.state()
+    }
+
+    /// It has ended: nobody has to be woken, and who would be need not be kept.
+    pub(super) fn ended(&self) {
+        self.done();
+        drop(self.waker.take());
     }
 
     /// Its handler is done.
@@ -68,11 +76,13 @@ impl Parked {
         self.state.compare_exchange(from as u8, to as u8, Relaxed, Relaxed).is_ok()
     }
 
-    fn now(&self) -> State {
-        [State::Waits, State::Done, State::Overdue, State::Cancelled]
-            .into_iter()
-            .find(|state| *state as u8 == self.state.load(Relaxed))
-            .unwrap_or(State::Waits)
+    fn state(&self) -> State {
+        match self.state.load(Relaxed) {
+            0 => State::Waits,
+            1 => State::Done,
+            2 => State::Overdue,
+            _ => State::Cancelled,
+        }
     }
 }
 
@@ -81,7 +91,8 @@ impl Parked {
 pub(super) struct Deadlines {
     timeout: Duration,
     queue: VecDeque<(Instant, Arc<Parked>)>,
-    timer: Option<BoxFuture<'static, ()>>,
+    /// Rings at that time.
+    timer: Option<(Instant, Unconstrained<BoxFuture<'static, ()>>)>,
 }
 
 impl Deadlines {
@@ -89,11 +100,11 @@ impl Deadlines {
         Self { timeout, queue: VecDeque::new(), timer: None }
     }
 
-    /// One more of `waiting` has begun.
+    /// One more has begun, besides `waiting` that wait.
     pub(super) fn push(&mut self, env: &Env, parked: Arc<Parked>, waiting: usize) {
         // what is done stays where it is until so much of it is there that it pays to look for it
         if self.queue.len() >= 2 * waiting + STALE {
-            self.queue.retain(|(_, parked)| parked.now() == State::Waits);
+            self.queue.retain(|(_, parked)| parked.state() == State::Waits);
         }
         // a time-out beyond all clocks is none
         if let Some(deadline) = env.now().checked_add(self.timeout) {
@@ -104,19 +115,24 @@ impl Deadlines {
     /// Ready when attempts have become overdue, which are woken.
     pub(super) fn poll(&mut self, env: &Env, cx: &mut Context<'_>) -> Poll<()> {
         loop {
-            while self.queue.front().is_some_and(|(_, parked)| parked.now() != State::Waits) {
+            while self.queue.front().is_some_and(|(_, parked)| parked.state() != State::Waits) {
                 self.queue.pop_front();
             }
-            let Some((deadline, _)) = self.queue.front() else {
+            let Some(&(deadline, _)) = self.queue.front() else {
                 self.timer = None;
                 return Poll::Pending;
             };
-            // the timer may be that of an attempt that is over: then it is early, and made anew
-            let timer =
-                self.timer.get_or_insert_with(|| env.sleep(deadline.saturating_duration_since(env.now())));
-            ready!(timer.as_mut().poll(cx));
+            // the timer may be that of an attempt that is over: then it is early, and made anew. It rings whatever is left of the task's
+            // budget: who uses that up, again and again, must not keep the others from their time-outs
+            let (rings, timer) = self.timer.get_or_insert_with(|| {
+                let wait = deadline.saturating_duration_since(env.now());
+                (deadline, unconstrained(env.sleep(wait)))
+            });
+            ready!(Pin::new(timer).poll(cx));
+            // a clock that is a little behind its own timers is believed to be there
+            let now = env.now().max(*rings);
             self.timer = None;
-            let (now, mut news) = (env.now(), false);
+            let mut news = false;
             while let Some((_, parked)) = self.queue.pop_front_if(|(deadline, _)| *deadline <= now) {
                 news |= parked.overdue();
             }
@@ -132,6 +148,7 @@ mod tests {
     use std::future::poll_fn;
 
     use futures_util::FutureExt as _;
+    use tokio::task::coop::{consume_budget, has_budget_remaining};
 
     use super::*;
 
@@ -146,15 +163,14 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn each_is_overdue_at_its_own_time_and_what_is_done_never() {
         let (env, mut deadlines) = (Env::seeded(1), Deadlines::new(10 * SECOND));
-        let mut began = Vec::new();
+        let (start, mut began) = (env.now(), Vec::new());
         for _ in 0..4 {
             began.push(begin(&mut deadlines, &env, began.len()));
             tokio::time::advance(SECOND).await;
         }
         began[0].done();
         began[2].cancel();
-        let start = env.now() - 4 * SECOND;
-        let states = || [0, 1, 2, 3].map(|at: usize| began[at].now());
+        let states = || [0, 1, 2, 3].map(|at: usize| began[at].state());
         poll_fn(|cx| deadlines.poll(&env, cx)).await;
         assert_eq!((env.now() - start).as_secs(), 11);
         assert_eq!(states(), [State::Done, State::Overdue, State::Cancelled, State::Waits]);
@@ -167,7 +183,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn one_that_waits_long_keeps_no_more_than_twice_what_waits() {
+    async fn one_that_waits_long_keeps_few_of_those_that_are_over() {
         let (env, mut deadlines) = (Env::seeded(1), Deadlines::new(10 * SECOND));
         let slow = begin(&mut deadlines, &env, 0);
         let mut most = 0;
@@ -178,7 +194,23 @@ mod tests {
         assert_eq!(most, 2 + STALE);
         assert!(poll_fn(|cx| deadlines.poll(&env, cx)).now_or_never().is_none());
         poll_fn(|cx| deadlines.poll(&env, cx)).await;
-        assert_eq!(slow.now(), State::Overdue);
+        assert_eq!(slow.state(), State::Overdue);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_timer_rings_also_when_the_tasks_budget_is_used_up() {
+        let (env, mut deadlines) = (Env::seeded(1), Deadlines::new(SECOND));
+        let parked = begin(&mut deadlines, &env, 0);
+        assert!(poll_fn(|cx| Poll::Ready(deadlines.poll(&env, cx))).await.is_pending());
+        tokio::time::advance(SECOND).await;
+        let polled = poll_fn(|cx| {
+            while has_budget_remaining() {
+                let _ = std::pin::pin!(consume_budget()).poll(cx);
+            }
+            Poll::Ready(deadlines.poll(&env, cx))
+        });
+        assert!(polled.await.is_ready());
+        assert_eq!(parked.state(), State::Overdue);
     }
 
     #[tokio::test(start_paused = true)]
@@ -192,17 +224,18 @@ mod tests {
     async fn whoever_is_told_to_end_is_woken_and_what_is_done_is_not_overdue() {
         let parked = Arc::new(Parked::new());
         let told = Arc::clone(&parked);
-        let waits = tokio::spawn(poll_fn(move |cx| match told.state(cx) {
+        let waits = tokio::spawn(poll_fn(move |cx| match told.poll_state(cx) {
             State::Waits => Poll::Pending,
             state => Poll::Ready(state),
         }));
         tokio::task::yield_now().await;
         assert!(parked.overdue() && !parked.overdue());
-        assert_eq!(waits.await.unwrap(), State::Overdue);
+        let waited = tokio::time::timeout(60 * SECOND, waits).await.expect("nobody was woken");
+        assert_eq!(waited.unwrap(), State::Overdue);
         let done = Parked::new();
         done.done();
         assert!(!done.overdue());
         done.cancel();
-        assert_eq!(done.now(), State::Cancelled);
+        assert_eq!(done.state(), State::Cancelled);
     }
 }
