@@ -15,8 +15,6 @@ use crate::order::{Invoiced, OrderPlaced};
 use crate::pace::Pace;
 use crate::tally::Tally;
 
-/// How many confirms are outstanding before the oldest is awaited.
-const WINDOW: usize = 4_096;
 const DEADLINE: Duration = Duration::from_mins(1);
 
 #[handler(channel = "orders", group = "billing", order = none)]
@@ -113,6 +111,15 @@ async fn end(job: &Job, tally: &Tally, service: postrider::Running) -> Result<Me
     found(tally)
 }
 
+/// How many confirms are outstanding before the oldest is awaited: as many as of the best loop where that has fewer than postrider
+/// has room for.
+fn window(broker: Kind) -> usize {
+    match broker {
+        Kind::Nats | Kind::Rabbitmq => 1_024,
+        Kind::Memory | Kind::Kafka => 4_096,
+    }
+}
+
 /// Publishes as the case says; everything is confirmed at the end.
 async fn publish(job: &Job, broker: &Broker, tally: Option<&Tally>) -> Result<()> {
     let mut order = job.order();
@@ -140,13 +147,14 @@ async fn publish(job: &Job, broker: &Broker, tally: Option<&Tally>) -> Result<()
         }
         _ => {
             let mut pace = Pace::new(job.rate);
-            let mut confirms: VecDeque<Confirm> = VecDeque::with_capacity(WINDOW);
+            let window = window(job.broker);
+            let mut confirms: VecDeque<Confirm> = VecDeque::with_capacity(window);
             for number in 0..job.messages {
                 if let (Some(tally), Case::Latency) = (tally, job.case) {
                     tally.sent(number, pace.wait(number).await);
                 }
                 order.number(number);
-                if confirms.len() == WINDOW
+                if confirms.len() == window
                     && let Some(oldest) = confirms.pop_front()
                 {
                     oldest.await?;
