@@ -163,9 +163,9 @@ mod tests {
     #[test]
     fn a_round_that_was_too_short_gets_more_and_one_that_was_not_gets_none() {
         assert_eq!(more(1_000, 3.0, 3.0), None);
-        assert_eq!(more(1_000, 1.1, 3.0), Some(3_000));
+        assert_eq!(more(1_000, 1.2, 3.0), Some(3_000));
         // never less, never a leap into the blue
-        assert_eq!(more(10_000, 2.999, 3.0), Some(11_000));
+        assert_eq!(more(10_000, 2.999, 3.0), Some(11_500));
         assert_eq!(more(1_000, 0.0, 3.0), Some(20_000));
     }
 
