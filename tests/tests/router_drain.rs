@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use postrider::prelude::*;
-use postrider::{Bytes, ErrorKind, RouteOptions};
+use postrider::{Bytes, ErrorKind, RouteOptions, Running};
 use router_kit::{
     Invoiced, Log, Placed, broker, broker_with, finish, invoiced, lag, look, only, placed, retry, within,
 };
@@ -97,23 +97,32 @@ impl Drop for Bomb {
     }
 }
 
+/// Starts a service whose handlers hang, each with a bomb: which have begun, and how many bombs were dropped.
+async fn start_bombs(
+    options: RouteOptions,
+    broker: &Broker,
+) -> (Running, mpsc::UnboundedReceiver<u64>, Arc<AtomicUsize>) {
+    let (began, begun) = mpsc::unbounded_channel();
+    let dropped = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&dropped);
+    let handler = move |order: Placed| {
+        let _ = began.send(order.number);
+        let bomb = Bomb(Arc::clone(&count));
+        async move {
+            let _bomb = bomb;
+            std::future::pending::<()>().await;
+        }
+    };
+    let service = Router::new().route(options.handle(handler)).start(broker).await.unwrap();
+    (service, begun, dropped)
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_handler_that_panics_as_it_is_cancelled_takes_nothing_with_it() {
     for workers in [1, 2] {
         let (_, broker) = broker_with(&orders(3)).await;
-        let (began, mut begun) = mpsc::unbounded_channel();
-        let dropped = Arc::new(AtomicUsize::new(0));
-        let count = Arc::clone(&dropped);
-        let handler = move |order: Placed| {
-            let _ = began.send(order.number);
-            let bomb = Bomb(Arc::clone(&count));
-            async move {
-                let _bomb = bomb;
-                std::future::pending::<()>().await;
-            }
-        };
-        let route = billing().workers(workers).concurrency(2).timeout(HOUR).handle(handler);
-        let service = Router::new().route(route).start(&broker).await.unwrap();
+        let options = billing().workers(workers).concurrency(2).timeout(HOUR);
+        let (service, mut begun, dropped) = start_bombs(options, &broker).await;
         assert_eq!((begun.recv().await, begun.recv().await), (Some(1), Some(2)));
         let report = only(within("it stops", service.stop(SECOND)).await.unwrap());
         assert_eq!((report.cancelled, report.given_back, report.retried), (2, 3, 0), "{workers} workers");
@@ -126,19 +135,8 @@ async fn a_handler_that_panics_as_it_is_cancelled_takes_nothing_with_it() {
 #[tokio::test(start_paused = true)]
 async fn handlers_that_panic_as_the_service_is_dropped_are_all_dropped() {
     let (_, broker) = broker_with(&orders(3)).await;
-    let (began, mut begun) = mpsc::unbounded_channel();
-    let dropped = Arc::new(AtomicUsize::new(0));
-    let count = Arc::clone(&dropped);
-    let handler = move |order: Placed| {
-        let _ = began.send(order.number);
-        let bomb = Bomb(Arc::clone(&count));
-        async move {
-            let _bomb = bomb;
-            std::future::pending::<()>().await;
-        }
-    };
-    let route = billing().concurrency(3).timeout(HOUR).handle(handler);
-    let service = Router::new().route(route).start(&broker).await.unwrap();
+    let options = billing().concurrency(3).timeout(HOUR);
+    let (service, mut begun, dropped) = start_bombs(options, &broker).await;
     for _ in 0..3 {
         begun.recv().await.unwrap();
     }

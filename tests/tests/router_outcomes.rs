@@ -5,11 +5,15 @@
 
 mod router_kit;
 
+use std::future::poll_fn;
+use std::pin::pin;
+use std::task::Poll;
 use std::time::Duration;
 
 use postrider::prelude::*;
 use postrider::{Attribute, Bytes, HeaderValue, MessageId, OnExpired, Order, RouteOptions, RouteReport};
 use router_kit::{Log, Placed, broker, broker_with, finish, header, look, placed, retry, within};
+use tokio::task::coop::{consume_budget, has_budget_remaining};
 
 const SECOND: Duration = Duration::from_secs(1);
 const LETTERS: &str = "orders.billing.dlq";
@@ -122,9 +126,17 @@ async fn one_that_never_rests_keeps_nobody_from_the_time_out() {
         let (_, broker) = broker_with(&[placed("ann", 1), placed("bob", 2)]).await;
         let handler = async |order: Placed| match order.number {
             1 => std::future::pending::<()>().await,
-            _ => loop {
-                tokio::task::coop::consume_budget().await;
-            },
+            // uses up what its task may do, and asks to go on at once
+            _ => {
+                poll_fn(|cx| {
+                    while has_budget_remaining() {
+                        let _ = pin!(consume_budget()).poll(cx);
+                    }
+                    cx.waker().wake_by_ref();
+                    Poll::Pending
+                })
+                .await
+            }
         };
         let options = billing().workers(workers).concurrency(2).retry(retry(1, SECOND)).timeout(SECOND / 5);
         let service = Router::new().route(options.handle(handler)).start(&broker).await.unwrap();

@@ -42,7 +42,7 @@ fn postrider() -> String {
 
 impl Growth {
     /// Whose it is, as tables and pictures say it.
-    pub(crate) fn of(&self) -> String {
+    pub(crate) fn whose(&self) -> String {
         if self.subject == Subject::Postrider.name() {
             self.broker.clone()
         } else {
@@ -78,6 +78,6 @@ mod tests {
     fn a_file_without_subjects_is_postriders() {
         let file = r#"{"broker":"nats","curve":"keys","unit":"keys","points":[],"end_to_end":1.0,"bound":null,"holds":null}"#;
         let growth: Growth = serde_json::from_str(file).unwrap();
-        assert_eq!((growth.subject.as_str(), growth.of().as_str()), ("postrider", "nats"));
+        assert_eq!((growth.subject.as_str(), growth.whose().as_str()), ("postrider", "nats"));
     }
 }

@@ -183,10 +183,10 @@ mod tests {
         );
         assert!((workers.end_to_end - 1.7).abs() < 1e-9);
         assert_eq!(workers.holds, Some(true));
-        let bare =
+        let best =
             growth(Curve::InFlight, Kind::Memory, Subject::Best, vec![at(64, 1.0, 1.0), at(512, 3.0, 1.0)]);
-        assert!((bare.end_to_end - 3.0).abs() < 1e-9);
-        assert_eq!((bare.of().as_str(), bare.bound, bare.holds), ("memory, best", None, None));
+        assert!((best.end_to_end - 3.0).abs() < 1e-9);
+        assert_eq!((best.whose().as_str(), best.bound, best.holds), ("memory, best", None, None));
     }
 
     #[test]

@@ -17,7 +17,7 @@ pub(crate) fn text(growth: &[Growth]) -> String {
                 out,
                 "{:<11}{:<14}{:>12}{:>12.2}{:>13.0}{:>11}",
                 curve.curve,
-                curve.of(),
+                curve.whose(),
                 grouped(point.at),
                 point.cpu_us_per_message,
                 point.per_second,
@@ -43,7 +43,7 @@ pub(crate) fn markdown(growth: &[Growth]) -> String {
                 let _ = writeln!(
                     out,
                     "| {} | {} | {:.2} µs | {} | {} |",
-                    curve.of(),
+                    curve.whose(),
                     grouped(point.at),
                     point.cpu_us_per_message,
                     grouped(point.per_second as u64),
