@@ -133,9 +133,9 @@ async fn one_that_never_rests_keeps_nobody_from_the_time_out() {
                         let _ = pin!(consume_budget()).poll(cx);
                     }
                     cx.waker().wake_by_ref();
-                    Poll::Pending
+                    Poll::<()>::Pending
                 })
-                .await
+                .await;
             }
         };
         let options = billing().workers(workers).concurrency(2).retry(retry(1, SECOND)).timeout(SECOND / 5);
