@@ -3,6 +3,7 @@
 
 mod doubles;
 mod order;
+mod ties;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
@@ -20,6 +21,8 @@ pub type Histories = BTreeMap<String, Vec<Entry>>;
 pub struct Bounds {
     /// How long a member that is cut off may still believe that it holds a message.
     pub claim_timeout: Duration,
+    /// For how long the broker may not have heard that a message was handled.
+    pub unheard: Duration,
     /// How many messages must be sent or unsettled for a kill to count.
     pub least_in_flight: u64,
     /// Each message is to be handled once: what is delivered again is no reason, only the end of the process between an effect and the
@@ -140,7 +143,7 @@ pub fn check(histories: &Histories, bounds: &Bounds) -> Verdict {
     let arrived = |id: &&Id| !verdict.handled.contains(id) && !verdict.dead_lettered.contains(id);
     verdict.lost = verdict.confirmed.iter().filter(arrived).copied().collect();
     (verdict.inverted, verdict.overlap) = order::check(&done, bounds);
-    verdict.kills = doubles::kills(histories);
+    verdict.kills = doubles::kills(histories, bounds);
     (verdict.doubled, verdict.doubled_unexplained) = doubles::check(
         &done,
         &verdict.kills,

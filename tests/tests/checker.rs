@@ -11,7 +11,8 @@ const KEYS: u32 = 20;
 const NUMBERS: u32 = 60;
 
 fn bounds() -> Bounds {
-    Bounds { claim_timeout: Duration::from_millis(300), least_in_flight: 10, once: false }
+    let (claim_timeout, unheard) = (Duration::from_millis(300), Duration::ZERO);
+    Bounds { claim_timeout, unheard, least_in_flight: 10, once: false }
 }
 
 fn id(key: u32, number: u32) -> Id {
@@ -257,6 +258,21 @@ fn a_kill_explains_no_more_doubles_than_were_in_flight() {
 }
 
 #[test]
+fn what_the_broker_has_not_heard_of_is_in_flight_too() {
+    let mut world = World::sound();
+    for key in 0..KEYS {
+        for number in 26..29 {
+            world.handle("consumer-2", 610 * MS + u64::from(number) * MS, id(key, number), 1);
+        }
+    }
+    // 61 doubles and 40 in flight as above; in its last 20 ms consumer 1 handled 19, and in the 10 ms before those 5
+    for (unheard, left) in [(20, 2), (30, 0)] {
+        let bounds = Bounds { unheard: Duration::from_millis(unheard), ..bounds() };
+        assert_eq!(world.check_by(&bounds).doubled_unexplained.len(), left, "{unheard} ms");
+    }
+}
+
+#[test]
 fn three_effects_need_two_kills() {
     let mut world = World::sound();
     world.handle("consumer-2", 620 * MS, id(5, 29), 1);
@@ -307,6 +323,24 @@ fn a_cut_explains_what_was_on_its_way_and_counts_as_no_kill() {
     // long after it, nothing is on its way any more
     world.handle("consumer-2", 1_500 * MS, id(5, 2), 1);
     assert_eq!(Vec::from_iter(world.check().doubled_unexplained), [id(5, 2)]);
+}
+
+#[test]
+fn what_two_kills_explain_leaves_the_first_to_what_that_alone_explains() {
+    let mut world = World::sound()
+        .without(|step| matches!(step, Step::Kill { .. } | Step::Dead { .. } | Step::Back { .. }));
+    world.kill(600, Target::Consumer(1), 40);
+    // both of the broker's fall on number 43, the first alone on number 31, which is looked at later
+    world.kill(800, Target::Broker, 1);
+    world.kill(1_000, Target::Broker, 1);
+    for again in [id(5, 43), id(6, 31)] {
+        world.handle("consumer-2", 1_100 * MS, again, 1);
+    }
+    let verdict = world.check();
+    assert!(verdict.doubled_unexplained.is_empty(), "{:?}", verdict.doubled_unexplained);
+    // and no kill explains more than was in flight
+    world.handle("consumer-2", 1_110 * MS, id(7, 43), 1);
+    assert_eq!(world.check().doubled_unexplained.len(), 1);
 }
 
 #[test]

@@ -221,6 +221,39 @@ async fn a_store_that_is_away_is_waited_for_and_shows() {
     assert_eq!((report.handled, report.duplicates, report.retried), (1, 1, 0));
 }
 
+/// A store that never answers, and tells when it was asked.
+struct Silent(tokio::sync::watch::Sender<bool>);
+
+impl IdempotencyStore for Silent {
+    fn reserve<'a>(&'a self, _: &'a [Reserve]) -> BoxFuture<'a, postrider::Result<Vec<Reserved>>> {
+        self.0.send_replace(true);
+        Box::pin(std::future::pending())
+    }
+
+    fn end<'a>(&'a self, _: &'a [End]) -> BoxFuture<'a, postrider::Result<()>> {
+        Box::pin(std::future::pending())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_service_that_stops_while_the_store_is_asked_was_ended_by_no_message() {
+    let (_, broker) = broker_with(&[]).await;
+    publish(&broker, &message(&broker, 1, None), 1).await;
+    let wary = || billing().crash_limit(1);
+    for _ in 0..5 {
+        let (asked, mut asks) = tokio::sync::watch::channel(false);
+        let router = Router::new().route(wary().handle(async |_: Placed| {})).idempotency(Silent(asked));
+        let service = router.start(&broker).await.unwrap();
+        let asking = tokio::time::timeout(SECOND, asks.wait_for(|asked| *asked));
+        asking.await.expect("it isn't judged").unwrap();
+        service.stop(Duration::ZERO).await.unwrap();
+    }
+    let store = MemoryStore::with(Env::seeded(3), 9);
+    let router = Router::new().route(wary().handle(async |_: Placed| {})).idempotency(store);
+    let report = finish(router.start(&broker).await.unwrap()).await;
+    assert_eq!((report.handled, report.dead_lettered), (1, 0));
+}
+
 #[tokio::test(start_paused = true)]
 async fn outputs_come_once_and_before_the_message_counts_as_handled() {
     let (memory, broker) = broker_with(&[]).await;

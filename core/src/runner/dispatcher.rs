@@ -239,9 +239,14 @@ impl<'a> Dispatcher<'a> {
         }
     }
 
+    /// Whether the group has still to hear of what ran alone.
+    pub(crate) fn is_telling(&self) -> bool {
+        self.suspects.is_telling()
+    }
+
     /// Attempts that have ended, and copies whose fate is known. Pending while there are none.
     pub(crate) fn poll_ended(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let mut any = false;
+        let mut any = self.suspects.poll_told(cx).is_ready();
         while let Poll::Ready(sent) = self.poll_copy(cx) {
             self.copy_sent(sent, cx);
             any = true;

@@ -30,7 +30,7 @@ const BATCH: NonZeroUsize = NonZeroUsize::new(256).expect("256 is not zero");
 /// After so many deliveries others have their turn on the thread, once what came with them is begun.
 const TURN: usize = 64;
 
-/// How long an idempotency store may take to hear what is given back.
+/// How long an idempotency store may take to hear what is given back, and the group what ran alone.
 const FAREWELL: Duration = Duration::from_secs(1);
 
 /// When the service stops: the order to, and by when everything must be over.
@@ -67,7 +67,7 @@ pub(crate) async fn run(
     tokio::select! {
         biased;
         () = poll_fn(|cx| dispatcher.poll_copies(cx)) => {}
-        // what the store wasn't told lapses there by itself
+        // what the store wasn't told lapses there by itself, and what the group wasn't counts once too often
         () = orders.env.sleep(FAREWELL) => {}
     }
     if let Some(tracker) = tracker {
@@ -175,7 +175,7 @@ async fn finish(
     // from here on only claims that are lost matter: under those, others may be at work already
     subscription.control().pause();
     let (mut in_time, mut listening, mut late) = (true, true, Vec::new());
-    while dispatcher.is_running() {
+    while dispatcher.is_running() || in_time && dispatcher.is_telling() {
         tokio::select! {
             biased;
             () = poll_fn(|cx| dispatcher.poll_ended(cx)) => dispatcher.settle(),

@@ -1,9 +1,10 @@
 //! Doubles: a message may be in effects or dead letters twice only where a kill, a pause or a cut fell between the first and its
 //! acknowledgement, or between its publish and the confirm, so that it was sent again. Each double is tied to one of these, and
-//! none explains more than was in flight.
+//! none explains more than was in flight: sent and not handled, or handled without the broker's having heard of it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::ties::{self, Double, Reason};
 use super::{Bounds, Done, Histories, Work};
 use crate::history::{Entry, Id, Step, Target};
 
@@ -18,8 +19,10 @@ pub struct Kill {
     pub dead: u64,
     /// When it was there again; the end of time if it never was.
     pub back: u64,
-    /// Messages sent or unsettled when it fell.
+    /// Messages sent and not handled when it fell.
     pub in_flight: u64,
+    /// Messages handled by then of which the broker may not have heard.
+    pub unheard: u64,
     /// Messages confirmed before it.
     pub confirmed_before: u64,
     /// Messages confirmed after it was dead.
@@ -86,14 +89,13 @@ impl Kill {
 /// What had no answer, so that it was done again. One kill may fall on each of them: a message is published, handled, and, if it
 /// failed, read once more as its dead letter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Unanswered {
+pub(super) enum Unanswered {
     Publish,
     Message,
     Letter,
 }
 
 impl Unanswered {
-    /// What explains the fewest doubles first, so that what explains more is left for the others.
     const ALL: [Self; 3] = [Self::Letter, Self::Message, Self::Publish];
 }
 
@@ -103,9 +105,21 @@ pub(crate) fn consumer(number: u32) -> String {
 }
 
 /// All kills of the run, in their order.
-pub(super) fn kills(histories: &Histories) -> Vec<Kill> {
+pub(super) fn kills(histories: &Histories, bounds: &Bounds) -> Vec<Kill> {
     let mut entries: Vec<&Entry> = histories.values().flatten().collect();
     entries.sort_by_key(|entry| entry.at);
+    let unheard = |target: Target, at: u64| {
+        let since = at.saturating_sub(bounds.unheard.as_nanos() as u64);
+        let concerned = histories.iter().filter(|(process, _)| match target {
+            Target::Consumer(number) => **process == consumer(number),
+            _ => true,
+        });
+        let effects = concerned.flat_map(|(_, entries)| entries).filter(|entry| {
+            (since..at).contains(&entry.at)
+                && matches!(entry.step, Step::Effect { .. } | Step::DeadLetter { .. })
+        });
+        effects.count() as u64
+    };
     let mut kills: Vec<Kill> = Vec::new();
     let mut confirmed = 0;
     for entry in entries {
@@ -116,6 +130,7 @@ pub(super) fn kills(histories: &Histories) -> Vec<Kill> {
                 dead: u64::MAX,
                 back: u64::MAX,
                 in_flight,
+                unheard: unheard(target, entry.at),
                 confirmed_before: confirmed,
                 confirmed_after: 0,
                 handled_after: 0,
@@ -163,24 +178,18 @@ pub(super) fn check<'a>(
     for done in done {
         times.entry(done.id).or_default().push(done);
     }
-    let (mut doubled, mut unexplained) = (BTreeSet::new(), BTreeSet::new());
-    let mut left: Vec<u64> = kills.iter().map(|kill| kill.in_flight).collect();
-    for (id, times) in times.into_iter().filter(|(_, times)| times.len() > 1) {
-        doubled.insert(id);
-        let mut spent = BTreeSet::new();
+    times.retain(|_, times| times.len() > 1);
+    let mut doubles = Vec::new();
+    for (id, times) in &times {
+        let work = work(*id);
         for pair in times.windows(2) {
-            let by = (0..kills.len()).filter(|at| left[*at] > 0).find(|at| {
-                Unanswered::ALL.into_iter().any(|unanswered| {
-                    kills[*at].explains(unanswered, pair[0], pair[1], work(id), bounds)
-                        && spent.insert((*at, unanswered))
-                })
-            });
-            if let Some(at) = by {
-                left[at] -= 1;
-            } else {
-                unexplained.insert(id);
-            }
+            let explains = |(kill, unanswered): &Reason| {
+                kills[*kill].explains(*unanswered, pair[0], pair[1], work, bounds)
+            };
+            let all = (0..kills.len()).flat_map(|kill| Unanswered::ALL.map(|unanswered| (kill, unanswered)));
+            doubles.push(Double { id: *id, reasons: all.filter(explains).collect() });
         }
     }
-    (doubled, unexplained)
+    let room: Vec<u64> = kills.iter().map(|kill| kill.in_flight + kill.unheard).collect();
+    (times.into_keys().collect(), ties::left_over(&doubles, &room))
 }

@@ -12,7 +12,7 @@ use tokio::process::{Child, Command};
 
 use super::plan::{Harm, Planned, Point, plan};
 use super::totals::Totals;
-use super::{CLAIM_TIMEOUT, Case, Size, outage, script};
+use super::{CLAIM_TIMEOUT, Case, Size, outage, script, unheard};
 use crate::checker::{Bounds, Histories, check};
 use crate::history::{Id, Reader, Step, Target, Writer, now};
 
@@ -75,7 +75,8 @@ pub async fn run(run: Run) -> Result<Totals> {
         bail!("{harms} kills, pauses and cuts need at least {} messages", AHEAD + RESERVE * harms);
     }
     let once = run.case == Case::StoreKill;
-    let bounds = Bounds { claim_timeout: CLAIM_TIMEOUT, least_in_flight: LEAST_IN_FLIGHT, once };
+    let unheard = unheard(&run.broker);
+    let bounds = Bounds { claim_timeout: CLAIM_TIMEOUT, unheard, least_in_flight: LEAST_IN_FLIGHT, once };
     let planned = (run.size.broker_kills as usize, run.size.consumer_kills as usize);
     let (case, broker, seed) = (run.case, run.broker.clone(), run.seed);
     let began = now();

@@ -59,7 +59,7 @@ pub struct KillLine {
     pub at: f64,
     /// What was killed.
     pub what: String,
-    /// Messages sent or unsettled then.
+    /// Messages sent and not handled then.
     pub in_flight: u64,
     /// Messages confirmed before.
     pub confirmed_before: u64,

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering::Relaxed;
 
-use super::{Dispatcher, Hands, Held, Items, Job, suspects};
+use super::{Dispatcher, Hands, Held, Items, Job};
 use crate::runner::events;
 use crate::settle::{ClaimId, Settlement};
 
@@ -86,6 +86,10 @@ impl Dispatcher<'_> {
         self.copies.clear();
         self.asked.clear();
         self.copied.clear();
+        // what was only asked about, and never began, has ended no process
+        if self.jobs.is_empty() {
+            self.end_alone();
+        }
         self.held = self.held.saturating_sub(copies);
         self.status.given_back.fetch_add(copies as u64, Relaxed);
     }
@@ -106,7 +110,7 @@ impl Dispatcher<'_> {
         let (mut requeued, mut behind): (Vec<Held>, Vec<Held>) = (Vec::new(), Vec::new());
         for held in items {
             if self.suspects.is_alone(&held) {
-                self.end_alone(suspects::name(&held));
+                self.end_alone();
             }
             if self.lost.contains(&held.delivery.claim_id()) {
                 // its key goes on with what comes under the next claim

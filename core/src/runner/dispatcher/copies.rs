@@ -155,12 +155,14 @@ impl<'a> Dispatcher<'a> {
         }
     }
 
-    /// Resolves when all copies have their fate, and the idempotency store knows what was let go.
+    /// Resolves when all copies have their fate, and the store and the group know what was let go.
     pub(crate) fn poll_copies(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        // pending without anything to tell, too
+        let _ = self.suspects.poll_told(cx);
         while let Poll::Ready(sent) = self.poll_copy(cx) {
             self.copy_sent(sent, cx);
         }
-        if self.copies.is_empty() { Poll::Ready(()) } else { Poll::Pending }
+        if self.copies.is_empty() && !self.suspects.is_telling() { Poll::Ready(()) } else { Poll::Pending }
     }
 
     pub(super) fn copy_sent(&mut self, CopySent { held, sent }: CopySent, cx: &mut Context<'_>) {
@@ -169,7 +171,9 @@ impl<'a> Dispatcher<'a> {
         self.copied.retain(|(other, _)| *other != token);
         match sent {
             Sent::Lost => {
-                self.forget_alone(&held);
+                if self.suspects.is_alone(&held) {
+                    self.end_alone();
+                }
                 held.lane.into_iter().for_each(|lane| self.release(lane));
                 self.forget(vec![held]);
             }

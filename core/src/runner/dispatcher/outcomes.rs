@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use super::{Dispatcher, Held, Items, suspects};
+use super::{Dispatcher, Held, Items};
 use crate::error::{BoxError, Class};
 use crate::idempotency::Ending;
 use crate::outcome::{Outcome, Reason};
@@ -31,10 +31,8 @@ impl Dispatcher<'_> {
             pass.ended(&outcome);
             self.watch_breaker();
         }
-        if !self.suspects.is_empty()
-            && let Some(alone) = items.iter().find(|held| self.suspects.is_alone(held)).map(suspects::name)
-        {
-            self.end_alone(alone);
+        if !self.suspects.is_empty() && items.iter().any(|held| self.suspects.is_alone(held)) {
+            self.end_alone();
         }
         if let Outcome::Done(_) = outcome {
             self.handled += items.len() as u64;

@@ -4,12 +4,13 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::task::Context;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use super::copies::{CopySent, Sent};
 use super::{Dispatcher, Held, Items};
 use crate::delivery::Delivery;
+use crate::env::BoxFuture;
 use crate::error::{ErrorKind, Result};
 use crate::outcome::Reason;
 use crate::runner::events;
@@ -22,11 +23,18 @@ const STRIKES: u32 = 2;
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// The suspects of a route. While there are any, nothing else of it starts.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct Suspects {
     waiting: VecDeque<Held>,
     /// The one that is being asked about or runs.
-    alone: Option<Token>,
+    alone: Option<Alone>,
+    /// The group is being told that one doesn't run any more. Until it knows, it isn't asked about the next.
+    telling: Option<BoxFuture<'static, ()>>,
+}
+
+struct Alone {
+    token: Token,
+    suspect: Suspect,
     /// How often the group had been told of it before.
     told: u32,
 }
@@ -34,6 +42,19 @@ pub(super) struct Suspects {
 impl Suspects {
     pub(super) fn is_empty(&self) -> bool {
         self.waiting.is_empty() && self.alone.is_none()
+    }
+
+    /// Whether the group has still to hear of what ran alone.
+    pub(super) fn is_telling(&self) -> bool {
+        self.telling.is_some()
+    }
+
+    /// Ready when it has heard.
+    pub(super) fn poll_told(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(telling) = &mut self.telling else { return Poll::Pending };
+        ready!(telling.as_mut().poll(cx));
+        self.telling = None;
+        Poll::Ready(())
     }
 
     pub(super) fn take_waiting(&mut self, which: impl Fn(&Held) -> bool) -> Vec<Held> {
@@ -44,7 +65,7 @@ impl Suspects {
 
     /// Whether this one runs alone.
     pub(super) fn is_alone(&self, held: &Held) -> bool {
-        self.alone.is_some_and(|token| token == held.delivery.claim.token())
+        self.alone.as_ref().is_some_and(|alone| alone.token == held.delivery.claim.token())
     }
 }
 
@@ -82,7 +103,8 @@ impl Dispatcher<'_> {
 
     /// Lets the next suspect be alone, if everything else has ended.
     pub(super) fn try_suspect(&mut self) {
-        if self.suspects.alone.is_some() || self.suspects.waiting.is_empty() || self.stopping {
+        let Suspects { waiting, alone, telling } = &self.suspects;
+        if alone.is_some() || telling.is_some() || waiting.is_empty() || self.stopping {
             return;
         }
         if let Some(admission) = &mut self.admission {
@@ -96,8 +118,8 @@ impl Dispatcher<'_> {
             return;
         }
         let Some(held) = self.suspects.waiting.pop_front() else { return };
-        self.suspects.alone = Some(held.delivery.claim.token());
         let (suspect, control) = (name(&held), Arc::clone(&self.control));
+        self.suspects.alone = Some(Alone { token: held.delivery.claim.token(), suspect, told: 0 });
         let (plan, orders, status) = (self.plan, self.orders, self.status);
         let lost = self.hold_for_copy(&held);
         self.copies.push(Box::pin(async move {
@@ -131,18 +153,18 @@ impl Dispatcher<'_> {
     pub(super) fn struck(&mut self, mut held: Held, strikes: u32, cx: &mut Context<'_>) {
         held.cleared = true;
         if self.stopping {
-            self.end_alone(name(&held));
+            self.end_alone();
             self.returned.push(held);
         } else if self.is_revoking(&held) {
-            self.end_alone(name(&held));
+            self.end_alone();
             held.cleared = false;
             self.withhold(held);
         } else if strikes >= STRIKES {
             let error = format!("it has ended {strikes} processes while it ran alone");
-            self.end_alone(name(&held));
+            self.end_alone();
             self.give_up(held, Reason::CrashLoop, &error.into());
         } else {
-            self.suspects.told = strikes;
+            self.suspects.alone.iter_mut().for_each(|alone| alone.told = strikes);
             self.start(Items::from_iter([held]), true, cx);
         }
     }
@@ -152,36 +174,25 @@ impl Dispatcher<'_> {
     pub(super) fn not_alone_now(&mut self, held: &mut Held) {
         if self.suspects.is_alone(held) {
             held.cleared = false;
-            self.leave_alone(name(held), self.suspects.told);
+            self.leave_alone(|alone| alone.told);
         }
     }
 
     /// What ran alone has ended, however: the group is told, and the others go on.
-    pub(super) fn end_alone(&mut self, suspect: Suspect) {
-        self.leave_alone(suspect, 0);
+    pub(super) fn end_alone(&mut self) {
+        self.leave_alone(|_| 0);
     }
 
-    fn leave_alone(&mut self, suspect: Suspect, strikes: u32) {
-        self.suspects.alone = None;
+    fn leave_alone(&mut self, strikes: impl FnOnce(&Alone) -> u32) {
+        let Some(alone) = self.suspects.alone.take() else { return };
         if self.suspects.waiting.is_empty() {
             self.place.free();
         }
-        let control = Arc::clone(&self.control);
-        self.copies.push(Box::pin(async move {
+        let (strikes, control) = (strikes(&alone), Arc::clone(&self.control));
+        self.suspects.telling = Some(Box::pin(async move {
             // what can't be told counts once too often, and only if the message comes again and is suspected again
-            let _ = control.set_strikes(suspect, strikes).await;
-            CopySent { held: None, sent: Sent::Ended }
+            let _ = control.set_strikes(alone.suspect, strikes).await;
         }));
-    }
-
-    /// Its claim is gone: whoever has the message now goes on from what the group was told.
-    pub(super) fn forget_alone(&mut self, held: &Held) {
-        if self.suspects.is_alone(held) {
-            self.suspects.alone = None;
-            if self.suspects.waiting.is_empty() {
-                self.place.free();
-            }
-        }
     }
 }
 
@@ -203,7 +214,7 @@ async fn strike(control: &dyn Control, suspect: Suspect) -> Result<u32> {
 }
 
 /// What the group knows the message by: brokers without coordinates have only what it says.
-pub(super) fn name(held: &Held) -> Suspect {
+fn name(held: &Held) -> Suspect {
     let (envelope, mut hash) = (&held.delivery.envelope, xxhash_rust::xxh3::Xxh3Default::new());
     let id = if envelope.id_is_made_up() { String::new() } else { envelope.id().to_string() };
     for part in
