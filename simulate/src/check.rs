@@ -21,6 +21,7 @@ pub(crate) struct History<'a> {
 
 pub(crate) struct Call<'a> {
     pub(crate) index: usize,
+    pub(crate) member: u32,
     began: u64,
     pub(crate) ended: u64,
     how: How,
@@ -57,8 +58,15 @@ impl<'a> History<'a> {
         let mut calls: BTreeMap<u64, Call<'a>> = BTreeMap::new();
         for (index, (at, event)) in events.iter().enumerate() {
             match event {
-                Event::Began { call, numbers, .. } => {
-                    let new = Call { index, began: *at, ended: u64::MAX, how: How::Dropped, numbers };
+                Event::Began { call, member, numbers, .. } => {
+                    let new = Call {
+                        index,
+                        member: *member,
+                        began: *at,
+                        ended: u64::MAX,
+                        how: How::Dropped,
+                        numbers,
+                    };
                     calls.insert(*call, new);
                 }
                 Event::Ended { call, how, .. } => {
@@ -239,13 +247,14 @@ impl<'a> History<'a> {
         }
     }
 
-    /// One at a time in a lane, and no more at once than the route allows. What ends in the same moment doesn't count: a claim
-    /// that is lost is noticed within it, but for a member that is being stopped, which finishes what it runs.
+    /// One at a time in a lane, and no more at once than the route allows. Beside other members, what ends or is cut off in the same
+    /// moment doesn't count: a claim that is lost is noticed within it, but for a member that is being stopped, which finishes what it
+    /// runs.
     fn running(&self, route: &RoutePlan, wrong: &mut Vec<String>) {
         let mut keys: BTreeMap<u64, Option<&str>> = BTreeMap::new();
         let mut running: Vec<(u32, u64, Vec<&str>)> = Vec::new();
         let mut stopping: BTreeSet<u32> = BTreeSet::new();
-        for (at, event) in self.events {
+        for (index, (at, event)) in self.events.iter().enumerate() {
             match event {
                 Event::Delivered { group, number, key, .. } if *group == route.group => {
                     keys.insert(*number, key.as_deref());
@@ -254,9 +263,10 @@ impl<'a> History<'a> {
                     running.retain(|(_, other, _)| self.calls.get(other).is_some_and(|c| c.ended > *at));
                     let lanes: Vec<&str> =
                         numbers.iter().filter_map(|n| lane(route, keys.get(n).copied().flatten())).collect();
+                    let cut = self.is_cut_off(index, *member, group, *call);
                     if let Some((_, other, _)) = running
                         .iter()
-                        .filter(|(other, ..)| other == member || !stopping.contains(other))
+                        .filter(|(other, ..)| other == member || !cut && !stopping.contains(other))
                         .find(|(_, _, theirs)| theirs.iter().any(|lane| lanes.contains(lane)))
                     {
                         wrong.push(format!(
@@ -280,6 +290,16 @@ impl<'a> History<'a> {
                 _ => {}
             }
         }
+    }
+
+    /// Whether the call that began there ended in the same moment, by the loss of its member's claim.
+    fn is_cut_off(&self, began: usize, member: u32, group: &str, call: u64) -> bool {
+        let at = self.events[began].0;
+        let mut later = self.events[began..].iter().take_while(|(other, _)| *other == at);
+        let ends = self.calls.get(&call).is_some_and(|call| call.ended == at);
+        ends && later.any(
+            |(_, event)| matches!(event, Event::Lost { member: m, group: g } if *m == member && g == group),
+        )
     }
 
     /// No attempt beyond the limit, and none that follows no other.
@@ -427,3 +447,6 @@ fn lane<'k>(route: &RoutePlan, key: Option<&'k str>) -> Option<&'k str> {
         Order::None => None,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -86,6 +86,21 @@ fn is_explained(history: &History<'_>, route: &RoutePlan, number: u64, first: &E
         Event::Sent { what: What::Letter, number: n, sent: Sent::Unknown, .. } => *n == number,
         _ => false,
     }) || (!mates.is_empty() && failed_in(history, first.call))
+        || is_called_off(history, first, second)
+}
+
+/// Whether the time of the first one's member was up before the second: it had been told to stop, and was not through by then. That it
+/// was not shows when its slowest route has ended.
+fn is_called_off(history: &History<'_>, first: &End, second: &End) -> bool {
+    let Some(call) = first.call.and_then(|call| history.calls.get(&call)) else { return false };
+    let was_late = |(_, event): &(u64, Event)| matches!(event, Event::Stopped { member, drained: false, .. } if *member == call.member);
+    let (end, until) = (&history.events[..second.index], history.events[second.index].0);
+    end.iter().any(|(at, event)| match event {
+        Event::Stopping { member, deadline_ms } if *member == call.member => {
+            at + deadline_ms * 1_000 <= until
+        }
+        _ => false,
+    }) && history.events[first.index..].iter().any(was_late)
 }
 
 /// Whether a message of the call failed.

@@ -81,6 +81,34 @@ async fn what_waits_for_its_next_attempt_when_its_claim_is_lost_begins_anew() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_fails_as_its_claim_is_lost_begins_anew_under_the_next_alone() {
+    for permanent in [false, true] {
+        let (memory, broker) = broker_with(&[placed("ann", 1), placed("ann", 2)]).await;
+        let runs: Log<(u64, u32, Option<u32>)> = Log::default();
+        let (log, cut) = (runs.clone(), memory.clone());
+        let handler = move |order: Placed, meta: Meta| {
+            log.add((order.number, meta.attempt(), meta.deliveries()));
+            let first = order.number == 1 && meta.deliveries() == Some(1);
+            if first {
+                cut.disconnect();
+            }
+            let declined = Err(HandlerError::msg("card declined"));
+            std::future::ready(match (first, permanent) {
+                (true, false) => declined,
+                (true, true) => declined.permanent(),
+                (false, _) => Ok(()),
+            })
+        };
+        // a worker's outcome is on its way when the loss is noticed
+        let service = Router::new().route(billing().workers(2).handle(handler)).start(&broker).await.unwrap();
+        let report = finish(service).await;
+        let counts = (report.handled, report.dead_lettered, report.retried, report.given_back);
+        assert_eq!(counts, (2, 0, 0, 2), "permanent: {permanent}");
+        assert_eq!(runs.all(), [(1, 1, Some(1)), (1, 1, Some(2)), (2, 1, Some(2))], "permanent: {permanent}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_batch_is_cancelled_as_one_and_comes_again_in_order() {
     let orders: Vec<_> = (1..=4).map(|number| placed("ann", number)).collect();
     let (memory, broker) = broker_with(&orders).await;

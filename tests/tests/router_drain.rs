@@ -189,6 +189,28 @@ async fn an_attempt_that_fails_while_the_service_stops_is_given_back_unless_it_w
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_fails_as_the_time_is_up_is_given_back_and_holds_up_nothing() {
+    for (workers, permanent) in [(1, true), (2, true), (1, false), (2, false)] {
+        let (memory, broker) = broker_with(&orders(20)).await;
+        memory.fail_publishes(usize::MAX);
+        let handler = move |_: Placed, stop: Stop| async move {
+            stop.stopping().await;
+            tokio::time::sleep(5 * SECOND).await;
+            let declined: Result<(), _> = Err(HandlerError::msg("card declined"));
+            if permanent { declined.permanent() } else { declined }
+        };
+        let route = billing().order(postrider::Order::None).workers(workers).concurrency(20).timeout(HOUR);
+        let route = route.retry(retry(3, HOUR).durable()).handle(handler);
+        let service = Router::new().route(route).start(&broker).await.unwrap();
+        tokio::time::sleep(SECOND).await;
+        let report = within("it stops", service.stop(5 * SECOND)).await.unwrap();
+        assert!(report.took <= 6 * SECOND, "{workers} workers: {:?}", report.took);
+        memory.fail_publishes(0);
+        assert_eq!(leftovers(&broker).await.len(), 20, "{workers} workers, permanent: {permanent}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_service_that_is_dropped_gives_back_all_it_holds() {
     let (_, broker) = broker_with(&orders(3)).await;
     let (began, mut begun) = mpsc::unbounded_channel();

@@ -236,22 +236,57 @@ impl IdempotencyStore for Silent {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_service_that_stops_while_the_store_is_asked_was_ended_by_no_message() {
-    let (_, broker) = broker_with(&[]).await;
-    publish(&broker, &message(&broker, 1, None), 1).await;
-    let wary = || billing().crash_limit(1);
-    for _ in 0..5 {
-        let (asked, mut asks) = tokio::sync::watch::channel(false);
-        let router = Router::new().route(wary().handle(async |_: Placed| {})).idempotency(Silent(asked));
-        let service = router.start(&broker).await.unwrap();
-        let asking = tokio::time::timeout(SECOND, asks.wait_for(|asked| *asked));
-        asking.await.expect("it isn't judged").unwrap();
-        service.stop(Duration::ZERO).await.unwrap();
+async fn a_service_that_ends_while_the_store_is_asked_was_ended_by_no_message() {
+    for stops in [true, false] {
+        let (_, broker) = broker_with(&[]).await;
+        publish(&broker, &message(&broker, 1, None), 1).await;
+        let wary = || billing().crash_limit(1);
+        for _ in 0..5 {
+            let (asked, mut asks) = tokio::sync::watch::channel(false);
+            let router = Router::new().route(wary().handle(async |_: Placed| {})).idempotency(Silent(asked));
+            let service = router.start(&broker).await.unwrap();
+            let asking = tokio::time::timeout(SECOND, asks.wait_for(|asked| *asked));
+            asking.await.expect("it isn't judged").unwrap();
+            if stops {
+                service.stop(Duration::ZERO).await.unwrap();
+            }
+            // else it goes without a word, as a process does that is killed
+        }
+        let store = MemoryStore::with(Env::seeded(3), 9);
+        let router = Router::new().route(wary().handle(async |_: Placed| {})).idempotency(store);
+        let report = finish(router.start(&broker).await.unwrap()).await;
+        assert_eq!((report.handled, report.dead_lettered), (1, 0), "stops: {stops}");
     }
-    let store = MemoryStore::with(Env::seeded(3), 9);
-    let router = Router::new().route(wary().handle(async |_: Placed| {})).idempotency(store);
-    let report = finish(router.start(&broker).await.unwrap()).await;
-    assert_eq!((report.handled, report.dead_lettered), (1, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_copy_of_what_ended_processes_is_acknowledged_with_it() {
+    let (_, broker) = broker_with(&[]).await;
+    publish(&broker, &message(&broker, 1, None), 2).await;
+    // it outlives the services, and lets go what they had when their leases are over
+    let store = Shared::new();
+    let wary = || billing().crash_limit(1).timeout(SECOND * 3600);
+    let mut lives = 0;
+    let report = loop {
+        lives += 1;
+        assert!(lives < 10, "it is judged at some time");
+        let (began, mut begun) = tokio::sync::watch::channel(false);
+        let hangs = move |_: Placed| {
+            began.send_replace(true);
+            std::future::pending::<()>()
+        };
+        let router = Router::new().route(wary().handle(hangs)).idempotency(store.clone());
+        let service = router.start(&broker).await.unwrap();
+        let running = tokio::time::timeout(SECOND * 3600 * 2, begun.wait_for(|begun| *begun)).await;
+        if !matches!(running, Ok(Ok(_))) {
+            break finish(service).await;
+        }
+    };
+    assert!(lives > 2, "two processes ended while it ran alone");
+    assert_eq!((report.dead_lettered, report.duplicates, report.handled), (1, 1, 0));
+    let letters = look(&broker, LETTERS).await;
+    assert_eq!(letters.len(), 1);
+    assert_eq!(header(&letters[0], "postrider-dlq-reason"), "crash-loop");
 }
 
 #[tokio::test(start_paused = true)]

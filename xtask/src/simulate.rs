@@ -9,7 +9,7 @@ use crate::house::House;
 use crate::interrupt::Interrupt;
 
 /// How many seeds run as a step of `cargo xtask test`.
-const SHORT: &str = "200";
+const SHORT: &str = "5000";
 
 /// What to run.
 #[derive(Args)]

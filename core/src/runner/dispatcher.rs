@@ -86,6 +86,8 @@ pub(crate) struct Dispatcher<'a> {
     /// Now, less the time for which the route's breaker let nothing start.
     patient_now: Instant,
     stopping: bool,
+    /// The time for that is up.
+    late: bool,
 }
 
 /// What one call of the handler works on, and what allowed it.
@@ -136,12 +138,14 @@ impl<'a> Dispatcher<'a> {
             now: orders.env.now(),
             patient_now: orders.env.now(),
             stopping: false,
+            late: false,
         }
     }
 
-    /// Whether a handler runs or a copy is on its way.
+    /// Whether a handler runs or, as long as there is time, anybody is still to hear of what ran.
     pub(crate) fn is_running(&self) -> bool {
-        !self.jobs.is_empty() || !self.copies.is_empty() || !self.asked.is_empty()
+        let telling = !self.copies.is_empty() || !self.asked.is_empty() || self.suspects.is_telling();
+        !self.jobs.is_empty() || telling && !self.late
     }
 
     /// Whether new messages may be started.
@@ -237,11 +241,6 @@ impl<'a> Dispatcher<'a> {
         {
             self.ready.push_back(next.held);
         }
-    }
-
-    /// Whether the group has still to hear of what ran alone.
-    pub(crate) fn is_telling(&self) -> bool {
-        self.suspects.is_telling()
     }
 
     /// Attempts that have ended, and copies whose fate is known. Pending while there are none.

@@ -70,6 +70,8 @@ pub(crate) async fn run(
         // what the store wasn't told lapses there by itself, and what the group wasn't counts once too often
         () = orders.env.sleep(FAREWELL) => {}
     }
+    // what was handled counts as such once the store has heard of it
+    dispatcher.settle();
     if let Some(tracker) = tracker {
         // stale ones come again by themselves
         let _ = tracker.flush().await;
@@ -175,7 +177,7 @@ async fn finish(
     // from here on only claims that are lost matter: under those, others may be at work already
     subscription.control().pause();
     let (mut in_time, mut listening, mut late) = (true, true, Vec::new());
-    while dispatcher.is_running() || in_time && dispatcher.is_telling() {
+    while dispatcher.is_running() {
         tokio::select! {
             biased;
             () = poll_fn(|cx| dispatcher.poll_ended(cx)) => dispatcher.settle(),

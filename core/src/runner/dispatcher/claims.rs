@@ -27,6 +27,7 @@ impl Dispatcher<'_> {
         copies.for_each(|(_, lost)| lost.cancel());
         self.lost.extend_from_slice(claims);
         self.cancel(|held| claims.contains(&held.delivery.claim_id()));
+        self.forget_lost();
     }
 
     /// These claims are to be given up: nothing new starts under them, what runs finishes.
@@ -80,16 +81,14 @@ impl Dispatcher<'_> {
 
     /// The time is up: what runs is cancelled, and ends as such when it is polled next.
     pub(crate) fn cancel_all(&mut self) {
+        self.late = true;
         self.cancel(|_| true);
         // a copy that isn't confirmed leaves its message with the broker
         let copies = self.copied.len();
         self.copies.clear();
         self.asked.clear();
         self.copied.clear();
-        // what was only asked about, and never began, has ended no process
-        if self.jobs.is_empty() {
-            self.end_alone();
-        }
+        self.call_off();
         self.held = self.held.saturating_sub(copies);
         self.status.given_back.fetch_add(copies as u64, Relaxed);
     }
@@ -112,10 +111,8 @@ impl Dispatcher<'_> {
             if self.suspects.is_alone(&held) {
                 self.end_alone();
             }
-            if self.lost.contains(&held.delivery.claim_id()) {
-                // its key goes on with what comes under the next claim
-                held.lane.into_iter().for_each(|lane| self.release(lane));
-                self.forget(vec![held]);
+            if self.is_lost(&held) {
+                self.leave(held);
             } else if self.stopping {
                 self.returned.push(held);
             } else if self.is_revoking(&held) {
@@ -128,6 +125,22 @@ impl Dispatcher<'_> {
         }
         self.put_back(behind);
         self.ready.extend(requeued);
+        self.forget_lost();
+    }
+
+    /// Whether its claim is gone.
+    pub(super) fn is_lost(&self, held: &Held) -> bool {
+        self.lost.contains(&held.delivery.claim_id())
+    }
+
+    /// Leaves what was under way to the next claim, under which its key goes on.
+    pub(super) fn leave(&mut self, held: Held) {
+        held.lane.into_iter().for_each(|lane| self.release(lane));
+        self.forget(vec![held]);
+    }
+
+    /// Claims that are gone, and under which nothing runs any more.
+    pub(super) fn forget_lost(&mut self) {
         let lost = std::mem::take(&mut self.lost);
         self.lost = lost.into_iter().filter(|claim| self.runs_under(&[*claim])).collect();
     }

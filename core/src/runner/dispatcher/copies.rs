@@ -166,16 +166,13 @@ impl<'a> Dispatcher<'a> {
     }
 
     pub(super) fn copy_sent(&mut self, CopySent { held, sent }: CopySent, cx: &mut Context<'_>) {
-        let Some(held) = held else { return };
+        let Some(mut held) = held else { return };
         let token = held.delivery.claim.token();
         self.copied.retain(|(other, _)| *other != token);
         match sent {
             Sent::Lost => {
-                if self.suspects.is_alone(&held) {
-                    self.end_alone();
-                }
-                held.lane.into_iter().for_each(|lane| self.release(lane));
-                self.forget(vec![held]);
+                self.not_alone_now(&mut held);
+                self.leave(held);
             }
             Sent::Struck(strikes) => self.struck(held, strikes, cx),
             Sent::Letter(reason) => {

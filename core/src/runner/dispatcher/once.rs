@@ -156,8 +156,7 @@ impl Dispatcher<'_> {
                 self.not_alone_now(&mut held);
             }
             if lost {
-                held.lane.into_iter().for_each(|lane| self.release(lane));
-                self.forget(vec![held]);
+                self.leave(held);
                 continue;
             }
             if self.stopping {
@@ -206,7 +205,11 @@ impl Dispatcher<'_> {
             self.delay(wait, items);
         }
         self.spare(asked - granted.len());
-        if !granted.is_empty() {
+        if granted.first().is_some_and(|held| self.suspects.is_alone(held) && !held.cleared) {
+            // it gets a pass when it runs
+            self.spare(granted.len());
+            granted.into_iter().for_each(|held| self.strike(held));
+        } else if !granted.is_empty() {
             self.run(granted, pass, true, cx);
         }
     }

@@ -67,6 +67,10 @@ impl Dispatcher<'_> {
                     self.handled += 1;
                     self.end(held, |ttl, _| Ending::Completed(ttl));
                 }
+                // whoever has it next begins anew
+                _ if self.late || self.is_lost(&held) => {
+                    again.push((Duration::ZERO, Items::from_iter([held])));
+                }
                 Outcome::Retry(error, advised) => match self.verdict(&mut held, advised) {
                     Verdict::Again(wait) => {
                         events::retry(&self.plan.names, &held.delivery, held.attempt, wait, &*error);
@@ -83,7 +87,11 @@ impl Dispatcher<'_> {
             }
         }
         for (wait, mut items) in again {
-            if self.plan.subscribe.durable_retry && !self.is_revoking(&items[0]) {
+            if self.is_lost(&items[0]) {
+                items.into_iter().for_each(|held| self.leave(held));
+            } else if self.late {
+                self.returned.extend(items);
+            } else if self.plan.subscribe.durable_retry && !self.is_revoking(&items[0]) {
                 // without order nothing waits behind it
                 items.drain(..).for_each(|held| self.send_retry(held, wait));
             } else {
@@ -144,7 +152,8 @@ impl Dispatcher<'_> {
         } else {
             events::dropped(&self.plan.names, &held.delivery, held.attempt, reason, &**error);
             self.status.dropped.fetch_add(1, Relaxed);
-            self.acknowledge(held, true);
+            // a copy of it is looked at for itself
+            self.end(held, |_, _| Ending::Released);
         }
     }
 }

@@ -35,8 +35,8 @@ pub(super) struct Suspects {
 struct Alone {
     token: Token,
     suspect: Suspect,
-    /// How often the group had been told of it before.
-    told: u32,
+    /// How often the group had been told of it before, as far as that is known. Nothing until the group is asked.
+    told: Option<u32>,
 }
 
 impl Suspects {
@@ -118,14 +118,29 @@ impl Dispatcher<'_> {
             return;
         }
         let Some(held) = self.suspects.waiting.pop_front() else { return };
-        let (suspect, control) = (name(&held), Arc::clone(&self.control));
-        self.suspects.alone = Some(Alone { token: held.delivery.claim.token(), suspect, told: 0 });
+        let token = held.delivery.claim.token();
+        self.suspects.alone = Some(Alone { token, suspect: name(&held), told: None });
+        let items = Items::from_iter([held]);
+        if self.must_ask(&items) {
+            // first: what ends while the store is asked was not ended by this one, and a copy of what was handled isn't judged
+            let pass = self.pass(1);
+            self.ask(items, pass);
+        } else {
+            items.into_iter().for_each(|held| self.strike(held));
+        }
+    }
+
+    /// Tells the group that this one, which is alone, is about to run.
+    pub(super) fn strike(&mut self, mut held: Held) {
+        let Some(alone) = &mut self.suspects.alone else { return self.ready.push_back(held) };
+        alone.told = Some(0);
+        let (suspect, control) = (alone.suspect, Arc::clone(&self.control));
         let (plan, orders, status) = (self.plan, self.orders, self.status);
         let lost = self.hold_for_copy(&held);
         self.copies.push(Box::pin(async move {
             let asking = async {
                 loop {
-                    match strike(&*control, suspect).await {
+                    match strikes_before(&*control, suspect).await {
                         Ok(strikes) => return strikes,
                         // what will never be known is no reason to hold up everything: it runs alone, and is not judged
                         Err(error) if !error.is_temporary() && error.kind() != ErrorKind::Connection => {
@@ -137,6 +152,8 @@ impl Dispatcher<'_> {
                             let text = format!("what ended processes can't be looked up: {error}");
                             status.set_trouble(Some(Health::degraded(text)));
                             orders.env.sleep(PAUSE).await;
+                            // the store's word may be too old by then
+                            held.reservation.iter_mut().for_each(|reservation| reservation.lapse());
                         }
                     }
                 }
@@ -149,22 +166,21 @@ impl Dispatcher<'_> {
         }));
     }
 
-    /// A suspect about which was asked: it runs, or it is judged.
+    /// A suspect of which the group was told: it runs, or it is judged.
     pub(super) fn struck(&mut self, mut held: Held, strikes: u32, cx: &mut Context<'_>) {
         held.cleared = true;
+        self.suspects.alone.iter_mut().for_each(|alone| alone.told = Some(strikes));
         if self.stopping {
-            self.end_alone();
+            self.not_alone_now(&mut held);
             self.returned.push(held);
         } else if self.is_revoking(&held) {
-            self.end_alone();
-            held.cleared = false;
+            self.not_alone_now(&mut held);
             self.withhold(held);
         } else if strikes >= STRIKES {
             let error = format!("it has ended {strikes} processes while it ran alone");
             self.end_alone();
             self.give_up(held, Reason::CrashLoop, &error.into());
         } else {
-            self.suspects.alone.iter_mut().for_each(|alone| alone.told = strikes);
             self.start(Items::from_iter([held]), true, cx);
         }
     }
@@ -174,7 +190,14 @@ impl Dispatcher<'_> {
     pub(super) fn not_alone_now(&mut self, held: &mut Held) {
         if self.suspects.is_alone(held) {
             held.cleared = false;
-            self.leave_alone(|alone| alone.told);
+            self.leave_alone(|told| told);
+        }
+    }
+
+    /// What is alone and hasn't begun doesn't begin any more.
+    pub(super) fn call_off(&mut self) {
+        if self.jobs.is_empty() {
+            self.leave_alone(|told| told);
         }
     }
 
@@ -183,21 +206,22 @@ impl Dispatcher<'_> {
         self.leave_alone(|_| 0);
     }
 
-    fn leave_alone(&mut self, strikes: impl FnOnce(&Alone) -> u32) {
-        let Some(alone) = self.suspects.alone.take() else { return };
+    fn leave_alone(&mut self, strikes: impl FnOnce(u32) -> u32) {
+        let Some(Alone { suspect, told, .. }) = self.suspects.alone.take() else { return };
         if self.suspects.waiting.is_empty() {
             self.place.free();
         }
-        let (strikes, control) = (strikes(&alone), Arc::clone(&self.control));
+        let Some(told) = told else { return };
+        let (strikes, control) = (strikes(told), Arc::clone(&self.control));
         self.suspects.telling = Some(Box::pin(async move {
             // what can't be told counts once too often, and only if the message comes again and is suspected again
-            let _ = control.set_strikes(alone.suspect, strikes).await;
+            let _ = control.set_strikes(suspect, strikes).await;
         }));
     }
 }
 
 /// Tells the group that the message is about to run alone; answers how often that was told before without an end.
-async fn strike(control: &dyn Control, suspect: Suspect) -> Result<u32> {
+async fn strikes_before(control: &dyn Control, suspect: Suspect) -> Result<u32> {
     // what can't be remembered here at all runs alone, and nothing more is known of it
     let strikes = match control.strikes(suspect).await {
         Ok(strikes) => strikes,

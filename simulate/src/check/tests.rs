@@ -1,0 +1,111 @@
+//! What the checker allows, from both sides, on histories made by hand.
+
+use super::*;
+use crate::scenario::Ending;
+
+const GROUP: &str = "g0";
+
+/// A route that keeps the order of keys and makes outputs, in an otherwise empty scenario.
+fn scenario() -> Scenario {
+    let mut scenario = (1..)
+        .map(Scenario::of)
+        .find(|scenario| scenario.routes[0].batch.is_none() && !scenario.routes[0].once)
+        .expect("there is one");
+    scenario.routes.truncate(1);
+    let route = &mut scenario.routes[0];
+    (route.order, route.concurrency, route.makes, route.attempts) = (Order::Key, 8, true, 3);
+    scenario.lives.retain(|life| matches!(life.end, Ending::Dropped));
+    scenario
+}
+
+/// The first message that a handler takes.
+fn good(scenario: &Scenario) -> u64 {
+    let good = |number: &u64| {
+        let draft = scenario.draft(*number);
+        draft.kind == Kind::Good && draft.expires_in.is_none()
+    };
+    (1..).find(good).expect("there is one")
+}
+
+fn began(member: u32, call: u64, number: u64) -> Event {
+    Event::Began { member, group: GROUP.into(), call, numbers: vec![number], attempt: 1 }
+}
+
+fn ended(call: u64, how: How) -> Event {
+    Event::Ended { group: GROUP.into(), call, how }
+}
+
+fn delivered(member: u32, number: u64) -> Event {
+    let (group, key) = (GROUP.into(), Some("k1".into()));
+    Event::Delivered { member, group, number, position: 1, deliveries: 1, key }
+}
+
+fn lost(member: u32) -> Event {
+    Event::Lost { member, group: GROUP.into() }
+}
+
+fn complaints(scenario: &Scenario, events: &[(u64, Event)]) -> Vec<String> {
+    let history = History::new(scenario, events);
+    let mut wrong = Vec::new();
+    history.running(&scenario.routes[0], &mut wrong);
+    doubles::check(&history, &scenario.routes[0], &mut wrong);
+    wrong
+}
+
+#[test]
+fn what_begins_and_is_cut_off_in_one_moment_may_stand_beside_the_next_holder() {
+    let scenario = scenario();
+    let number = good(&scenario);
+    // member 1 has noticed that its claim was lost, and has the next; then member 2 begins
+    let events = |last: Event, moment: u64, second: u32| {
+        vec![
+            (0, delivered(1, number)),
+            (5, began(1, 1, number)),
+            (5, began(second, 2, number)),
+            (5, last),
+            (moment, ended(2, How::Dropped)),
+            (9, ended(1, How::Returned)),
+        ]
+    };
+    assert_eq!(complaints(&scenario, &events(lost(2), 5, 2)), Vec::<String>::new());
+    let unlike = [
+        ("no claim was lost", events(Event::Idle, 5, 2)),
+        ("the claim was another's", events(lost(3), 5, 2)),
+        ("it went on", events(lost(2), 6, 2)),
+        ("both are one member's", events(lost(1), 5, 1)),
+    ];
+    for (what, events) in unlike {
+        let wrong = complaints(&scenario, &events);
+        assert!(wrong.iter().any(|wrong| wrong.contains("of the same lane")), "{what}: {wrong:?}");
+    }
+}
+
+#[test]
+fn what_a_stop_without_time_calls_off_may_end_again_before_all_of_it_has_stopped() {
+    let scenario = scenario();
+    let number = good(&scenario);
+    let effect = |call| Event::Effect { group: GROUP.into(), call, number };
+    let events = |deadline_ms: u64, drained: bool, stopping: u32| {
+        vec![
+            (0, delivered(1, number)),
+            (1_000, began(1, 1, number)),
+            (2_000, effect(1)),
+            (3_000, Event::Stopping { member: stopping, deadline_ms }),
+            (3_000, ended(1, How::Dropped)),
+            (3_000, began(2, 2, number)),
+            (4_000, effect(2)),
+            (4_000, ended(2, How::Returned)),
+            (9_000, Event::Stopped { member: stopping, drained, took_ms: 6 }),
+        ]
+    };
+    assert_eq!(complaints(&scenario, &events(1, false, 1)), Vec::<String>::new());
+    let unlike = [
+        ("it was in time", events(1, true, 1)),
+        ("there was time left", events(2, false, 1)),
+        ("another stopped", events(1, false, 3)),
+    ];
+    for (what, events) in unlike {
+        let wrong = complaints(&scenario, &events);
+        assert!(wrong.iter().any(|wrong| wrong.contains("doubles have no reason")), "{what}: {wrong:?}");
+    }
+}
