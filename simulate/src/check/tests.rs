@@ -7,7 +7,7 @@ const GROUP: &str = "g0";
 
 /// A route that keeps the order of keys and makes outputs, in an otherwise empty scenario.
 fn scenario() -> Scenario {
-    let mut scenario = (1..)
+    let mut scenario = (1..1_000)
         .map(Scenario::of)
         .find(|scenario| scenario.routes[0].batch.is_none() && !scenario.routes[0].once)
         .expect("there is one");
@@ -24,7 +24,7 @@ fn good(scenario: &Scenario) -> u64 {
         let draft = scenario.draft(*number);
         draft.kind == Kind::Good && draft.expires_in.is_none()
     };
-    (1..).find(good).expect("there is one")
+    (1..1_000).find(good).expect("there is one")
 }
 
 fn began(member: u32, call: u64, number: u64) -> Event {
