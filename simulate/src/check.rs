@@ -247,9 +247,9 @@ impl<'a> History<'a> {
         }
     }
 
-    /// One at a time in a lane, and no more at once than the route allows. Beside other members, what ends or is cut off in the same
-    /// moment doesn't count: a claim that is lost is noticed within it, but for a member that is being stopped, which finishes what it
-    /// runs.
+    /// One at a time in a lane, and no more at once than the route allows. What ends in the same moment doesn't count, nor beside other
+    /// members what begins and is cut off in it: a claim that is lost is noticed within it, but for a member that is being stopped, which
+    /// finishes what it runs.
     fn running(&self, route: &RoutePlan, wrong: &mut Vec<String>) {
         let mut keys: BTreeMap<u64, Option<&str>> = BTreeMap::new();
         let mut running: Vec<(u32, u64, Vec<&str>)> = Vec::new();

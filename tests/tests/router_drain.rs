@@ -205,6 +205,7 @@ async fn what_fails_as_the_time_is_up_is_given_back_and_holds_up_nothing() {
         tokio::time::sleep(SECOND).await;
         let report = within("it stops", service.stop(5 * SECOND)).await.unwrap();
         assert!(report.took <= 6 * SECOND, "{workers} workers: {:?}", report.took);
+        assert_eq!(only(report).given_back, 20, "{workers} workers, permanent: {permanent}");
         memory.fail_publishes(0);
         assert_eq!(leftovers(&broker).await.len(), 20, "{workers} workers, permanent: {permanent}");
     }

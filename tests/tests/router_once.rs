@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use postrider::prelude::*;
 use postrider::{
-    BoxFuture, End, Env, HealthState, Idempotency, IdempotencyStore, MemoryStore, Reserve, Reserved,
-    RouteOptions,
+    BoxFuture, Bulkhead, BulkheadPolicy, End, Env, HealthState, Idempotency, IdempotencyStore, MemoryStore,
+    Reserve, Reserved, RouteOptions,
 };
 use router_kit::{Log, Placed, broker, broker_with, finish, header, look, only, retry};
 
@@ -287,6 +287,50 @@ async fn a_copy_of_what_ended_processes_is_acknowledged_with_it() {
     let letters = look(&broker, LETTERS).await;
     assert_eq!(letters.len(), 1);
     assert_eq!(header(&letters[0], "postrider-dlq-reason"), "crash-loop");
+}
+
+/// A service that goes without a word while its one handler has the first message; the others are handed out and go back.
+async fn crash(broker: &Broker, options: RouteOptions) {
+    let (began, mut begun) = tokio::sync::watch::channel(false);
+    let hangs = move |_: Envelope| {
+        began.send_replace(true);
+        std::future::pending::<()>()
+    };
+    let service = Router::new().route(options.handle(hangs)).start(broker).await.unwrap();
+    begun.wait_for(|begun| *begun).await.unwrap();
+    drop(service);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_suspect_that_the_store_lets_run_runs_within_the_route_s_bounds() {
+    let (_, broker) = broker_with(&[]).await;
+    publish(&broker, &message(&broker, 1, None), 1).await;
+    let wary = || RouteOptions::new("orders", "billing").name("bill").crash_limit(1);
+    crash(&broker, wary()).await;
+    let cards = Bulkhead::new(BulkheadPolicy::new(2));
+    let (free, seen) = (Log::default(), cards.clone());
+    let log = free.clone();
+    let route = wary().idempotency(Idempotency::auto()).bulkhead(&cards).handle(move |_: Placed| {
+        log.add(seen.free());
+        std::future::ready(())
+    });
+    let router = Router::new().route(route).idempotency(MemoryStore::with(Env::seeded(3), 9));
+    let report = finish(router.start(&broker).await.unwrap()).await;
+    assert_eq!((report.handled, free.all(), cards.free()), (1, vec![1], 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn suspects_without_an_identity_are_all_let_go() {
+    let (_, broker) = broker_with(&[]).await;
+    for number in 1..=5 {
+        publish(&broker, &message(&broker, number, None), 1).await;
+    }
+    let wary = || RouteOptions::new("orders", "billing").name("bill").crash_limit(1).max_in_flight(5);
+    crash(&broker, wary()).await;
+    let route = wary().idempotency(Idempotency::business()).no_dead_letter().handle(async |_: Placed| {});
+    let router = Router::new().route(route).idempotency(MemoryStore::with(Env::seeded(3), 9));
+    let report = finish(router.start(&broker).await.unwrap()).await;
+    assert_eq!((report.handled, report.dropped), (0, 5));
 }
 
 #[tokio::test(start_paused = true)]

@@ -24,6 +24,8 @@ use tokio::sync::Notify;
 struct Greedy {
     inner: MemoryBroker,
     released: Log<ClaimId>,
+    /// It goes on as it comes after the second delivery, whether the claim is released or not.
+    is_hasty: bool,
 }
 
 impl Publisher for Greedy {
@@ -53,7 +55,8 @@ impl Subscriber for Greedy {
 
     async fn subscribe(&self, options: &SubscribeOptions) -> Result<GreedySubscription> {
         let inner = self.inner.subscribe(options).await?;
-        Ok(GreedySubscription { inner, released: self.released.clone(), next: Next::First })
+        let (released, is_hasty) = (self.released.clone(), self.is_hasty);
+        Ok(GreedySubscription { inner, released, is_hasty, next: Next::First })
     }
 }
 
@@ -102,6 +105,7 @@ enum Next {
 struct GreedySubscription {
     inner: MemorySubscription,
     released: Log<ClaimId>,
+    is_hasty: bool,
     next: Next,
 }
 
@@ -112,6 +116,7 @@ impl Subscription for GreedySubscription {
             return Ok(Signal::Revoking(vec![claim]));
         }
         if let Next::Rest = self.next
+            && !self.is_hasty
             && self.released.all().is_empty()
         {
             return std::future::pending().await;
@@ -148,7 +153,7 @@ async fn nothing_starts_under_a_claim_that_is_to_be_given_up_and_it_goes_when_no
     for workers in [1, 2] {
         let (inner, _) = broker_with(&[placed("ann", 1), placed("bob", 2), placed("cem", 3)]).await;
         let released = Log::default();
-        let broker = Broker::new(Greedy { inner, released: released.clone() });
+        let broker = Broker::new(Greedy { inner, released: released.clone(), is_hasty: false });
         let (runs, go) = (Log::default(), Arc::new(Notify::new()));
         let (log, wait) = (runs.clone(), Arc::clone(&go));
         let handler = move |order: Placed| {
@@ -169,5 +174,36 @@ async fn nothing_starts_under_a_claim_that_is_to_be_given_up_and_it_goes_when_no
         let report = finish(service).await;
         assert_eq!((runs.all(), released.all().len()), (vec![1, 2, 3], 1), "{workers} workers");
         assert_eq!((report.handled, report.dead_lettered), (3, 0));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_claim_that_is_lost_before_it_is_given_up_leaves_nothing_behind() {
+    for workers in [1, 2] {
+        let (inner, _) = broker_with(&[placed("ann", 1), placed("bob", 2), placed("cem", 3)]).await;
+        let released = Log::default();
+        let broker = Broker::new(Greedy { inner: inner.clone(), released: released.clone(), is_hasty: true });
+        let runs = Log::default();
+        let log = runs.clone();
+        let handler = move |order: Placed, meta: Meta| {
+            log.add((order.number, meta.deliveries()));
+            let hangs = order.number == 1 && meta.deliveries() == Some(1);
+            async move {
+                if hangs {
+                    std::future::pending::<()>().await;
+                }
+            }
+        };
+        let options = RouteOptions::new("orders", "billing").name("bill").workers(workers);
+        let service = Router::new().route(options.handle(handler)).start(&broker).await.unwrap();
+        // ann's runs, the others are kept back
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!((runs.all(), released.all().len()), (vec![(1, Some(1))], 0), "{workers} workers");
+        inner.disconnect();
+        let report = finish(service).await;
+        let mut again = runs.all().split_off(1);
+        again.sort_unstable();
+        assert_eq!(again, [(1, Some(2)), (2, Some(2)), (3, Some(2))], "{workers} workers");
+        assert_eq!((report.handled, report.given_back, report.cancelled), (3, 3, 1), "{workers} workers");
     }
 }

@@ -142,7 +142,7 @@ impl<'a> Dispatcher<'a> {
         }
     }
 
-    /// Whether a handler runs or, as long as there is time, anybody is still to hear of what ran.
+    /// Whether a handler runs or, as long as there is time, somebody is asked or told something.
     pub(crate) fn is_running(&self) -> bool {
         let telling = !self.copies.is_empty() || !self.asked.is_empty() || self.suspects.is_telling();
         !self.jobs.is_empty() || telling && !self.late
@@ -215,17 +215,21 @@ impl<'a> Dispatcher<'a> {
 
     /// Starts what is ready, as far as there is room.
     pub(crate) fn pump(&mut self, cx: &mut Context<'_>) {
-        while !self.ready.is_empty()
-            && self.has_room()
-            && let Some(first) = self.ready.pop_front()
-        {
-            let mut items = Items::from_iter([first]);
-            if let Some(most) = self.plan.batch {
-                self.fill(&mut items, most);
+        loop {
+            while !self.ready.is_empty()
+                && self.has_room()
+                && let Some(first) = self.ready.pop_front()
+            {
+                let mut items = Items::from_iter([first]);
+                if let Some(most) = self.plan.batch {
+                    self.fill(&mut items, most);
+                }
+                self.start(items, true, cx);
             }
-            self.start(items, true, cx);
+            if !self.try_suspect() {
+                break;
+            }
         }
-        self.try_suspect();
         if self.ready.is_empty()
             && self.suspects.is_empty()
             && let Some(admission) = &mut self.admission
@@ -245,7 +249,7 @@ impl<'a> Dispatcher<'a> {
 
     /// Attempts that have ended, and copies whose fate is known. Pending while there are none.
     pub(crate) fn poll_ended(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let mut any = self.suspects.poll_told(cx).is_ready();
+        let mut any = self.poll_told(cx).is_ready();
         while let Poll::Ready(sent) = self.poll_copy(cx) {
             self.copy_sent(sent, cx);
             any = true;
@@ -321,7 +325,8 @@ impl<'a> Dispatcher<'a> {
         });
         if self.status.stalled.load(Relaxed) == 0 {
             let breaker = self.admission.as_ref().and_then(|admission| admission.trouble().cloned());
-            self.status.set_trouble(self.store_trouble.clone().or(breaker).or(trouble));
+            let suspects = self.suspects.trouble().cloned();
+            self.status.set_trouble(self.store_trouble.clone().or(suspects).or(breaker).or(trouble));
         }
     }
 
@@ -388,7 +393,7 @@ impl<'a> Dispatcher<'a> {
         if items.iter().any(|held| self.unfit(&held.delivery.envelope).is_some()) {
             let before = items.len();
             items = self.sort_out(items, occupied);
-            self.spare(before - items.len());
+            self.spare(pass.as_deref(), before - items.len());
             if items.is_empty() {
                 return;
             }

@@ -68,9 +68,9 @@ pub(crate) async fn run(
         biased;
         () = poll_fn(|cx| dispatcher.poll_copies(cx)) => {}
         // what the store wasn't told lapses there by itself, and what the group wasn't counts once too often
-        () = orders.env.sleep(FAREWELL) => {}
+        () = orders.env.sleep(FAREWELL) => dispatcher.cancel_all(),
     }
-    // what was handled counts as such once the store has heard of it
+    // what the store has heard of is acknowledged
     dispatcher.settle();
     if let Some(tracker) = tracker {
         // stale ones come again by themselves

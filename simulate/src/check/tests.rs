@@ -1,43 +1,30 @@
 //! What the checker allows, from both sides, on histories made by hand.
 
 use super::*;
-use crate::scenario::Ending;
 
 const GROUP: &str = "g0";
+const NUMBER: u64 = 1;
 
-/// A route that keeps the order of keys and makes outputs, in an otherwise empty scenario.
+/// A scenario with one route, which keeps the order of keys.
 fn scenario() -> Scenario {
-    let mut scenario = (1..1_000)
-        .map(Scenario::of)
-        .find(|scenario| scenario.routes[0].batch.is_none() && !scenario.routes[0].once)
-        .expect("there is one");
-    scenario.routes.truncate(1);
-    let route = &mut scenario.routes[0];
-    (route.order, route.concurrency, route.makes, route.attempts) = (Order::Key, 8, true, 3);
-    scenario.lives.retain(|life| matches!(life.end, Ending::Dropped));
-    scenario
-}
-
-/// The first message that a handler takes.
-fn good(scenario: &Scenario) -> u64 {
-    let good = |number: &u64| {
-        let draft = scenario.draft(*number);
-        draft.kind == Kind::Good && draft.expires_in.is_none()
+    let of_one = |scenario: &Scenario| {
+        let route = &scenario.routes[0];
+        route.order == Order::Key && route.concurrency > 1 && route.batch.is_none() && !route.once
     };
-    (1..1_000).find(good).expect("there is one")
+    (1..1_000).map(Scenario::of).find(of_one).expect("there is one")
 }
 
-fn began(member: u32, call: u64, number: u64) -> Event {
-    Event::Began { member, group: GROUP.into(), call, numbers: vec![number], attempt: 1 }
+fn began(member: u32, call: u64) -> Event {
+    Event::Began { member, group: GROUP.into(), call, numbers: vec![NUMBER], attempt: 1 }
 }
 
 fn ended(call: u64, how: How) -> Event {
     Event::Ended { group: GROUP.into(), call, how }
 }
 
-fn delivered(member: u32, number: u64) -> Event {
+fn delivered(member: u32) -> Event {
     let (group, key) = (GROUP.into(), Some("k1".into()));
-    Event::Delivered { member, group, number, position: 1, deliveries: 1, key }
+    Event::Delivered { member, group, number: NUMBER, position: 1, deliveries: 1, key }
 }
 
 fn lost(member: u32) -> Event {
@@ -55,13 +42,12 @@ fn complaints(scenario: &Scenario, events: &[(u64, Event)]) -> Vec<String> {
 #[test]
 fn what_begins_and_is_cut_off_in_one_moment_may_stand_beside_the_next_holder() {
     let scenario = scenario();
-    let number = good(&scenario);
     // member 1 has noticed that its claim was lost, and has the next; then member 2 begins
     let events = |last: Event, moment: u64, second: u32| {
         vec![
-            (0, delivered(1, number)),
-            (5, began(1, 1, number)),
-            (5, began(second, 2, number)),
+            (0, delivered(1)),
+            (5, began(1, 1)),
+            (5, began(second, 2)),
             (5, last),
             (moment, ended(2, How::Dropped)),
             (9, ended(1, How::Returned)),
@@ -83,26 +69,28 @@ fn what_begins_and_is_cut_off_in_one_moment_may_stand_beside_the_next_holder() {
 #[test]
 fn what_a_stop_without_time_calls_off_may_end_again_before_all_of_it_has_stopped() {
     let scenario = scenario();
-    let number = good(&scenario);
-    let effect = |call| Event::Effect { group: GROUP.into(), call, number };
-    let events = |deadline_ms: u64, drained: bool, stopping: u32| {
+    let effect = |call| Event::Effect { group: GROUP.into(), call, number: NUMBER };
+    let events = |deadline_ms: u64, drained: bool, stopping: u32, before: Event| {
         vec![
-            (0, delivered(1, number)),
-            (1_000, began(1, 1, number)),
+            (0, delivered(1)),
+            (1_000, began(1, 1)),
             (2_000, effect(1)),
+            (2_500, before),
             (3_000, Event::Stopping { member: stopping, deadline_ms }),
             (3_000, ended(1, How::Dropped)),
-            (3_000, began(2, 2, number)),
+            (3_000, began(2, 2)),
             (4_000, effect(2)),
             (4_000, ended(2, How::Returned)),
             (9_000, Event::Stopped { member: stopping, drained, took_ms: 6 }),
         ]
     };
-    assert_eq!(complaints(&scenario, &events(1, false, 1)), Vec::<String>::new());
+    assert_eq!(complaints(&scenario, &events(1, false, 1, Event::Idle)), Vec::<String>::new());
+    let acked = Event::Acked { member: 1, group: GROUP.into(), number: NUMBER, position: 1 };
     let unlike = [
-        ("it was in time", events(1, true, 1)),
-        ("there was time left", events(2, false, 1)),
-        ("another stopped", events(1, false, 3)),
+        ("it was in time", events(1, true, 1, Event::Idle)),
+        ("there was time left", events(2, false, 1, Event::Idle)),
+        ("another stopped", events(1, false, 3, Event::Idle)),
+        ("it was acknowledged before", events(1, false, 1, acked)),
     ];
     for (what, events) in unlike {
         let wrong = complaints(&scenario, &events);

@@ -23,9 +23,9 @@ impl Dispatcher<'_> {
         self.admission.as_mut()?.take(messages)
     }
 
-    /// So many of the messages that a pass was taken for don't run.
-    pub(super) fn spare(&mut self, messages: usize) {
-        if let Some(admission) = &self.admission {
+    /// So many of the messages that the pass was taken for don't run.
+    pub(super) fn spare(&self, pass: Option<&Pass>, messages: usize) {
+        if let (Some(admission), Some(_)) = (&self.admission, pass) {
             admission.spared(messages);
         }
     }

@@ -17,11 +17,13 @@ impl Dispatcher<'_> {
     /// These claims are gone: what runs under them is cancelled, what waits is forgotten. The broker redelivers both.
     pub(crate) fn lost(&mut self, claims: &[ClaimId]) {
         events::claims_lost(&self.plan.names, claims);
-        self.revoking.retain_mut(|revocation| {
-            revocation.claims.retain(|claim| !claims.contains(claim));
-            !revocation.claims.is_empty()
+        let is_theirs = |held: &Held| claims.contains(&held.delivery.claim_id());
+        let mut forgotten = self.evict(is_theirs);
+        self.revoking.retain_mut(|Revocation { claims: revoking, held }| {
+            revoking.retain(|claim| !claims.contains(claim));
+            forgotten.extend(held.extract_if(.., |held| is_theirs(held)));
+            !revoking.is_empty()
         });
-        let forgotten = self.evict(|held| claims.contains(&held.delivery.claim_id()));
         self.forget(forgotten);
         let copies = self.copied.iter().filter(|(token, _)| claims.contains(&token.claim));
         copies.for_each(|(_, lost)| lost.cancel());
@@ -41,7 +43,8 @@ impl Dispatcher<'_> {
         let mut released = Vec::new();
         let revoking = std::mem::take(&mut self.revoking);
         for revocation in revoking {
-            if self.runs_under(&revocation.claims) {
+            // what the group is told of a suspect is told under its claim
+            if self.runs_under(&revocation.claims) || self.suspects.is_telling() {
                 self.revoking.push(revocation);
             } else {
                 self.give_back(revocation.held);
@@ -175,9 +178,7 @@ impl Dispatcher<'_> {
     fn evict(&mut self, which: impl Fn(&Held) -> bool) -> Vec<Held> {
         let mut out = self.lanes.take_waiting(&which);
         let suspects = self.suspects.take_waiting(&which);
-        if self.suspects.is_empty() {
-            self.place.free();
-        }
+        self.free_place();
         let (taken, stay): (Vec<_>, Vec<_>) = self.ready.drain(..).partition(&which);
         self.ready.extend(stay);
         let (late, stay): (Vec<_>, Vec<_>) = self.delayed.drain().partition(|delayed| which(&delayed.held));

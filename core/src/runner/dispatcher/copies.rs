@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Dispatcher, Held, Items};
 use crate::address::{Address, Channel};
-use crate::error::BoxError;
+use crate::error::{BoxError, Error};
 use crate::idempotency::Ending;
 use crate::outcome::Reason;
 use crate::policy::{Backoff, Jitter, Retry, Verdict};
@@ -38,6 +38,8 @@ pub(super) enum Sent {
     Ended,
     /// The group was told that the message runs alone; how often it was told before without an end.
     Struck(u32),
+    /// The group couldn't be told that.
+    Unknown(Error),
     /// The claim was lost before there was a confirm: the message comes again, here or at another member.
     Lost,
 }
@@ -158,7 +160,7 @@ impl<'a> Dispatcher<'a> {
     /// Resolves when all copies have their fate, and the store and the group know what was let go.
     pub(crate) fn poll_copies(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         // pending without anything to tell, too
-        let _ = self.suspects.poll_told(cx);
+        let _ = self.poll_told(cx);
         while let Poll::Ready(sent) = self.poll_copy(cx) {
             self.copy_sent(sent, cx);
         }
@@ -169,12 +171,18 @@ impl<'a> Dispatcher<'a> {
         let Some(mut held) = held else { return };
         let token = held.delivery.claim.token();
         self.copied.retain(|(other, _)| *other != token);
+        // some answers come in the moment in which the claim is lost
+        let sent = match sent {
+            Sent::InPlace(_) | Sent::Struck(_) | Sent::Unknown(_) if self.is_lost(&held) => Sent::Lost,
+            sent => sent,
+        };
         match sent {
             Sent::Lost => {
                 self.not_alone_now(&mut held);
                 self.leave(held);
             }
             Sent::Struck(strikes) => self.struck(held, strikes, cx),
+            Sent::Unknown(error) => self.not_struck(held, &error, cx),
             Sent::Letter(reason) => {
                 events::dead_lettered(&self.plan.names, &held.delivery, held.attempt, reason);
                 self.status.dead_lettered.fetch_add(1, Relaxed);

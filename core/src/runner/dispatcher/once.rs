@@ -81,7 +81,7 @@ impl Dispatcher<'_> {
                 let envelope = &held.delivery.envelope;
                 let Some(identity) = policy.identity(envelope, &plan.names.group, &plan.names.handler) else {
                     let error = "it has no idempotency key, by which alone this route knows messages again";
-                    self.spare(1);
+                    self.spare(pass.as_deref(), 1);
                     self.not_alone_now(&mut held);
                     self.give_up(held, Reason::NoIdentity, &error.into());
                     continue;
@@ -204,10 +204,8 @@ impl Dispatcher<'_> {
         for (wait, items) in parked {
             self.delay(wait, items);
         }
-        self.spare(asked - granted.len());
+        self.spare(pass.as_deref(), asked - granted.len());
         if granted.first().is_some_and(|held| self.suspects.is_alone(held) && !held.cleared) {
-            // it gets a pass when it runs
-            self.spare(granted.len());
             granted.into_iter().for_each(|held| self.strike(held));
         } else if !granted.is_empty() {
             self.run(granted, pass, true, cx);

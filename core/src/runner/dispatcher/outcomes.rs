@@ -86,10 +86,13 @@ impl Dispatcher<'_> {
                 Outcome::Each(_) => self.give_up(held, Reason::Rejected, &"a batch inside a batch".into()),
             }
         }
-        for (wait, mut items) in again {
-            if self.is_lost(&items[0]) {
-                items.into_iter().for_each(|held| self.leave(held));
-            } else if self.late {
+        for (wait, items) in again {
+            let (lost, mut items): (Items, Items) = items.into_iter().partition(|held| self.is_lost(held));
+            lost.into_iter().for_each(|held| self.leave(held));
+            if items.is_empty() {
+                continue;
+            }
+            if self.late {
                 self.returned.extend(items);
             } else if self.plan.subscribe.durable_retry && !self.is_revoking(&items[0]) {
                 // without order nothing waits behind it

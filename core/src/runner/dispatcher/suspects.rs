@@ -2,8 +2,8 @@
 //! that has ended two processes while nothing else ran is dead-lettered. What only stood beside it is handled.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use super::copies::{CopySent, Sent};
 use super::{Dispatcher, Held, Items};
 use crate::delivery::Delivery;
 use crate::env::BoxFuture;
-use crate::error::{ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::outcome::Reason;
 use crate::runner::events;
 use crate::settle::Token;
@@ -21,6 +21,8 @@ use crate::subscribe::{Control, Health, Suspect};
 const STRIKES: u32 = 2;
 /// How long a broker that can't be asked is left alone.
 const PAUSE: Duration = Duration::from_secs(1);
+/// How long the others wait for the group to hear that a suspect has ended.
+const TELLING: Duration = Duration::from_secs(5);
 
 /// The suspects of a route. While there are any, nothing else of it starts.
 #[derive(Default)]
@@ -28,20 +30,23 @@ pub(super) struct Suspects {
     waiting: VecDeque<Held>,
     /// The one that is being asked about or runs.
     alone: Option<Alone>,
-    /// The group is being told that one doesn't run any more. Until it knows, it isn't asked about the next.
+    /// The group is being told that one doesn't run any more. Until it knows nothing else starts: what that ended would be laid to the
+    /// suspect.
     telling: Option<BoxFuture<'static, ()>>,
+    /// The group can't be asked.
+    trouble: Option<Health>,
 }
 
 struct Alone {
     token: Token,
     suspect: Suspect,
-    /// How often the group had been told of it before, as far as that is known. Nothing until the group is asked.
-    told: Option<u32>,
+    /// How often the group had been told of it before, once it is told again.
+    before: Arc<OnceLock<u32>>,
 }
 
 impl Suspects {
     pub(super) fn is_empty(&self) -> bool {
-        self.waiting.is_empty() && self.alone.is_none()
+        self.waiting.is_empty() && self.alone.is_none() && self.telling.is_none()
     }
 
     /// Whether the group has still to hear of what ran alone.
@@ -49,12 +54,9 @@ impl Suspects {
         self.telling.is_some()
     }
 
-    /// Ready when it has heard.
-    pub(super) fn poll_told(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Some(telling) = &mut self.telling else { return Poll::Pending };
-        ready!(telling.as_mut().poll(cx));
-        self.telling = None;
-        Poll::Ready(())
+    /// What is to be said of it in the route's health.
+    pub(super) fn trouble(&self) -> Option<&Health> {
+        self.trouble.as_ref()
     }
 
     pub(super) fn take_waiting(&mut self, which: impl Fn(&Held) -> bool) -> Vec<Held> {
@@ -101,75 +103,76 @@ impl Dispatcher<'_> {
         rest
     }
 
-    /// Lets the next suspect be alone, if everything else has ended.
-    pub(super) fn try_suspect(&mut self) {
-        let Suspects { waiting, alone, telling } = &self.suspects;
+    /// Lets the next suspect be alone, if everything else has ended. Answers whether that one is done with already.
+    pub(super) fn try_suspect(&mut self) -> bool {
+        let Suspects { waiting, alone, telling, .. } = &self.suspects;
         if alone.is_some() || telling.is_some() || waiting.is_empty() || self.stopping {
-            return;
+            return false;
         }
         if let Some(admission) = &mut self.admission {
             admission.look_again();
         }
         // admitted first: while its breaker is open, the other routes aren't to stand still
         if self.status.stalled.load(Relaxed) > 0 || !self.admitted() {
-            return self.place.free();
+            self.place.free();
+            return false;
         }
         if !self.jobs.is_empty() || !self.asked.is_empty() || !self.place.claim() {
-            return;
+            return false;
         }
-        let Some(held) = self.suspects.waiting.pop_front() else { return };
+        let Some(held) = self.suspects.waiting.pop_front() else { return false };
         let token = held.delivery.claim.token();
-        self.suspects.alone = Some(Alone { token, suspect: name(&held), told: None });
+        self.suspects.alone = Some(Alone { token, suspect: name(&held), before: Arc::default() });
         let items = Items::from_iter([held]);
         if self.must_ask(&items) {
-            // first: what ends while the store is asked was not ended by this one, and a copy of what was handled isn't judged
-            let pass = self.pass(1);
-            self.ask(items, pass);
+            // first: what ends while the store is asked was not ended by this one, and a copy of what was handled isn't judged. Its pass
+            // stays where it is until it runs
+            self.ask(items, None);
         } else {
             items.into_iter().for_each(|held| self.strike(held));
         }
+        self.suspects.alone.is_none()
     }
 
     /// Tells the group that this one, which is alone, is about to run.
-    pub(super) fn strike(&mut self, mut held: Held) {
-        let Some(alone) = &mut self.suspects.alone else { return self.ready.push_back(held) };
-        alone.told = Some(0);
-        let (suspect, control) = (alone.suspect, Arc::clone(&self.control));
-        let (plan, orders, status) = (self.plan, self.orders, self.status);
+    pub(super) fn strike(&mut self, held: Held) {
+        let before = Arc::new(OnceLock::new());
+        self.suspects.alone.iter_mut().for_each(|alone| alone.before = Arc::clone(&before));
+        let (suspect, control) = (name(&held), Arc::clone(&self.control));
         let lost = self.hold_for_copy(&held);
         self.copies.push(Box::pin(async move {
-            let asking = async {
-                loop {
-                    match strikes_before(&*control, suspect).await {
-                        Ok(strikes) => return strikes,
-                        // what will never be known is no reason to hold up everything: it runs alone, and is not judged
-                        Err(error) if !error.is_temporary() && error.kind() != ErrorKind::Connection => {
-                            events::strikes_failed(&plan.names, &held.delivery, &error);
-                            return 0;
-                        }
-                        Err(error) => {
-                            events::strikes_failed(&plan.names, &held.delivery, &error);
-                            let text = format!("what ended processes can't be looked up: {error}");
-                            status.set_trouble(Some(Health::degraded(text)));
-                            orders.env.sleep(PAUSE).await;
-                            // the store's word may be too old by then
-                            held.reservation.iter_mut().for_each(|reservation| reservation.lapse());
-                        }
-                    }
-                }
-            };
-            let sent = match lost.run_until_cancelled(asking).await {
+            let sent = match lost.run_until_cancelled(strike(&*control, suspect, &before)).await {
                 None => Sent::Lost,
-                Some(strikes) => Sent::Struck(strikes),
+                Some(Ok(strikes)) => Sent::Struck(strikes),
+                Some(Err(error)) => Sent::Unknown(error),
             };
             CopySent { held: Some(held), sent }
         }));
     }
 
+    /// The group couldn't be told of this one.
+    pub(super) fn not_struck(&mut self, mut held: Held, error: &Error, cx: &mut Context<'_>) {
+        events::strikes_failed(&self.plan.names, &held.delivery, error);
+        if !error.is_temporary() && error.kind() != ErrorKind::Connection {
+            // what will never be known is no reason to hold up everything: it runs alone, and is not judged
+            return self.struck(held, 0, cx);
+        }
+        let text = format!("what ended processes can't be looked up: {error}");
+        self.suspects.trouble = Some(Health::degraded(text));
+        self.not_alone_now(&mut held);
+        // until then the store's word may be too old
+        held.reservation.iter_mut().for_each(|reservation| reservation.lapse());
+        if self.stopping {
+            self.returned.push(held);
+        } else {
+            self.delay(PAUSE, Items::from_iter([held]));
+        }
+    }
+
     /// A suspect of which the group was told: it runs, or it is judged.
     pub(super) fn struck(&mut self, mut held: Held, strikes: u32, cx: &mut Context<'_>) {
         held.cleared = true;
-        self.suspects.alone.iter_mut().for_each(|alone| alone.told = Some(strikes));
+        self.suspects.trouble = None;
         if self.stopping {
             self.not_alone_now(&mut held);
             self.returned.push(held);
@@ -190,44 +193,66 @@ impl Dispatcher<'_> {
     pub(super) fn not_alone_now(&mut self, held: &mut Held) {
         if self.suspects.is_alone(held) {
             held.cleared = false;
-            self.leave_alone(|told| told);
+            self.leave_alone(false);
         }
     }
 
     /// What is alone and hasn't begun doesn't begin any more.
     pub(super) fn call_off(&mut self) {
         if self.jobs.is_empty() {
-            self.leave_alone(|told| told);
+            self.leave_alone(false);
         }
     }
 
     /// What ran alone has ended, however: the group is told, and the others go on.
     pub(super) fn end_alone(&mut self) {
-        self.leave_alone(|_| 0);
+        self.leave_alone(true);
     }
 
-    fn leave_alone(&mut self, strikes: impl FnOnce(u32) -> u32) {
-        let Some(Alone { suspect, told, .. }) = self.suspects.alone.take() else { return };
-        if self.suspects.waiting.is_empty() {
+    fn leave_alone(&mut self, has_ended: bool) {
+        let Some(Alone { suspect, before, .. }) = self.suspects.alone.take() else { return };
+        if let Some(before) = before.get() {
+            let strikes = if has_ended { 0 } else { *before };
+            let (control, env) = (Arc::clone(&self.control), self.orders.env.clone());
+            self.suspects.telling = Some(Box::pin(async move {
+                // what can't be told counts once too often, and only if the message comes again and is suspected again
+                tokio::select! {
+                    biased;
+                    _ = control.set_strikes(suspect, strikes) => {}
+                    () = env.sleep(TELLING) => {}
+                }
+            }));
+        }
+        self.free_place();
+    }
+
+    /// Ready when the group has heard.
+    pub(super) fn poll_told(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(telling) = &mut self.suspects.telling else { return Poll::Pending };
+        ready!(telling.as_mut().poll(cx));
+        self.suspects.telling = None;
+        self.free_place();
+        Poll::Ready(())
+    }
+
+    /// The other routes go on, if there is no suspect any more.
+    pub(super) fn free_place(&mut self) {
+        if self.suspects.is_empty() {
             self.place.free();
         }
-        let Some(told) = told else { return };
-        let (strikes, control) = (strikes(told), Arc::clone(&self.control));
-        self.suspects.telling = Some(Box::pin(async move {
-            // what can't be told counts once too often, and only if the message comes again and is suspected again
-            let _ = control.set_strikes(suspect, strikes).await;
-        }));
     }
 }
 
-/// Tells the group that the message is about to run alone; answers how often that was told before without an end.
-async fn strikes_before(control: &dyn Control, suspect: Suspect) -> Result<u32> {
+/// Tells the group that the message is about to run alone; answers how often that was told before without an end. `before` is that, too,
+/// once it is told.
+async fn strike(control: &dyn Control, suspect: Suspect, before: &OnceLock<u32>) -> Result<u32> {
     // what can't be remembered here at all runs alone, and nothing more is known of it
     let strikes = match control.strikes(suspect).await {
         Ok(strikes) => strikes,
         Err(error) if error.kind() == ErrorKind::Unsupported => return Ok(0),
         Err(error) => return Err(error),
     };
+    before.get_or_init(|| strikes);
     if strikes < STRIKES {
         match control.set_strikes(suspect, strikes + 1).await {
             Err(error) if error.kind() == ErrorKind::Unsupported => {}
