@@ -5,6 +5,7 @@ mod bug;
 mod check;
 mod dice;
 mod doubles;
+mod group;
 mod hand;
 mod history;
 mod run;

@@ -42,7 +42,7 @@ pub(crate) async fn run(scenario: Scenario, bug: Option<Bug>) -> Result<World> {
     let world = World::new(&env);
     let config = MemoryConfig::default().max_messages(scenario.bound);
     let memory = MemoryBroker::with_faults(config, env, faults(scenario.seed, scenario.chances));
-    let watched = Watched::new(memory.clone(), world.clone(), scenario.bound, bug);
+    let watched = Watched::new(memory.clone(), world.clone(), Arc::new(scenario.clone()), bug);
     let stage = Arc::new(Stage {
         broker: Broker::new(watched),
         store: Arc::new(WatchedStore::new(&scenario, world.clone(), bug)),

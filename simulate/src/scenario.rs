@@ -37,6 +37,8 @@ pub(crate) struct Chances {
     pub(crate) delayed: u64,
     pub(crate) store_fails: u64,
     pub(crate) store_slow: u64,
+    pub(crate) group_fails: u64,
+    pub(crate) group_slow: u64,
 }
 
 /// One route.
@@ -112,7 +114,11 @@ impl Scenario {
         let lives = (0..dice.between(0, 5)).map(|_| Life::roll(&mut dice)).collect();
         // some runs are calm, so that what goes wrong without any fault is seen as well
         let mut chance = |most| if dice.happens(600) { dice.between(0, most) } else { 0 };
+        let mut group = Dice::new(seed, 8);
+        let mut of_group = |most| if group.happens(600) { group.between(0, most) } else { 0 };
         let chances = Chances {
+            group_fails: of_group(200),
+            group_slow: of_group(600),
             publish_fails: chance(80),
             confirm_lost: chance(60),
             duplicated: chance(100),

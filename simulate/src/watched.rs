@@ -15,21 +15,22 @@ use postrider_core::{
 use postrider_memory::{MemoryBroker, MemorySubscription};
 
 use crate::bug::Bug;
+use crate::group::SlowGroup;
 use crate::history::{Event, Sent, What, World, number_of};
-use crate::scenario::{MADE, WORK};
+use crate::scenario::{MADE, Scenario, WORK};
 
 /// The broker that services connect to.
 #[derive(Clone, Debug)]
 pub(crate) struct Watched {
     inner: MemoryBroker,
     world: World,
-    bound: usize,
+    scenario: Arc<Scenario>,
     bug: Option<Bug>,
 }
 
 impl Watched {
-    pub(crate) fn new(inner: MemoryBroker, world: World, bound: usize, bug: Option<Bug>) -> Self {
-        Self { inner, world, bound, bug }
+    pub(crate) fn new(inner: MemoryBroker, world: World, scenario: Arc<Scenario>, bug: Option<Bug>) -> Self {
+        Self { inner, world, scenario, bug }
     }
 
     /// Whether the bug keeps a copy from being stored.
@@ -64,11 +65,10 @@ impl Publisher for Watched {
         };
         let kept = self.inner.kept(&to);
         self.world.tell(Event::Sent { what, to, number, sent });
-        if kept > self.bound {
-            self.world.tell(Event::Broken(format!(
-                "the channel holds {kept} messages, its bound is {}",
-                self.bound
-            )));
+        let bound = self.scenario.bound;
+        if kept > bound {
+            let broken = format!("the channel holds {kept} messages, its bound is {bound}");
+            self.world.tell(Event::Broken(broken));
         }
         Confirm::ready(outcome)
     }
@@ -103,7 +103,8 @@ impl Subscriber for Watched {
             out: Mutex::default(),
         };
         let inner = self.inner.subscribe(&asked).await?;
-        Ok(WatchedSubscription { inner, tracker: Arc::new(tracker), bug: self.bug, inbox: Vec::new() })
+        let group = Arc::new(SlowGroup::new(&self.scenario, self.world.clone(), inner.control()));
+        Ok(WatchedSubscription { inner, tracker: Arc::new(tracker), group, bug: self.bug, inbox: Vec::new() })
     }
 }
 
@@ -144,6 +145,7 @@ impl Adapter for Watched {
 pub(crate) struct WatchedSubscription {
     inner: MemorySubscription,
     tracker: Arc<Tracker>,
+    group: Arc<SlowGroup>,
     bug: Option<Bug>,
     inbox: Vec<Delivery>,
 }
@@ -182,7 +184,7 @@ impl Subscription for WatchedSubscription {
     }
 
     fn control(&self) -> Arc<dyn Control> {
-        self.inner.control()
+        Arc::clone(&self.group) as Arc<dyn Control>
     }
 }
 
