@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use postrider_core::Order;
 
-use crate::doubles;
 use crate::history::{Event, How, Sent, What};
 use crate::scenario::{Kind, RoutePlan, Scenario};
+use crate::{doubles, places};
 
 /// How long a stop may take beyond its deadline, in milliseconds: what is given back is told to the store.
 const FAREWELL_MS: u64 = 1_100;
@@ -41,6 +41,7 @@ pub(crate) fn check(scenario: &Scenario, events: &[(u64, Event)]) -> Vec<String>
     history.phantoms(&mut wrong);
     history.copies(&mut wrong);
     history.stops(&mut wrong);
+    places::check(&history, &mut wrong);
     for route in &scenario.routes {
         history.lost(route, &mut wrong);
         history.order(route, &mut wrong);
@@ -420,7 +421,8 @@ impl<'a> History<'a> {
     }
 
     /// Whether members ended without saying so, by which a message may be judged. A claim that is lost looks like that to the next
-    /// holder, if the one before hasn't taken back yet what it told the group; by such alone nothing is judged.
+    /// holder, if the one before hasn't taken back yet what it told the group; by such alone nothing is judged, but where the group is
+    /// slow to hear of it.
     fn ends_processes(&self, route: &RoutePlan, until: usize) -> bool {
         let (mut dropped, mut lost) = (0, 0);
         for (_, event) in &self.events[..until] {
@@ -430,7 +432,7 @@ impl<'a> History<'a> {
                 _ => {}
             }
         }
-        dropped >= 1 && dropped + lost >= 2
+        (dropped >= 1 || self.scenario.chances.group_slow > 0) && dropped + lost >= 2
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use postrider_core::codec::Json;
-use postrider_core::{Attempt, Batch, Classify, HandlerError, Message, Router};
+use postrider_core::{Attempt, Batch, Bulkhead, Classify, HandlerError, Message, Router};
 use serde::{Deserialize, Serialize};
 
 use crate::dice::Dice;
@@ -58,8 +58,8 @@ pub(crate) struct Hand {
 
 impl Hand {
     /// Adds the route to a router.
-    pub(crate) fn add_to(self, router: Router) -> Router {
-        let (options, makes, hand) = (self.route.options(), self.route.makes, Arc::new(self));
+    pub(crate) fn add_to(self, router: Router, bulkhead: &Bulkhead) -> Router {
+        let (options, makes, hand) = (self.route.options(bulkhead), self.route.makes, Arc::new(self));
         match (hand.route.batch.is_some(), makes) {
             (false, false) => router.route(options.handle(move |work: Work, attempt: Attempt| {
                 let hand = Arc::clone(&hand);

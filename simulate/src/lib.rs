@@ -8,6 +8,7 @@ mod doubles;
 mod group;
 mod hand;
 mod history;
+mod places;
 mod run;
 mod scenario;
 mod store;

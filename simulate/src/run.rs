@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use postrider_core::{
-    Adapter, BoxSubscription, Broker, Bytes, Channel, Control, Declare, Env, Envelope, EnvelopeBuilder,
-    Group, GroupName, HeaderValue, MessageId, Outgoing, PublishError, PublishOptions, Publisher, Result,
-    Router, Running, Settlement, SubscribeOptions, Subscriber, Subscription,
+    Adapter, BoxSubscription, Broker, Bulkhead, BulkheadPolicy, Bytes, Channel, Control, Declare, Env,
+    Envelope, EnvelopeBuilder, Group, GroupName, HeaderValue, MessageId, Outgoing, PublishError,
+    PublishOptions, Publisher, Result, Router, Running, Settlement, SubscribeOptions, Subscriber,
+    Subscription,
 };
 use postrider_memory::{FaultPlan, MemoryBroker, MemoryConfig};
 use tokio::task::JoinSet;
@@ -62,7 +63,7 @@ pub(crate) async fn run(scenario: Scenario, bug: Option<Bug>) -> Result<World> {
     let last = Life::last();
     let service = stage.start(1).await?;
     while publishing.join_next().await.is_some() {}
-    for (_, service) in &service {
+    for (_, service, _) in &service {
         if tokio::time::timeout(PATIENCE, service.idle()).await.is_err() {
             world.tell(Event::Broken(format!(
                 "after {PATIENCE:?} there is still something to do: {:?}",
@@ -187,16 +188,19 @@ impl Stage {
         }
     }
 
-    async fn start(&self, members: u32) -> Result<Vec<(u32, Running)>> {
+    /// So many members, each with its bulkhead.
+    async fn start(&self, members: u32) -> Result<Vec<(u32, Running, Bulkhead)>> {
         let mut running = Vec::new();
         for _ in 0..members {
             let member = self.world.next_member();
+            let policy = BulkheadPolicy::new(self.scenario.places);
+            let bulkhead = Bulkhead::with(policy, self.world.env().clone());
             let mut router = Router::new().idempotency(Arc::clone(&self.store));
             for route in &self.routes {
                 let (world, route) = (self.world.clone(), Arc::clone(route));
-                router = Hand { world, route, member, seed: self.scenario.seed }.add_to(router);
+                router = Hand { world, route, member, seed: self.scenario.seed }.add_to(router, &bulkhead);
             }
-            running.push((member, router.start(&self.broker).await?));
+            running.push((member, router.start(&self.broker).await?, bulkhead));
             self.world.tell(Event::Started { member });
         }
         Ok(running)
@@ -212,8 +216,8 @@ impl Stage {
         self.end(service, life.end).await
     }
 
-    async fn end(&self, service: Vec<(u32, Running)>, how: Ending) -> Result<()> {
-        for (member, service) in service {
+    async fn end(&self, service: Vec<(u32, Running, Bulkhead)>, how: Ending) -> Result<()> {
+        for (member, service, bulkhead) in service {
             match how {
                 Ending::Dropped => {
                     self.world.tell(Event::Dropped { member });
@@ -225,6 +229,12 @@ impl Stage {
                     let report = service.stop(deadline).await?;
                     let took_ms = report.took.as_millis() as u64;
                     self.world.tell(Event::Stopped { member, drained: report.drained, took_ms });
+                    let (free, places) = (bulkhead.free(), self.scenario.places);
+                    if free != places {
+                        let broken =
+                            format!("member {member} has stopped, and {free} of {places} places are free");
+                        self.world.tell(Event::Broken(broken));
+                    }
                 }
             }
         }

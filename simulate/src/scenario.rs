@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use postrider_core::{Backoff, Idempotency, Jitter, OnExpired, Order, Retry, RouteOptions};
+use postrider_core::{
+    Backoff, BreakerPolicy, Bulkhead, Idempotency, Jitter, OnExpired, Order, Retry, RouteOptions,
+};
 
 use crate::dice::Dice;
 
@@ -22,6 +24,8 @@ pub(crate) struct Scenario {
     pub(crate) pause_ms: u64,
     /// How many messages the channel holds at most.
     pub(crate) bound: usize,
+    /// How many handlers run at once in a member, of all routes that are guarded.
+    pub(crate) places: usize,
     pub(crate) routes: Vec<RoutePlan>,
     pub(crate) lives: Vec<Life>,
     pub(crate) chances: Chances,
@@ -63,6 +67,10 @@ pub(crate) struct RoutePlan {
     pub(crate) drops_expired: bool,
     pub(crate) has_dead_letters: bool,
     pub(crate) crash_limit: u32,
+    /// It shares the member's bulkhead.
+    pub(crate) guarded: bool,
+    /// It has a circuit breaker that opens after so many failures in a row.
+    pub(crate) breaks_after: Option<u32>,
 }
 
 /// What a message is to its readers.
@@ -110,7 +118,8 @@ impl Scenario {
     /// What `seed` stands for.
     pub(crate) fn of(seed: u64) -> Self {
         let mut dice = Dice::new(seed, 1);
-        let routes = (0..dice.between(1, 3)).map(|n| RoutePlan::roll(n, &mut dice)).collect();
+        let mut guards = Dice::new(seed, 9);
+        let routes = (0..dice.between(1, 3)).map(|n| RoutePlan::roll(n, &mut dice, &mut guards)).collect();
         let lives = (0..dice.between(0, 5)).map(|_| Life::roll(&mut dice)).collect();
         // some runs are calm, so that what goes wrong without any fault is seen as well
         let mut chance = |most| if dice.happens(600) { dice.between(0, most) } else { 0 };
@@ -133,6 +142,7 @@ impl Scenario {
             keys: dice.between(1, 6),
             pause_ms: dice.pick(&[0, 5, 40, 150]),
             bound: dice.between(8, 200) as usize,
+            places: guards.between(1, 6) as usize,
             routes,
             lives,
             chances,
@@ -160,7 +170,7 @@ impl Scenario {
 }
 
 impl RoutePlan {
-    fn roll(number: u64, dice: &mut Dice) -> Self {
+    fn roll(number: u64, dice: &mut Dice, guards: &mut Dice) -> Self {
         let order = dice.pick(&[Order::Key, Order::Key, Order::Partition, Order::None, Order::None]);
         let window = dice.between(2, 40) as usize;
         Self {
@@ -180,6 +190,8 @@ impl RoutePlan {
             drops_expired: dice.happens(300),
             has_dead_letters: !dice.happens(120),
             crash_limit: dice.between(1, 5) as u32,
+            guarded: guards.happens(250),
+            breaks_after: guards.happens(150).then(|| guards.between(1, 4) as u32),
         }
     }
 
@@ -189,7 +201,7 @@ impl RoutePlan {
     }
 
     /// The same in the words of a program.
-    pub(crate) fn options(&self) -> RouteOptions {
+    pub(crate) fn options(&self, bulkhead: &Bulkhead) -> RouteOptions {
         let wait = Duration::from_millis(self.backoff_ms);
         let jitter = if self.backoff_ms == 200 { Jitter::Full } else { Jitter::None };
         let mut retry = Retry::new().attempts(self.attempts).backoff(Backoff::Fixed(wait)).jitter(jitter);
@@ -209,6 +221,13 @@ impl RoutePlan {
             .crash_limit(self.crash_limit);
         if let Some(most) = self.batch {
             options = options.batch(most);
+        }
+        if self.guarded {
+            options = options.bulkhead(bulkhead);
+        }
+        if let Some(failures) = self.breaks_after {
+            let policy = BreakerPolicy::new().consecutive_failures(failures);
+            options = options.breaker(policy.open_for(Duration::from_millis(300)));
         }
         if self.once {
             options = options.idempotency(Idempotency::auto());
