@@ -14,6 +14,8 @@ use crate::{kafka, nats, postrider, rabbitmq};
 /// How long a broker may take to work off the acknowledgements that a raw loop has sent, and the time between two looks.
 const PATIENCE: Duration = Duration::from_secs(5);
 const LOOK: Duration = Duration::from_millis(20);
+/// How often what is found and shouldn't be there is removed.
+const CLEARED: usize = 10;
 
 /// Prepares and checks runs.
 pub(crate) struct Ground {
@@ -76,7 +78,11 @@ async fn prepare(job: &Job) -> Result<(u64, u64)> {
     }
     let mut broker = postrider::declare(job).await?;
     let mut before = stored(job).await?;
-    if direction == Direction::Out && before.0 != 0 && before.0 != job.messages {
+    let is_right = |found: (u64, u64)| direction != Direction::Out || found.0 == 0 || found.0 == job.messages;
+    for _ in 0..CLEARED {
+        if is_right(before) {
+            break;
+        }
         // a NATS server has been seen to find messages, on its disk, of a stream of the same name that had just been removed
         clear(job).await?;
         broker = postrider::declare(job).await?;

@@ -86,14 +86,19 @@ fn is_explained(history: &History<'_>, route: &RoutePlan, number: u64, first: &E
         Event::Sent { what: What::Letter, number: n, sent: Sent::Unknown, .. } => *n == number,
         _ => false,
     }) || (!mates.is_empty() && failed_in(history, first.call))
-        || is_called_off(history, number, first, second)
+        || is_called_off(history, route, number, first, second)
 }
 
 /// Whether the time of the first one's member was up before the second and before an acknowledgement: it had been told to stop, and was
 /// not through by then. That it was not shows when its slowest route has ended.
-fn is_called_off(history: &History<'_>, number: u64, first: &End, second: &End) -> bool {
+fn is_called_off(history: &History<'_>, route: &RoutePlan, number: u64, first: &End, second: &End) -> bool {
     let Some(call) = first.call.and_then(|call| history.calls.get(&call)) else { return false };
-    let is_acked = |(_, event): &(u64, Event)| matches!(event, Event::Acked { member, number: n, .. } if *member == call.member && *n == number);
+    let is_acked = |(_, event): &(u64, Event)| match event {
+        Event::Acked { member, group, number: n, .. } => {
+            *member == call.member && *group == route.group && *n == number
+        }
+        _ => false,
+    };
     if history.events[first.index..second.index].iter().any(is_acked) {
         return false;
     }

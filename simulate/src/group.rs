@@ -25,8 +25,10 @@ impl fmt::Debug for SlowGroup {
 }
 
 impl SlowGroup {
-    pub(crate) fn new(scenario: &Scenario, world: World, inner: Arc<dyn Control>) -> Self {
-        let dice = Mutex::new(Dice::new(scenario.seed, 600_000 + u64::from(world.member())));
+    pub(crate) fn new(scenario: &Scenario, world: World, group: &str, inner: Arc<dyn Control>) -> Self {
+        // of each member's group by itself
+        let number: u64 = group.bytes().map(u64::from).sum();
+        let dice = Mutex::new(Dice::new(scenario.seed, 600_000 + 1_000 * number + u64::from(world.member())));
         Self { inner, world, chances: scenario.chances, dice }
     }
 

@@ -39,7 +39,19 @@ pub struct Run {
 /// # Errors
 /// The runtime can't be made.
 pub fn simulate(seed: u64, bug: Option<Bug>) -> std::io::Result<Run> {
-    let scenario = Scenario::of(seed);
+    play(&Scenario::of(seed), bug)
+}
+
+/// Runs a seed without what seeds stood for later: slow groups, bulkheads and breakers.
+///
+/// # Errors
+/// The runtime can't be made.
+pub fn simulate_plainly(seed: u64) -> std::io::Result<Run> {
+    play(&Scenario::of(seed).plain(), None)
+}
+
+fn play(scenario: &Scenario, bug: Option<Bug>) -> std::io::Result<Run> {
+    let seed = scenario.seed;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build()?;
     let ran = runtime.block_on(run::run(scenario.clone(), bug));
     // what was left behind ends here, so that it is in the trace
@@ -48,7 +60,7 @@ pub fn simulate(seed: u64, bug: Option<Bug>) -> std::io::Result<Run> {
     Ok(match ran {
         Ok(world) => {
             let (events, trace) = world.take();
-            let wrong = check::check(&scenario, &events);
+            let wrong = check::check(scenario, &events);
             Run { seed, wrong, trace: head + &trace, totals: Totals::of(&events) }
         }
         Err(error) => Run {

@@ -151,6 +151,13 @@ impl Scenario {
 }
 
 impl Scenario {
+    /// Without slow groups, bulkheads and breakers.
+    pub(crate) fn plain(mut self) -> Self {
+        (self.chances.group_fails, self.chances.group_slow) = (0, 0);
+        self.routes.iter_mut().for_each(|route| (route.guarded, route.breaks_after) = (false, None));
+        self
+    }
+
     /// What the message with this number is.
     pub(crate) fn draft(&self, number: u64) -> Draft {
         let mut dice = Dice::new(self.seed, 500_000 + number);

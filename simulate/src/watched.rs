@@ -103,7 +103,8 @@ impl Subscriber for Watched {
             out: Mutex::default(),
         };
         let inner = self.inner.subscribe(&asked).await?;
-        let group = Arc::new(SlowGroup::new(&self.scenario, self.world.clone(), inner.control()));
+        let group =
+            Arc::new(SlowGroup::new(&self.scenario, self.world.clone(), &tracker.group, inner.control()));
         Ok(WatchedSubscription { inner, tracker: Arc::new(tracker), group, bug: self.bug, inbox: Vec::new() })
     }
 }

@@ -230,11 +230,9 @@ impl<'a> Dispatcher<'a> {
                 break;
             }
         }
-        if self.ready.is_empty()
-            && self.suspects.is_empty()
-            && let Some(admission) = &mut self.admission
-        {
-            admission.rest();
+        let has_nothing = self.ready.is_empty() && self.suspects.is_empty();
+        if has_nothing || self.status.stalled.load(Relaxed) > 0 {
+            self.rest();
         }
     }
 
@@ -323,9 +321,9 @@ impl<'a> Dispatcher<'a> {
         } else {
             RouteState::Alone
         });
+        let suspects = self.suspects_trouble();
         if self.status.stalled.load(Relaxed) == 0 {
             let breaker = self.admission.as_ref().and_then(|admission| admission.trouble().cloned());
-            let suspects = self.suspects.trouble().cloned();
             self.status.set_trouble(self.store_trouble.clone().or(suspects).or(breaker).or(trouble));
         }
     }

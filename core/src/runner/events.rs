@@ -104,7 +104,7 @@ pub(crate) fn suspected(route: &RouteNames, delivery: &Delivery) {
 
 /// `crash_loop`: the broker could not be asked or told what is remembered of a suspect.
 pub(crate) fn strikes_failed(route: &RouteNames, delivery: &Delivery, error: &dyn std::error::Error) {
-    tracing::error!(target: "postrider::crash_loop", route = route.handler, channel = route.channel, group = route.group, id = %delivery.envelope.id(), error = %error, "the group could not be told that a suspect runs alone, it is tried again");
+    tracing::error!(target: "postrider::crash_loop", route = route.handler, channel = route.channel, group = route.group, id = %delivery.envelope.id(), error = %error, "the group could not be told that a suspect runs alone");
 }
 
 /// `idempotency`: a message came again that was handled or dead-lettered already.

@@ -5,7 +5,7 @@ use super::*;
 const GROUP: &str = "g0";
 const NUMBER: u64 = 1;
 
-/// A scenario with one route, which keeps the order of keys.
+/// A scenario whose first route keeps the order of keys.
 fn scenario() -> Scenario {
     let of_one = |scenario: &Scenario| {
         let route = &scenario.routes[0];
@@ -36,6 +36,7 @@ fn complaints(scenario: &Scenario, events: &[(u64, Event)]) -> Vec<String> {
     let mut wrong = Vec::new();
     history.running(&scenario.routes[0], &mut wrong);
     doubles::check(&history, &scenario.routes[0], &mut wrong);
+    places::check(&history, &mut wrong);
     wrong
 }
 
@@ -85,15 +86,35 @@ fn what_a_stop_without_time_calls_off_may_end_again_before_all_of_it_has_stopped
         ]
     };
     assert_eq!(complaints(&scenario, &events(1, false, 1, Event::Idle)), Vec::<String>::new());
-    let acked = Event::Acked { member: 1, group: GROUP.into(), number: NUMBER, position: 1 };
+    let acked = |group: &str| Event::Acked { member: 1, group: group.into(), number: NUMBER, position: 1 };
+    assert_eq!(complaints(&scenario, &events(1, false, 1, acked("other"))), Vec::<String>::new());
     let unlike = [
         ("it was in time", events(1, true, 1, Event::Idle)),
         ("there was time left", events(2, false, 1, Event::Idle)),
         ("another stopped", events(1, false, 3, Event::Idle)),
-        ("it was acknowledged before", events(1, false, 1, acked)),
+        ("it was acknowledged before", events(1, false, 1, acked(GROUP))),
     ];
     for (what, events) in unlike {
         let wrong = complaints(&scenario, &events);
         assert!(wrong.iter().any(|wrong| wrong.contains("doubles have no reason")), "{what}: {wrong:?}");
+    }
+}
+
+#[test]
+fn no_more_calls_share_a_bulkhead_than_it_has_places() {
+    let mut scenario = scenario();
+    (scenario.routes[0].guarded, scenario.routes[0].order) = (true, Order::None);
+    let events = [
+        (0, began(1, 1)),
+        (5, began(1, 2)),
+        (5, began(2, 3)),
+        (9, ended(1, How::Returned)),
+        (9, began(1, 4)),
+    ];
+    for (places, wrong) in [(1, 2), (2, 0)] {
+        scenario.places = places;
+        let complaints = complaints(&scenario, &events);
+        let of_places = complaints.iter().filter(|complaint| complaint.contains("bulkhead"));
+        assert_eq!(of_places.count(), wrong, "{places} places: {complaints:?}");
     }
 }

@@ -18,7 +18,14 @@ impl Dispatcher<'_> {
         admitted
     }
 
-    /// The pass of an attempt at so many messages. What runs alone to be judged may have none.
+    /// Nothing starts for now: others may have what was kept for that.
+    pub(super) fn rest(&mut self) {
+        if let Some(admission) = &mut self.admission {
+            admission.rest();
+        }
+    }
+
+    /// The pass of an attempt at so many messages.
     pub(super) fn pass(&mut self, messages: usize) -> Option<Box<Pass>> {
         self.admission.as_mut()?.take(messages)
     }

@@ -43,8 +43,8 @@ impl Dispatcher<'_> {
         let mut released = Vec::new();
         let revoking = std::mem::take(&mut self.revoking);
         for revocation in revoking {
-            // what the group is told of a suspect is told under its claim
-            if self.runs_under(&revocation.claims) || self.suspects.is_telling() {
+            // a group whose claim is gone may not listen any more
+            if self.runs_under(&revocation.claims) || self.suspects.is_telling_under(&revocation.claims) {
                 self.revoking.push(revocation);
             } else {
                 self.give_back(revocation.held);
@@ -80,6 +80,7 @@ impl Dispatcher<'_> {
     pub(crate) fn stop(&mut self) {
         events::draining(&self.plan.names, self.held);
         self.stopping = true;
+        self.rest();
     }
 
     /// The time is up: what runs is cancelled, and ends as such when it is polled next.

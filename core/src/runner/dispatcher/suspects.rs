@@ -14,14 +14,14 @@ use crate::env::BoxFuture;
 use crate::error::{Error, ErrorKind, Result};
 use crate::outcome::Reason;
 use crate::runner::events;
-use crate::settle::Token;
+use crate::settle::{ClaimId, Token};
 use crate::subscribe::{Control, Health, Suspect};
 
 /// After so many processes that ended while it ran alone, a message is judged.
 const STRIKES: u32 = 2;
 /// How long a broker that can't be asked is left alone.
 const PAUSE: Duration = Duration::from_secs(1);
-/// How long the others wait for the group to hear that a suspect has ended.
+/// How long the others wait for the group to hear of a suspect.
 const TELLING: Duration = Duration::from_secs(5);
 
 /// The suspects of a route. While there are any, nothing else of it starts.
@@ -30,9 +30,9 @@ pub(super) struct Suspects {
     waiting: VecDeque<Held>,
     /// The one that is being asked about or runs.
     alone: Option<Alone>,
-    /// The group is being told that one doesn't run any more. Until it knows nothing else starts: what that ended would be laid to the
-    /// suspect.
-    telling: Option<BoxFuture<'static, ()>>,
+    /// The group is being told that one, which came under this claim, doesn't run any more. Until it knows nothing else starts: what that
+    /// ended would be laid to the suspect.
+    telling: Option<(ClaimId, BoxFuture<'static, ()>)>,
     /// The group can't be asked.
     trouble: Option<Health>,
 }
@@ -54,9 +54,9 @@ impl Suspects {
         self.telling.is_some()
     }
 
-    /// What is to be said of it in the route's health.
-    pub(super) fn trouble(&self) -> Option<&Health> {
-        self.trouble.as_ref()
+    /// Whether it has still to hear of one under these claims.
+    pub(super) fn is_telling_under(&self, claims: &[ClaimId]) -> bool {
+        self.telling.as_ref().is_some_and(|(claim, _)| claims.contains(claim))
     }
 
     pub(super) fn take_waiting(&mut self, which: impl Fn(&Held) -> bool) -> Vec<Held> {
@@ -138,10 +138,19 @@ impl Dispatcher<'_> {
     pub(super) fn strike(&mut self, held: Held) {
         let before = Arc::new(OnceLock::new());
         self.suspects.alone.iter_mut().for_each(|alone| alone.before = Arc::clone(&before));
-        let (suspect, control) = (name(&held), Arc::clone(&self.control));
+        let (suspect, control, env) = (name(&held), Arc::clone(&self.control), &self.orders.env);
         let lost = self.hold_for_copy(&held);
         self.copies.push(Box::pin(async move {
-            let sent = match lost.run_until_cancelled(strike(&*control, suspect, &before)).await {
+            let telling = async {
+                tokio::select! {
+                    biased;
+                    told = tell_strike(&*control, suspect, &before) => told,
+                    () = env.sleep(TELLING) => {
+                        Err(Error::new(ErrorKind::Timeout, "strikes", "the group doesn't answer").temporary(true))
+                    }
+                }
+            };
+            let sent = match lost.run_until_cancelled(telling).await {
                 None => Sent::Lost,
                 Some(Ok(strikes)) => Sent::Struck(strikes),
                 Some(Err(error)) => Sent::Unknown(error),
@@ -163,10 +172,23 @@ impl Dispatcher<'_> {
         // until then the store's word may be too old
         held.reservation.iter_mut().for_each(|reservation| reservation.lapse());
         if self.stopping {
-            self.returned.push(held);
-        } else {
+            return self.returned.push(held);
+        }
+        // the others that are suspected wait as long, so that the rest of the service goes on
+        for held in std::iter::once(held).chain(self.suspects.take_waiting(|_| true)) {
             self.delay(PAUSE, Items::from_iter([held]));
         }
+        self.free_place();
+    }
+
+    /// What is to be said in the route's health: that the group can't be asked, as long as there is anything to ask.
+    pub(super) fn suspects_trouble(&mut self) -> Option<Health> {
+        self.suspects.trouble.as_ref()?;
+        let waits = self.delayed.iter().any(|delayed| self.is_suspect(&delayed.held.delivery));
+        if self.suspects.is_empty() && !waits {
+            self.suspects.trouble = None;
+        }
+        self.suspects.trouble.clone()
     }
 
     /// A suspect of which the group was told: it runs, or it is judged.
@@ -183,9 +205,21 @@ impl Dispatcher<'_> {
             let error = format!("it has ended {strikes} processes while it ran alone");
             self.end_alone();
             self.give_up(held, Reason::CrashLoop, &error.into());
-        } else {
+        } else if self.is_still_admitted() {
             self.start(Items::from_iter([held]), true, cx);
+        } else {
+            self.not_alone_now(&mut held);
+            held.reservation.iter_mut().for_each(|reservation| reservation.lapse());
+            self.delay(Duration::ZERO, Items::from_iter([held]));
         }
+    }
+
+    /// Whether the pass that was kept still holds, or there is another.
+    fn is_still_admitted(&mut self) -> bool {
+        if let Some(admission) = &mut self.admission {
+            admission.look_again();
+        }
+        self.admitted()
     }
 
     /// What was to run alone doesn't, at least not now: the others go on, and the group knows of it what it knew before. If it comes
@@ -210,25 +244,29 @@ impl Dispatcher<'_> {
     }
 
     fn leave_alone(&mut self, has_ended: bool) {
-        let Some(Alone { suspect, before, .. }) = self.suspects.alone.take() else { return };
+        let Some(Alone { token, suspect, before }) = self.suspects.alone.take() else { return };
+        if let Some(admission) = &mut self.admission {
+            admission.look_again();
+        }
         if let Some(before) = before.get() {
             let strikes = if has_ended { 0 } else { *before };
             let (control, env) = (Arc::clone(&self.control), self.orders.env.clone());
-            self.suspects.telling = Some(Box::pin(async move {
+            let telling = Box::pin(async move {
                 // what can't be told counts once too often, and only if the message comes again and is suspected again
                 tokio::select! {
                     biased;
                     _ = control.set_strikes(suspect, strikes) => {}
                     () = env.sleep(TELLING) => {}
                 }
-            }));
+            });
+            self.suspects.telling = Some((token.claim, telling));
         }
         self.free_place();
     }
 
     /// Ready when the group has heard.
     pub(super) fn poll_told(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Some(telling) = &mut self.suspects.telling else { return Poll::Pending };
+        let Some((_, telling)) = &mut self.suspects.telling else { return Poll::Pending };
         ready!(telling.as_mut().poll(cx));
         self.suspects.telling = None;
         self.free_place();
@@ -245,7 +283,7 @@ impl Dispatcher<'_> {
 
 /// Tells the group that the message is about to run alone; answers how often that was told before without an end. `before` is that, too,
 /// once it is told.
-async fn strike(control: &dyn Control, suspect: Suspect, before: &OnceLock<u32>) -> Result<u32> {
+async fn tell_strike(control: &dyn Control, suspect: Suspect, before: &OnceLock<u32>) -> Result<u32> {
     // what can't be remembered here at all runs alone, and nothing more is known of it
     let strikes = match control.strikes(suspect).await {
         Ok(strikes) => strikes,
