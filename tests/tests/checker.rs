@@ -58,6 +58,17 @@ impl World {
         world
     }
 
+    /// Consumer 2 handles three more messages of each key again.
+    fn much_again() -> Self {
+        let mut world = Self::sound();
+        for key in 0..KEYS {
+            for number in 26..29 {
+                world.handle("consumer-2", 610 * MS + u64::from(number) * MS, id(key, number), 1);
+            }
+        }
+        world
+    }
+
     fn add(&mut self, process: &str, at: u64, step: Step) {
         self.0.entry(process.to_owned()).or_default().push(Entry { at, step });
     }
@@ -246,12 +257,7 @@ fn a_kill_after_both_effects_explains_no_double() {
 
 #[test]
 fn a_kill_explains_no_more_doubles_than_were_in_flight() {
-    let mut world = World::sound();
-    for key in 0..KEYS {
-        for number in 26..29 {
-            world.handle("consumer-2", 610 * MS + u64::from(number) * MS, id(key, number), 1);
-        }
-    }
+    let world = World::much_again();
     // 61 doubles by now, 40 in flight
     let verdict = world.check();
     assert!(verdict.doubled_unexplained.len() >= 20, "{}", verdict.doubled_unexplained.len());
@@ -259,12 +265,7 @@ fn a_kill_explains_no_more_doubles_than_were_in_flight() {
 
 #[test]
 fn what_the_broker_has_not_heard_of_is_in_flight_too() {
-    let mut world = World::sound();
-    for key in 0..KEYS {
-        for number in 26..29 {
-            world.handle("consumer-2", 610 * MS + u64::from(number) * MS, id(key, number), 1);
-        }
-    }
+    let world = World::much_again();
     // 61 doubles and 40 in flight as above; in its last 20 ms consumer 1 handled 19, and in the 10 ms before those 5
     for (unheard, left) in [(20, 2), (30, 0)] {
         let bounds = Bounds { unheard: Duration::from_millis(unheard), ..bounds() };

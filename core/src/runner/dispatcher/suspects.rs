@@ -136,8 +136,7 @@ impl Dispatcher<'_> {
 
     /// Tells the group that this one, which is alone, is about to run.
     pub(super) fn strike(&mut self, held: Held) {
-        let before = Arc::new(OnceLock::new());
-        self.suspects.alone.iter_mut().for_each(|alone| alone.before = Arc::clone(&before));
+        let before = self.suspects.alone.as_ref().map(|alone| Arc::clone(&alone.before)).unwrap_or_default();
         let (suspect, control, env) = (name(&held), Arc::clone(&self.control), &self.orders.env);
         let lost = self.hold_for_copy(&held);
         self.copies.push(Box::pin(async move {
