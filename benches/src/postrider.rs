@@ -70,7 +70,9 @@ pub(crate) fn url(job: &Job, messages: u64) -> String {
         let held = if job.case.direction() == crate::case::Direction::Out { messages } else { 10_000 };
         return format!("memory:?max_messages={held}&max_bytes={}", 4u64 << 30);
     }
-    format!("{}?tenant={}", job.url, job.subject.name())
+    // the URL may have options of its own, to try them out
+    let join = if job.url.contains('?') { '&' } else { '?' };
+    format!("{}{join}tenant={}", job.url, job.subject.name())
 }
 
 /// On the embedded broker what is published is handled in the same process; what is only consumed is there before.

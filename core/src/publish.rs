@@ -183,6 +183,11 @@ impl Confirm {
         Self(State::Tracked(confirms, token))
     }
 
+    /// Whether the outcome is known without a look at the broker's answers.
+    pub(crate) fn is_known(&self) -> bool {
+        matches!(self.0, State::Ready(_))
+    }
+
     /// The outcome of a future, for clients that box their own.
     pub fn boxed(future: impl Future<Output = Confirmed> + Send + 'static) -> Self {
         Self(State::Boxed(Box::pin(future)))

@@ -10,6 +10,7 @@ pub mod fuzzing;
 mod held;
 mod isolation;
 mod lanes;
+mod outputs;
 mod parked;
 mod plan;
 mod pool;

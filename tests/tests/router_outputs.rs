@@ -5,6 +5,8 @@
 mod router_kit;
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use postrider::memory::{FaultPlan, MemoryBroker, MemoryConfig};
@@ -43,6 +45,51 @@ async fn the_input_is_acknowledged_only_after_its_output_is_confirmed() {
         // the output took longer than the 30 s that a handler may take, but waiting for a confirm is no handling
         assert_eq!((report.handled, report.retried), (1, 0));
         assert_eq!(look(&broker, "invoices").await.len(), 1);
+    }
+}
+
+/// Whose handler is done takes no place of `concurrency` while its output is on its way; what bounds those is the window, and the order.
+#[tokio::test(start_paused = true)]
+async fn while_outputs_are_confirmed_other_handlers_run_as_far_as_window_and_order_allow() {
+    const ORDERS: usize = 20;
+    let customers: Vec<_> = (0..ORDERS).map(|number| format!("customer {number}")).collect();
+    let one = vec!["ann".to_owned(); ORDERS];
+    // so many handlers are done before the first output is confirmed
+    for (customers, window, done) in [(&customers, 100, ORDERS), (&customers, 7, 7), (&one, 100, 1)] {
+        for (workers, pause) in [(1, Duration::ZERO), (1, SECOND), (3, Duration::ZERO), (3, SECOND)] {
+            // every publish takes a minute of this broker's clock
+            let plan = FaultPlan::seeded(1).delayed(1.0, 60 * SECOND);
+            let broker = MemoryBroker::with_faults(MemoryConfig::default(), Env::seeded(7), plan);
+            let broker = Broker::new(broker);
+            broker.declare("orders").await.unwrap();
+            for customer in customers {
+                broker.publish("orders", &placed(customer, 1)).await.unwrap();
+            }
+            let at_work = Arc::new(AtomicUsize::new(0));
+            let ended = Log::default();
+            let log = ended.clone();
+            let handler = move |order: Placed| {
+                assert!(at_work.fetch_add(1, Relaxed) < 2, "more handlers than places");
+                let (at_work, log) = (Arc::clone(&at_work), log.clone());
+                async move {
+                    if !pause.is_zero() {
+                        tokio::time::sleep(pause).await;
+                    }
+                    at_work.fetch_sub(1, Relaxed);
+                    log.add(());
+                    invoiced(&order)
+                }
+            };
+            let options = billing().workers(workers).concurrency(2).max_in_flight(window);
+            let service = Router::new().route(options.handle(handler)).start(&broker).await.unwrap();
+            tokio::time::sleep(30 * SECOND).await;
+            let case = format!("window {window}, {workers} workers, each {pause:?}");
+            assert_eq!(ended.all().len(), done, "{case}");
+            assert_eq!(service.report().routes[0].handled, 0, "{case}");
+            let report = finish(service).await;
+            assert_eq!((report.handled as usize, report.retried), (ORDERS, 0), "{case}");
+            assert_eq!(look(&broker, "invoices").await.len(), ORDERS, "{case}");
+        }
     }
 }
 

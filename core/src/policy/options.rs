@@ -165,7 +165,8 @@ impl RouteOptions {
         self
     }
 
-    /// How many handlers may run at once, from 1; 64 unless set. One that waits for its back-off doesn't count.
+    /// How many handlers may run at once, from 1; 64 unless set. A message that waits for its back-off doesn't count, nor does one whose
+    /// handler is done and whose outputs are being confirmed: what bounds those is the window.
     pub fn concurrency(mut self, concurrency: usize) -> Self {
         self.concurrency = concurrency;
         self

@@ -1,5 +1,5 @@
 //! Those who call the handler: attempts with their panic guard and time-out, polled once in place and parked only when they
-//! wait. What an outcome means for the message is the dispatcher's.
+//! wait; and what they return to be published, until it is confirmed. What an outcome means for the message is the dispatcher's.
 
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -12,17 +12,15 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::task::coop::has_budget_remaining;
 
 use super::isolation::Isolation;
+use super::outputs::Outputs;
 use super::parked::{Deadlines, Parked, State};
 use crate::broker::Broker;
 use crate::env::{BoxFuture, Env};
-use crate::envelope::Envelope;
-use crate::error::BoxError;
 use crate::extract::Incoming;
 use crate::handler::DynHandler;
 use crate::idempotency::IdempotencyStore;
 use crate::outcome::{Outcome, Reason};
 use crate::policy::OnlyIf;
-use crate::publish::{Confirmed, Outgoing, Publisher};
 
 /// What a crew needs to know of its route.
 #[derive(Clone)]
@@ -41,10 +39,22 @@ pub(crate) struct Orders {
     pub(crate) store: Option<Arc<dyn IdempotencyStore>>,
 }
 
-/// How an attempt ended for the dispatcher.
+/// How far an attempt is, as it begins.
 #[derive(Debug)]
-pub(crate) enum Ended {
-    Outcome(Outcome),
+pub(crate) enum Begun {
+    Ended(Outcome),
+    /// Its handler waits.
+    Waits,
+    /// Its handler is done; what it returned is on its way to the broker.
+    Publishes,
+}
+
+/// What happens to an attempt that didn't end where it began.
+#[derive(Debug)]
+pub(crate) enum Step {
+    /// Its handler is done; what it returned is on its way to the broker. The attempt goes on.
+    Handled,
+    Ended(Outcome),
     /// It was cancelled: its claim is gone, or the service's time is up. Not a failure.
     Cancelled,
 }
@@ -52,7 +62,8 @@ pub(crate) enum Ended {
 /// Runs attempts of one route on one task.
 pub(crate) struct Crew<'a> {
     orders: &'a Orders,
-    attempts: FuturesUnordered<Attempt<'a>>,
+    handling: FuturesUnordered<Handling<'a>>,
+    publishing: FuturesUnordered<Publishing<'a>>,
     /// Of those parked, by their number: numbers are used again, so there are hardly more than attempts at once.
     parked: Vec<Option<Arc<Parked>>>,
     deadlines: Deadlines,
@@ -60,8 +71,13 @@ pub(crate) struct Crew<'a> {
 
 impl<'a> Crew<'a> {
     pub(crate) fn new(orders: &'a Orders) -> Self {
-        let deadlines = Deadlines::new(orders.timeout);
-        Self { orders, attempts: FuturesUnordered::new(), parked: Vec::new(), deadlines }
+        Self {
+            orders,
+            handling: FuturesUnordered::new(),
+            publishing: FuturesUnordered::new(),
+            parked: Vec::new(),
+            deadlines: Deadlines::new(orders.timeout),
+        }
     }
 
     /// Begins an attempt under the number `job`. One that ends at its first poll costs no task, set entry or waker.
@@ -70,135 +86,200 @@ impl<'a> Crew<'a> {
         job: impl FnOnce() -> usize,
         incoming: Incoming,
         cx: &mut Context<'_>,
-    ) -> Option<Outcome> {
+    ) -> Begun {
         let handler = &*self.orders.handler;
-        let mut attempt = match catch_unwind(AssertUnwindSafe(|| handler.dyn_handle(incoming))) {
-            Ok(future) => {
-                Attempt { job: 0, orders: self.orders, stage: Stage::Handling(future), parked: None }
-            }
-            Err(panic) => return Some(panicked(&*panic)),
+        let mut future = match catch_unwind(AssertUnwindSafe(|| handler.dyn_handle(incoming))) {
+            Ok(future) => Guarded(Some(future)),
+            Err(panic) => return Begun::Ended(panicked(&*panic)),
         };
-        if let Poll::Ready(outcome) = attempt.work(cx, false) {
-            return Some(outcome);
+        if let Poll::Ready(outcome) = future.poll_handler(self.orders, cx) {
+            return match self.publish(outcome) {
+                Ok(outputs) => {
+                    let job = job();
+                    let parked = self.park(job);
+                    self.publishing.push(Publishing { job, outputs, parked });
+                    Begun::Publishes
+                }
+                Err(outcome) => Begun::Ended(outcome),
+            };
         }
-        attempt.job = job();
-        let parked = Arc::new(Parked::new());
-        if self.parked.len() <= attempt.job {
-            self.parked.resize(attempt.job + 1, None);
-        }
-        self.parked[attempt.job] = Some(Arc::clone(&parked));
-        // what is being confirmed has the publisher's own deadline
-        if let Stage::Handling(_) = attempt.stage {
-            self.deadlines.push(&self.orders.env, Arc::clone(&parked), self.attempts.len());
-        }
-        attempt.parked = Some(parked);
-        self.attempts.push(attempt);
-        None
+        let (job, orders) = (job(), self.orders);
+        let parked = self.park(job);
+        self.deadlines.push(&orders.env, Arc::clone(&parked), self.handling.len());
+        self.handling.push(Handling { job, orders, future, parked });
+        Begun::Waits
     }
 
-    /// Cancels a parked attempt; it ends as [`Ended::Cancelled`].
+    fn park(&mut self, job: usize) -> Arc<Parked> {
+        let parked = Arc::new(Parked::new());
+        if self.parked.len() <= job {
+            self.parked.resize(job + 1, None);
+        }
+        self.parked[job] = Some(Arc::clone(&parked));
+        parked
+    }
+
+    /// Hands over what the outcome asks for. The outcome, if nothing of that has to be waited for.
+    fn publish(&self, outcome: Outcome) -> Result<Guarded<Outputs<'a>>, Outcome> {
+        let mut outputs = Outputs::of(outcome, self.orders)?;
+        match catch_unwind(AssertUnwindSafe(|| outputs.begin())) {
+            Ok(None) => Ok(Guarded(Some(outputs))),
+            Ok(Some(outcome)) => Err(outcome),
+            Err(panic) => Err(panicked(&*panic)),
+        }
+    }
+
+    /// Cancels a parked attempt; it ends as [`Step::Cancelled`].
     pub(crate) fn cancel(&mut self, job: usize) {
         if let Some(parked) = self.parked.get(job).and_then(Option::as_ref) {
             parked.cancel();
         }
     }
 
-    /// The next attempt that ends; pending while none runs.
+    /// What happens next to one of the attempts; pending while nothing does.
     ///
-    /// Cancel-safe: an attempt is taken out only when it is answered.
-    pub(crate) fn poll_ended(&mut self, cx: &mut Context<'_>) -> Poll<(usize, Ended)> {
+    /// Cancel-safe: an attempt is taken out only when that is answered.
+    pub(crate) fn poll_step(&mut self, cx: &mut Context<'_>) -> Poll<(usize, Step)> {
         loop {
-            if let Poll::Ready(Some((job, end))) = self.attempts.poll_next_unpin(cx) {
-                if let Some(parked) = self.parked[job].take() {
-                    parked.ended();
-                }
-                return Poll::Ready((job, end));
+            if let Poll::Ready(Some((job, outcome))) = self.handling.poll_next_unpin(cx) {
+                return Poll::Ready((job, self.handled(job, outcome)));
+            }
+            if let Poll::Ready(Some((job, outcome))) = self.publishing.poll_next_unpin(cx) {
+                return Poll::Ready((job, self.end(job, outcome)));
             }
             // those that are overdue now end with the next look
             ready!(self.deadlines.poll(&self.orders.env, cx));
         }
     }
+
+    /// A handler that had to wait is done, or was cancelled.
+    fn handled(&mut self, job: usize, outcome: Option<Outcome>) -> Step {
+        let Some(outcome) = outcome else { return self.end(job, None) };
+        let outputs = match self.publish(outcome) {
+            Ok(outputs) => outputs,
+            Err(outcome) => return self.end(job, Some(outcome)),
+        };
+        if let Some(parked) = self.parked[job].clone() {
+            // what is being confirmed has the publisher's own deadline
+            parked.done();
+            self.publishing.push(Publishing { job, outputs, parked });
+        }
+        Step::Handled
+    }
+
+    fn end(&mut self, job: usize, outcome: Option<Outcome>) -> Step {
+        if let Some(parked) = self.parked[job].take() {
+            parked.ended();
+        }
+        outcome.map_or(Step::Cancelled, Step::Ended)
+    }
 }
 
-/// One attempt: the handler's future, then its outputs until they are confirmed.
-struct Attempt<'a> {
+/// A handler that waits.
+struct Handling<'a> {
     job: usize,
     orders: &'a Orders,
-    stage: Stage<'a>,
-    /// Made when the first poll was pending: one that is done at once needs none.
-    parked: Option<Arc<Parked>>,
+    future: Guarded<BoxFuture<'a, Outcome>>,
+    parked: Arc<Parked>,
 }
 
-enum Stage<'a> {
-    Handling(BoxFuture<'a, Outcome>),
-    Publishing(BoxFuture<'a, Outcome>),
-    Ended,
-}
-
-impl Future for Attempt<'_> {
-    type Output = (usize, Ended);
+impl Future for Handling<'_> {
+    /// `None`: it was cancelled.
+    type Output = (usize, Option<Outcome>);
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let state = self.parked.as_ref().map_or(State::Waits, |parked| parked.poll_state(cx));
+        let state = self.parked.poll_state(cx);
         if state == State::Cancelled {
-            self.leave();
-            return Poll::Ready((self.job, Ended::Cancelled));
+            self.future.leave();
+            return Poll::Ready((self.job, None));
         }
-        let outcome = ready!(self.work(cx, state == State::Overdue));
-        Poll::Ready((self.job, Ended::Outcome(outcome)))
+        if !has_turn(cx) {
+            return Poll::Pending;
+        }
+        let orders = self.orders;
+        let outcome = match self.future.poll_handler(orders, cx) {
+            Poll::Ready(outcome) => outcome,
+            // that was its last chance
+            Poll::Pending if state == State::Overdue => {
+                self.future.leave();
+                let text = format!("the attempt took longer than its time-out of {:?}", orders.timeout);
+                Outcome::Retry(text.into(), None)
+            }
+            Poll::Pending => return Poll::Pending,
+        };
+        Poll::Ready((self.job, Some(outcome)))
     }
 }
 
-impl Attempt<'_> {
-    /// Goes on, until there is an outcome; a handler that is overdue has its last chance.
-    fn work(&mut self, cx: &mut Context<'_>, overdue: bool) -> Poll<Outcome> {
-        // tokio's futures say "not yet" once a task has used up its budget, and wake it: all attempts that wait, polled without one,
-        // would come back only for each other's sake, again and again
-        if !has_budget_remaining() {
-            cx.waker().wake_by_ref();
-            return Poll::Pending;
+/// A handler is done, and what it returned is on its way.
+struct Publishing<'a> {
+    job: usize,
+    outputs: Guarded<Outputs<'a>>,
+    parked: Arc<Parked>,
+}
+
+impl Future for Publishing<'_> {
+    /// `None`: it was cancelled.
+    type Output = (usize, Option<Outcome>);
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        if self.parked.poll_state(cx) == State::Cancelled {
+            self.outputs.leave();
+            return Poll::Ready((self.job, None));
         }
-        loop {
-            let (future, handling) = match &mut self.stage {
-                Stage::Handling(future) => (future, true),
-                Stage::Publishing(future) => (future, false),
-                Stage::Ended => return Poll::Pending,
-            };
-            let only_if = self.orders.only_if.as_ref().filter(|_| handling);
-            let poll = AssertUnwindSafe(|| future.as_mut().poll(cx).map(|outcome| judged(outcome, only_if)));
-            let outcome = match catch_unwind(poll) {
-                Ok(Poll::Ready(outcome)) => outcome,
-                Err(panic) => panicked(&*panic),
-                Ok(Poll::Pending) if handling && overdue => {
-                    let limit = self.orders.timeout;
-                    let text = format!("the attempt took longer than its time-out of {limit:?}");
-                    Outcome::Retry(text.into(), None)
-                }
-                Ok(Poll::Pending) => return Poll::Pending,
-            };
+        let outcome = ready!(self.outputs.poll_with(cx, Outputs::poll));
+        Poll::Ready((self.job, Some(outcome)))
+    }
+}
+
+/// Whether the task has budget left; else it is woken. Tokio's futures say "not yet" once it has used that up, and wake it: all attempts
+/// that wait, polled without one, would come back only for each other's sake, again and again.
+fn has_turn(cx: &Context<'_>) -> bool {
+    let has_turn = has_budget_remaining();
+    if !has_turn {
+        cx.waker().wake_by_ref();
+    }
+    has_turn
+}
+
+/// What may panic, at work or as it is dropped.
+struct Guarded<F>(Option<F>);
+
+impl<F> Guarded<F> {
+    /// Pending for ever once it has ended.
+    fn poll_with(
+        &mut self,
+        cx: &mut Context<'_>,
+        poll: impl FnOnce(&mut F, &mut Context<'_>) -> Poll<Outcome>,
+    ) -> Poll<Outcome> {
+        let Some(work) = self.0.as_mut().filter(|_| has_turn(cx)) else { return Poll::Pending };
+        let polled = catch_unwind(AssertUnwindSafe(|| poll(work, cx)));
+        let polled = polled.unwrap_or_else(|panic| Poll::Ready(panicked(&*panic)));
+        if polled.is_ready() {
             self.leave();
-            if handling && let Some(parked) = &self.parked {
-                parked.done();
-            }
-            if has_outputs(&outcome) && handling {
-                self.stage = Stage::Publishing(Box::pin(confirm(outcome, self.orders)));
-            } else {
-                return Poll::Ready(outcome);
-            }
         }
+        polled
     }
 
-    /// Drops what is at work, which may panic, too.
+    /// Drops what is at work.
     fn leave(&mut self) {
-        let ended = std::mem::replace(&mut self.stage, Stage::Ended);
+        let ended = self.0.take();
         let _ = catch_unwind(AssertUnwindSafe(|| drop(ended)));
     }
 }
 
-impl Drop for Attempt<'_> {
+impl Guarded<BoxFuture<'_, Outcome>> {
+    fn poll_handler(&mut self, orders: &Orders, cx: &mut Context<'_>) -> Poll<Outcome> {
+        self.poll_with(cx, |future, cx| {
+            future.as_mut().poll(cx).map(|outcome| judged(outcome, orders.only_if.as_ref()))
+        })
+    }
+}
+
+impl<F> Drop for Guarded<F> {
     /// One that panics must not keep those behind it from being dropped.
     fn drop(&mut self) {
-        if !matches!(self.stage, Stage::Ended) {
+        if self.0.is_some() {
             self.leave();
         }
     }
@@ -213,53 +294,6 @@ fn judged(outcome: Outcome, only_if: Option<&OnlyIf>) -> Outcome {
             Outcome::Each(each.into_iter().map(|outcome| judged(outcome, Some(only_if))).collect())
         }
         other => other,
-    }
-}
-
-fn has_outputs(outcome: &Outcome) -> bool {
-    match outcome {
-        Outcome::Done(outputs) => !outputs.is_empty(),
-        Outcome::Each(each) => each.iter().any(has_outputs),
-        Outcome::Retry(..) | Outcome::Reject(..) => false,
-    }
-}
-
-/// Publishes what the outcome asks for, pipelined, and waits for every confirm. What isn't confirmed makes its item retried.
-async fn confirm(outcome: Outcome, orders: &Orders) -> Outcome {
-    match outcome {
-        Outcome::Done(outputs) => confirm_outputs(outputs, orders).await,
-        Outcome::Each(each) => {
-            let mut confirmed = Vec::with_capacity(each.len());
-            for outcome in each {
-                confirmed.push(match outcome {
-                    Outcome::Done(outputs) if !outputs.is_empty() => confirm_outputs(outputs, orders).await,
-                    other => other,
-                });
-            }
-            Outcome::Each(confirmed)
-        }
-        other => other,
-    }
-}
-
-async fn confirm_outputs(outputs: Vec<Envelope>, orders: &Orders) -> Outcome {
-    let Some(channel) = &orders.publishes else {
-        let message = "the handler returned messages, but its route has no `publishes` channel; add one";
-        return Outcome::Reject(Reason::Rejected, message.into());
-    };
-    let mut confirms = Vec::with_capacity(outputs.len());
-    for output in outputs {
-        confirms.push(orders.broker.send(Outgoing::new(&**channel, output)).await);
-    }
-    let mut result: Confirmed = Ok(crate::Receipt::default());
-    for confirm in confirms {
-        // all are awaited, so that none is left on its way when the attempt is judged
-        let confirmed = confirm.await;
-        result = result.and(confirmed);
-    }
-    match result {
-        Ok(_) => Outcome::done(),
-        Err(error) => Outcome::Retry(BoxError::from(error), None),
     }
 }
 

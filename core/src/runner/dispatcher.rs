@@ -5,6 +5,7 @@ mod admission;
 mod claims;
 mod copies;
 mod direct;
+mod jobs;
 mod once;
 mod outcomes;
 mod suspects;
@@ -18,11 +19,10 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 use futures_util::stream::FuturesUnordered;
-use slab::Slab;
 use tokio_util::sync::CancellationToken;
 
 use super::admission::{Admission, Pass};
-use super::crew::{Crew, Ended, Orders};
+use super::crew::{Begun, Crew, Orders, Step};
 use super::held::{Delayed, Held, Items};
 use super::isolation::Place;
 use super::lanes::{LaneId, Lanes};
@@ -36,6 +36,7 @@ use crate::settle::{Claim, ClaimId, Settlement, Token};
 use crate::subscribe::{Control, Health, Order};
 use claims::Revocation;
 use copies::CopySent;
+use jobs::{Job, Jobs};
 use once::Answered;
 pub(crate) use once::Reservation;
 use suspects::Suspects;
@@ -59,7 +60,7 @@ pub(crate) struct Dispatcher<'a> {
     ready: VecDeque<Held>,
     delayed: BinaryHeap<Delayed>,
     delays: u64,
-    jobs: Slab<Job>,
+    jobs: Jobs,
     /// `None` for routes that may always begin.
     admission: Option<Box<Admission>>,
     /// Dead letters and retries on their way to the broker.
@@ -90,12 +91,6 @@ pub(crate) struct Dispatcher<'a> {
     late: bool,
 }
 
-/// What one call of the handler works on, and what allowed it.
-struct Job {
-    items: Items,
-    pass: Option<Box<Pass>>,
-}
-
 impl<'a> Dispatcher<'a> {
     pub(crate) fn new(
         plan: &'a Plan,
@@ -120,7 +115,7 @@ impl<'a> Dispatcher<'a> {
             ready: VecDeque::new(),
             delayed: BinaryHeap::new(),
             delays: 0,
-            jobs: Slab::new(),
+            jobs: Jobs::default(),
             admission: admission.map(Box::new),
             copies: FuturesUnordered::new(),
             copied: Vec::new(),
@@ -256,22 +251,28 @@ impl<'a> Dispatcher<'a> {
             self.answered(answered, cx);
             any = true;
         }
-        let mut ended = Vec::new();
+        let mut steps = Vec::new();
         match &mut self.hands {
             Hands::Own(crew) => {
-                while let Poll::Ready(end) = crew.poll_ended(cx) {
-                    ended.push(end);
+                while let Poll::Ready(step) = crew.poll_step(cx) {
+                    steps.push(step);
                 }
             }
             // the waker is left behind by the call that finds nothing
-            Hands::Pool(pool) => while pool.poll_ended(cx, &mut ended).is_ready() {},
+            Hands::Pool(pool) => while pool.poll_steps(cx, &mut steps).is_ready() {},
         }
-        any |= !ended.is_empty();
-        for (job, end) in ended {
-            let Job { items, pass } = self.jobs.remove(job);
-            match end {
-                Ended::Outcome(outcome) => self.conclude(items, pass, outcome, true),
-                Ended::Cancelled => self.cancelled(items),
+        any |= !steps.is_empty();
+        for (job, step) in steps {
+            match step {
+                Step::Handled => self.jobs.handled(job),
+                Step::Ended(outcome) => {
+                    let Job { items, pass, .. } = self.jobs.remove(job);
+                    self.conclude(items, pass, outcome, true);
+                }
+                Step::Cancelled => {
+                    let Job { items, .. } = self.jobs.remove(job);
+                    self.cancelled(items);
+                }
             }
         }
         if !self.stopping
@@ -337,7 +338,7 @@ impl<'a> Dispatcher<'a> {
     }
 
     fn has_room(&mut self) -> bool {
-        self.jobs.len() + self.asked.len() < self.plan.concurrency
+        self.jobs.handling() + self.asked.len() < self.plan.concurrency
             && self.is_open()
             && self.place.enter()
             && self.admitted()
@@ -409,23 +410,21 @@ impl<'a> Dispatcher<'a> {
         let attempt = items.iter().map(|held| held.attempt).max().unwrap_or(1);
         let incoming =
             Incoming::new(envelope, rest, attempt, first.delivery.deliveries, first.delivery.claim_id());
-        let outcome = match &mut self.hands {
-            Hands::Own(crew) => {
-                let entry = &self.jobs;
-                crew.start(|| entry.vacant_key(), incoming, cx)
-            }
+        let begun = match &mut self.hands {
+            Hands::Own(crew) => crew.start(|| self.jobs.next(), incoming, cx),
             Hands::Pool(pool) => {
-                pool.start(self.jobs.vacant_key(), incoming);
-                None
+                pool.start(self.jobs.next(), incoming);
+                Begun::Waits
             }
         };
-        if let Some(outcome) = outcome {
-            self.conclude(items, pass, outcome, occupied);
-        } else {
-            if !occupied {
-                items.iter().filter_map(|held| held.lane).for_each(|lane| self.lanes.occupy(lane));
-            }
-            self.jobs.insert(Job { items, pass });
+        let publishes = match begun {
+            Begun::Ended(outcome) => return self.conclude(items, pass, outcome, occupied),
+            Begun::Publishes => true,
+            Begun::Waits => false,
+        };
+        if !occupied {
+            items.iter().filter_map(|held| held.lane).for_each(|lane| self.lanes.occupy(lane));
         }
+        self.jobs.insert(items, pass, publishes);
     }
 }

@@ -8,7 +8,7 @@ use std::task::{Context, Poll, Waker};
 use smallvec::SmallVec;
 use tokio::task::JoinSet;
 
-use super::crew::{Crew, Ended, Orders};
+use super::crew::{Begun, Crew, Orders, Step};
 use crate::extract::Incoming;
 
 /// The tasks end when this is dropped.
@@ -28,7 +28,7 @@ struct Shared {
 #[derive(Default)]
 struct Board {
     jobs: VecDeque<(usize, Incoming)>,
-    ended: Vec<(usize, Ended)>,
+    steps: Vec<(usize, Step)>,
     cancels: Vec<Vec<usize>>,
     idle: Vec<Option<Waker>>,
     dispatcher: Option<Waker>,
@@ -72,13 +72,13 @@ impl Pool {
         wakers.into_iter().for_each(Waker::wake);
     }
 
-    /// Cancels an attempt, wherever it is; it ends as [`Ended::Cancelled`] unless it has ended already.
+    /// Cancels an attempt, wherever it is; it ends as [`Step::Cancelled`] unless it has ended already.
     pub(crate) fn cancel(&mut self, job: usize) {
         self.hand_over();
         let mut board = self.shared.board();
         if let Some(at) = board.jobs.iter().position(|(j, _)| *j == job) {
             board.jobs.remove(at);
-            board.ended.push((job, Ended::Cancelled));
+            board.steps.push((job, Step::Cancelled));
             return;
         }
         // one of them has it parked; the others don't know the number
@@ -88,44 +88,46 @@ impl Pool {
         wakers.into_iter().for_each(Waker::wake);
     }
 
-    /// All attempts that have ended; pending while there are none.
-    pub(crate) fn poll_ended(&mut self, cx: &mut Context<'_>, into: &mut Vec<(usize, Ended)>) -> Poll<()> {
-        // nobody waits for an end while something that was begun is still here
+    /// All that has happened to attempts; pending while nothing has.
+    pub(crate) fn poll_steps(&mut self, cx: &mut Context<'_>, into: &mut Vec<(usize, Step)>) -> Poll<()> {
+        // nobody waits for a step while something that was begun is still here
         self.hand_over();
         let mut board = self.shared.board();
-        if board.ended.is_empty() {
+        if board.steps.is_empty() {
             board.dispatcher = Some(cx.waker().clone());
             return Poll::Pending;
         }
-        into.append(&mut board.ended);
+        into.append(&mut board.steps);
         Poll::Ready(())
     }
 }
 
 async fn work(me: usize, shared: &Shared, orders: &Orders) {
     let mut crew = Crew::new(orders);
-    let (mut taken, mut ended) = (Vec::new(), Vec::new());
+    let (mut taken, mut steps) = (Vec::new(), Vec::new());
     loop {
         poll_fn(|cx| {
-            while let Poll::Ready(end) = crew.poll_ended(cx) {
-                ended.push(end);
+            while let Poll::Ready(step) = crew.poll_step(cx) {
+                steps.push(step);
             }
             let mut board = shared.board();
             for job in std::mem::take(&mut board.cancels[me]) {
                 crew.cancel(job);
             }
-            board.ended.append(&mut ended);
+            board.steps.append(&mut steps);
             // a fair share, so that one long attempt has little queued behind it that another could take
             let share = (board.jobs.len() / (2 * shared.workers)).clamp(1, 32).min(board.jobs.len());
             taken.extend(board.jobs.drain(..share));
             let sleeps = taken.is_empty();
             board.idle[me] = sleeps.then(|| cx.waker().clone());
-            let dispatcher = if board.ended.is_empty() { None } else { board.dispatcher.take() };
+            let dispatcher = if board.steps.is_empty() { None } else { board.dispatcher.take() };
             drop(board);
             dispatcher.into_iter().for_each(Waker::wake);
             for (job, incoming) in taken.drain(..) {
-                if let Some(outcome) = crew.start(|| job, incoming, cx) {
-                    ended.push((job, Ended::Outcome(outcome)));
+                match crew.start(|| job, incoming, cx) {
+                    Begun::Ended(outcome) => steps.push((job, Step::Ended(outcome))),
+                    Begun::Publishes => steps.push((job, Step::Handled)),
+                    Begun::Waits => {}
                 }
             }
             if sleeps { Poll::Pending } else { Poll::Ready(()) }

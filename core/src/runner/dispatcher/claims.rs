@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering::Relaxed;
 
-use super::{Dispatcher, Hands, Held, Items, Job};
+use super::{Dispatcher, Hands, Held, Items};
 use crate::runner::events;
 use crate::settle::{ClaimId, Settlement};
 
@@ -159,13 +159,12 @@ impl Dispatcher<'_> {
     }
 
     fn runs_under(&self, claims: &[ClaimId]) -> bool {
-        let running =
-            self.jobs.iter().flat_map(|(_, job)| job.items.iter().map(|held| held.delivery.claim_id()));
+        let running = self.jobs.held().map(|held| held.delivery.claim_id());
         running.chain(self.copied.iter().map(|(token, _)| token.claim)).any(|claim| claims.contains(&claim))
     }
 
     fn cancel(&mut self, which: impl Fn(&Held) -> bool) {
-        for (job, Job { items, .. }) in &self.jobs {
+        for (job, items) in self.jobs.iter() {
             if items.iter().any(&which) {
                 match &mut self.hands {
                     Hands::Own(crew) => crew.cancel(job),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::task::Context;
 use std::time::Instant;
 
-use super::{Dispatcher, Hands, Held, Items, Job};
+use super::{Begun, Dispatcher, Hands, Held, Items};
 use crate::delivery::Delivery;
 use crate::extract::Incoming;
 use crate::outcome::Outcome;
@@ -42,24 +42,27 @@ impl Dispatcher<'_> {
         let Hands::Own(crew) = &mut self.hands else { return Some(delivery) };
         let incoming =
             Incoming::new(delivery.envelope.clone(), Vec::new(), 1, delivery.deliveries, delivery.claim_id());
-        let jobs = &self.jobs;
-        let outcome = crew.start(|| jobs.vacant_key(), incoming, cx);
-        if let Some(Outcome::Done(_)) = outcome {
+        let begun = crew.start(|| self.jobs.next(), incoming, cx);
+        if let Begun::Ended(Outcome::Done(_)) = begun {
             self.handled += 1;
             self.settled.push((delivery.claim, Settlement::Ack));
             return None;
         }
         let items = Items::from_iter([Held::new(delivery, lane, Arc::clone(received), self.patient_now)]);
-        if let Some(outcome) = outcome {
-            self.conclude(items, None, outcome, false);
-            // what is tried again at once isn't in the way of those that came after it
-            self.pump(cx);
-        } else {
-            if let Some(lane) = lane {
-                self.lanes.occupy(lane);
+        let publishes = match begun {
+            Begun::Ended(outcome) => {
+                self.conclude(items, None, outcome, false);
+                // what is tried again at once isn't in the way of those that came after it
+                self.pump(cx);
+                return None;
             }
-            self.jobs.insert(Job { items, pass: None });
+            Begun::Publishes => true,
+            Begun::Waits => false,
+        };
+        if let Some(lane) = lane {
+            self.lanes.occupy(lane);
         }
+        self.jobs.insert(items, None, publishes);
         None
     }
 }

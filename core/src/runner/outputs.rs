@@ -1,0 +1,178 @@
+//! What a handler returned to be published: handed over in its order, and awaited until the broker has all of it.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::vec;
+
+use smallvec::SmallVec;
+
+use super::crew::Orders;
+use crate::env::BoxFuture;
+use crate::envelope::Envelope;
+use crate::error::BoxError;
+use crate::outcome::{Outcome, Reason};
+use crate::publish::{Confirm, Outgoing, PublishError, Publisher};
+
+/// The outputs of one attempt, on their way.
+pub(super) enum Outputs<'a> {
+    /// Of one message, or of a batch as a whole.
+    One(Sends<'a>),
+    /// Of the messages of a batch, in order.
+    Each(Vec<Item<'a>>),
+}
+
+/// What became of one message of a batch.
+pub(super) enum Item<'a> {
+    Known(Outcome),
+    Publishes(Sends<'a>),
+}
+
+/// Messages of which one is handed over after the other, while those before it are being confirmed.
+pub(super) struct Sends<'a> {
+    orders: &'a Orders,
+    left: vec::IntoIter<Envelope>,
+    /// Waits for room; those left wait behind it.
+    waits: Option<BoxFuture<'a, Confirm>>,
+    /// From the first that isn't known to be confirmed on, the last first.
+    confirms: SmallVec<[Confirm; 1]>,
+    /// The first that failed.
+    failed: Option<PublishError>,
+}
+
+impl<'a> Outputs<'a> {
+    /// The outputs of an outcome, or the outcome if it has none.
+    pub(super) fn of(outcome: Outcome, orders: &'a Orders) -> Result<Self, Outcome> {
+        if !has_outputs(&outcome) {
+            return Err(outcome);
+        }
+        match outcome {
+            Outcome::Done(outputs) => Sends::new(outputs, orders).map(Self::One),
+            Outcome::Each(each) => {
+                Ok(Self::Each(each.into_iter().map(|outcome| Item::of(outcome, orders)).collect()))
+            }
+            other => Err(other),
+        }
+    }
+
+    /// Hands over what there is room for. The outcome, if that was all and is known already.
+    pub(super) fn begin(&mut self) -> Option<Outcome> {
+        let all = self.sends().all(Sends::hand_over);
+        (all && self.sends().all(|sends| sends.is_known())).then(|| self.outcome())
+    }
+
+    /// Ready with the outcome when all are handed over and confirmed. What isn't confirmed makes its message tried again; all are awaited,
+    /// so that none is on its way when that is judged.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Outcome> {
+        for sends in self.sends() {
+            ready!(sends.poll_handed(cx));
+        }
+        for sends in self.sends() {
+            ready!(sends.poll_confirmed(cx));
+        }
+        Poll::Ready(self.outcome())
+    }
+
+    fn sends(&mut self) -> impl Iterator<Item = &mut Sends<'a>> {
+        let (one, each) = match self {
+            Self::One(sends) => (Some(sends), [].iter_mut()),
+            Self::Each(items) => (None, items.iter_mut()),
+        };
+        let each = each.filter_map(|item| match item {
+            Item::Known(_) => None,
+            Item::Publishes(sends) => Some(sends),
+        });
+        one.into_iter().chain(each)
+    }
+
+    /// Of sends that are all confirmed.
+    fn outcome(&mut self) -> Outcome {
+        match self {
+            Self::One(sends) => sends.outcome(),
+            Self::Each(items) => {
+                let each = std::mem::take(items).into_iter().map(|item| match item {
+                    Item::Known(outcome) => outcome,
+                    Item::Publishes(mut sends) => sends.outcome(),
+                });
+                Outcome::Each(each.collect())
+            }
+        }
+    }
+}
+
+impl<'a> Item<'a> {
+    fn of(outcome: Outcome, orders: &'a Orders) -> Self {
+        match outcome {
+            Outcome::Done(outputs) if !outputs.is_empty() => {
+                Sends::new(outputs, orders).map_or_else(Self::Known, Self::Publishes)
+            }
+            other => Self::Known(other),
+        }
+    }
+}
+
+impl<'a> Sends<'a> {
+    fn new(outputs: Vec<Envelope>, orders: &'a Orders) -> Result<Self, Outcome> {
+        if orders.publishes.is_none() {
+            let message = "the handler returned messages, but its route has no `publishes` channel; add one";
+            return Err(Outcome::Reject(Reason::Rejected, message.into()));
+        }
+        let confirms = SmallVec::with_capacity(outputs.len());
+        Ok(Self { orders, left: outputs.into_iter(), waits: None, confirms, failed: None })
+    }
+
+    /// Whether all are handed over, without waiting.
+    fn hand_over(&mut self) -> bool {
+        let Some(channel) = &self.orders.publishes else { return true };
+        while self.waits.is_none()
+            && let Some(output) = self.left.next()
+        {
+            match self.orders.broker.try_send(Outgoing::new(&**channel, output)) {
+                Ok(confirm) => self.confirms.push(confirm),
+                Err(message) => self.waits = Some(Box::pin(self.orders.broker.send(message))),
+            }
+        }
+        self.waits.is_none()
+    }
+
+    fn poll_handed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        while !self.hand_over() {
+            if let Some(waits) = &mut self.waits {
+                self.confirms.push(ready!(waits.as_mut().poll(cx)));
+                self.waits = None;
+            }
+        }
+        Poll::Ready(())
+    }
+
+    /// Whether all that were handed over are confirmed, or refused, without a look at the broker's answers.
+    fn is_known(&self) -> bool {
+        self.confirms.iter().all(Confirm::is_known)
+    }
+
+    fn poll_confirmed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        // the last one first: it is likely to be the last that is answered
+        while let Some(confirm) = self.confirms.last_mut() {
+            if let Err(error) = ready!(Pin::new(confirm).poll(cx)) {
+                self.failed = Some(error);
+            }
+            self.confirms.pop();
+        }
+        Poll::Ready(())
+    }
+
+    fn outcome(&mut self) -> Outcome {
+        match self.failed.take() {
+            None => Outcome::done(),
+            Some(error) => Outcome::Retry(BoxError::from(error), None),
+        }
+    }
+}
+
+fn has_outputs(outcome: &Outcome) -> bool {
+    match outcome {
+        Outcome::Done(outputs) => !outputs.is_empty(),
+        Outcome::Each(each) => each.iter().any(has_outputs),
+        Outcome::Retry(..) | Outcome::Reject(..) => false,
+    }
+}
