@@ -6,12 +6,13 @@ mod router_kit;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
 use postrider::memory::{FaultPlan, MemoryBroker, MemoryConfig};
 use postrider::prelude::*;
 use postrider::{Env, MessageId, RouteOptions};
+use router_kit::group::{Script, Scripted};
 use router_kit::{
     Invoiced, Log, Placed, broker_with, finish, header, invoiced, lag, look, placed, retry, within,
 };
@@ -48,48 +49,158 @@ async fn the_input_is_acknowledged_only_after_its_output_is_confirmed() {
     }
 }
 
-/// Whose handler is done takes no place of `concurrency` while its output is on its way; what bounds those is the window, and the order.
+/// A broker whose confirms come a minute after a message is handed over, once `orders` are there.
+async fn late(orders: &[Placed]) -> (Broker, Script) {
+    let (inner, _) = broker_with(orders).await;
+    let script = Script::default();
+    script.confirms_after.store(60, SeqCst);
+    (Broker::new(Scripted { inner, script: script.clone() }), script)
+}
+
+/// A broker that hands no message over before a minute is over, once `orders` are there.
+async fn full(orders: &[Placed]) -> Broker {
+    let plan = FaultPlan::seeded(1).delayed(1.0, 60 * SECOND);
+    let broker = Broker::new(MemoryBroker::with_faults(MemoryConfig::default(), Env::seeded(7), plan));
+    broker.declare("orders").await.unwrap();
+    for order in orders {
+        broker.publish("orders", order).await.unwrap();
+    }
+    broker
+}
+
+/// How many of these orders are handled before the first output is confirmed, by two handlers at once.
+async fn handled_meanwhile(
+    broker: Broker,
+    orders: &[Placed],
+    options: RouteOptions,
+    pause: Duration,
+) -> usize {
+    let at_work = Arc::new(AtomicUsize::new(0));
+    let ended = Log::default();
+    let log = ended.clone();
+    let handler = move |order: Placed| {
+        assert!(at_work.fetch_add(1, SeqCst) < 2, "more handlers than places");
+        let (at_work, log) = (Arc::clone(&at_work), log.clone());
+        async move {
+            if !pause.is_zero() {
+                tokio::time::sleep(pause).await;
+            }
+            at_work.fetch_sub(1, SeqCst);
+            log.add(());
+            invoiced(&order)
+        }
+    };
+    let options = options.concurrency(2);
+    let service = Router::new().route(options.handle(handler)).start(&broker).await.unwrap();
+    tokio::time::sleep(50 * SECOND).await;
+    let meanwhile = ended.all().len();
+    assert_eq!(service.report().routes[0].handled, 0, "nothing is confirmed yet");
+    let report = finish(service).await;
+    assert_eq!((report.handled as usize, report.retried), (orders.len(), 0));
+    assert_eq!(look(&broker, "invoices").await.len(), orders.len());
+    meanwhile
+}
+
+/// Whose handler is done takes no place of `concurrency` while its output is being confirmed; what bounds those is the window, and the
+/// order. While the publisher has no room it takes one, so that no more stand before it.
 #[tokio::test(start_paused = true)]
 async fn while_outputs_are_confirmed_other_handlers_run_as_far_as_window_and_order_allow() {
-    const ORDERS: usize = 20;
-    let customers: Vec<_> = (0..ORDERS).map(|number| format!("customer {number}")).collect();
-    let one = vec!["ann".to_owned(); ORDERS];
-    // so many handlers are done before the first output is confirmed
-    for (customers, window, done) in [(&customers, 100, ORDERS), (&customers, 7, 7), (&one, 100, 1)] {
-        for (workers, pause) in [(1, Duration::ZERO), (1, SECOND), (3, Duration::ZERO), (3, SECOND)] {
-            // every publish takes a minute of this broker's clock
-            let plan = FaultPlan::seeded(1).delayed(1.0, 60 * SECOND);
-            let broker = MemoryBroker::with_faults(MemoryConfig::default(), Env::seeded(7), plan);
-            let broker = Broker::new(broker);
-            broker.declare("orders").await.unwrap();
-            for customer in customers {
-                broker.publish("orders", &placed(customer, 1)).await.unwrap();
-            }
-            let at_work = Arc::new(AtomicUsize::new(0));
-            let ended = Log::default();
-            let log = ended.clone();
-            let handler = move |order: Placed| {
-                assert!(at_work.fetch_add(1, Relaxed) < 2, "more handlers than places");
-                let (at_work, log) = (Arc::clone(&at_work), log.clone());
-                async move {
-                    if !pause.is_zero() {
-                        tokio::time::sleep(pause).await;
-                    }
-                    at_work.fetch_sub(1, Relaxed);
-                    log.add(());
-                    invoiced(&order)
-                }
-            };
-            let options = billing().workers(workers).concurrency(2).max_in_flight(window);
-            let service = Router::new().route(options.handle(handler)).start(&broker).await.unwrap();
-            tokio::time::sleep(30 * SECOND).await;
-            let case = format!("window {window}, {workers} workers, each {pause:?}");
-            assert_eq!(ended.all().len(), done, "{case}");
-            assert_eq!(service.report().routes[0].handled, 0, "{case}");
-            let report = finish(service).await;
-            assert_eq!((report.handled as usize, report.retried), (ORDERS, 0), "{case}");
-            assert_eq!(look(&broker, "invoices").await.len(), ORDERS, "{case}");
+    const ORDERS: u64 = 20;
+    let orders: Vec<_> = (0..ORDERS).map(|number| placed(&format!("customer {number}"), number)).collect();
+    let of_one: Vec<_> = (0..ORDERS).map(|number| placed("ann", number)).collect();
+    for workers in [1, 3] {
+        for pause in [Duration::ZERO, SECOND] {
+            let case = format!("{workers} workers, each {pause:?}");
+            let route = || billing().workers(workers);
+            let meanwhile = handled_meanwhile(late(&orders).await.0, &orders, route(), pause).await;
+            assert_eq!(meanwhile, 20, "{case}");
+            let narrow = route().max_in_flight(7);
+            assert_eq!(handled_meanwhile(late(&orders).await.0, &orders, narrow, pause).await, 7, "{case}");
+            let meanwhile = handled_meanwhile(late(&of_one).await.0, &of_one, route(), pause).await;
+            assert_eq!(meanwhile, 1, "{case}");
+            let meanwhile = handled_meanwhile(full(&orders).await, &orders, route(), pause).await;
+            assert_eq!(meanwhile, 2, "{case}");
         }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_outputs_of_a_batch_are_all_handed_over_before_the_first_is_confirmed() {
+    let orders: Vec<_> = (0..200).map(|number| placed(&format!("customer {number}"), number)).collect();
+    for workers in [1, 3] {
+        let (broker, script) = late(&orders).await;
+        let handler = async |Batch(orders): Batch<Placed>| {
+            orders.iter().map(|order| Ok::<_, HandlerError>(invoiced(order))).collect::<Vec<_>>()
+        };
+        let options = billing().workers(workers).batch(200).concurrency(1);
+        let service = Router::new().route(options.handle(handler)).start(&broker).await.unwrap();
+        tokio::time::sleep(50 * SECOND).await;
+        assert_eq!(script.sent.load(SeqCst), 200, "{workers} workers");
+        assert_eq!(service.report().routes[0].handled, 0);
+        assert_eq!(finish(service).await.handled, 200);
+        let invoices = look(&broker, "invoices").await;
+        let keys: Vec<_> = invoices.iter().map(|invoice| invoice.key().unwrap().to_vec()).collect();
+        let expected: Vec<_> = orders.iter().map(|order| order.customer.clone().into_bytes()).collect();
+        assert_eq!(keys, expected, "they go in the order of their messages");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_not_confirmed_at_the_deadline_or_when_its_claim_is_lost_comes_again() {
+    let orders = [placed("ann", 1), placed("bob", 2), placed("cem", 3)];
+    for (workers, loses) in [(1, false), (3, false), (1, true), (3, true)] {
+        let (inner, _) = broker_with(&orders).await;
+        let script = Script::default();
+        script.confirms_after.store(60, SeqCst);
+        let broker = Broker::new(Scripted { inner: inner.clone(), script: script.clone() });
+        let route = || Router::new().route(billing().workers(workers).concurrency(1).handle(invoice));
+        let service = route().start(&broker).await.unwrap();
+        tokio::time::sleep(SECOND).await;
+        assert_eq!(script.sent.load(SeqCst), 3, "all are being confirmed");
+        script.confirms_after.store(0, SeqCst);
+        let service = if loses {
+            inner.disconnect();
+            service
+        } else {
+            let report = within("it stops", service.stop(SECOND)).await.unwrap();
+            let counts = &report.routes[0];
+            assert_eq!((report.drained, counts.given_back, counts.handled), (false, 3, 0));
+            route().start(&broker).await.unwrap()
+        };
+        let report = finish(service).await;
+        assert_eq!((report.handled, report.retried, report.dead_lettered), (3, 0, 0), "loses: {loses}");
+        let invoices = look(&broker, "invoices").await;
+        assert_eq!(invoices.len(), 6, "they were stored before, and published again under the same ids");
+        let ids: HashSet<_> = invoices.iter().map(|invoice| invoice.id().clone()).collect();
+        assert_eq!(ids.len(), 3);
+    }
+}
+
+fn large(order: &Placed) -> Invoiced {
+    Invoiced { customer: "x".repeat(1 << 20), number: order.number }
+}
+
+/// What the publisher refuses at once is refused, too.
+#[tokio::test(start_paused = true)]
+async fn an_output_that_is_too_large_is_not_taken_for_published() {
+    for workers in [1, 3] {
+        let (_, broker) = broker_with(&[placed("ann", 1)]).await;
+        let route = billing().workers(workers).handle(async |order: Placed| large(&order));
+        let report = finish(Router::new().route(route).start(&broker).await.unwrap()).await;
+        assert_eq!((report.handled, report.retried, report.dead_lettered), (0, 2, 1), "{workers} workers");
+        let letters = look(&broker, "orders.billing.dlq").await;
+        let says = header(&letters[0], "postrider-dlq-error");
+        assert!(says.contains("send a reference to it instead"), "{says}");
+
+        let (_, broker) = broker_with(&[placed("ann", 1), placed("bob", 2), placed("cem", 3)]).await;
+        let handler = async |Batch(orders): Batch<Placed>| {
+            let made = orders.iter().map(|o| if o.number == 2 { large(o) } else { invoiced(o) });
+            made.map(Ok::<_, HandlerError>).collect::<Vec<_>>()
+        };
+        let route = billing().workers(workers).handle(handler);
+        let report = finish(Router::new().route(route).start(&broker).await.unwrap()).await;
+        assert_eq!((report.handled, report.retried, report.dead_lettered), (2, 2, 1), "{workers} workers");
+        assert_eq!(look(&broker, "invoices").await.len(), 2);
     }
 }
 

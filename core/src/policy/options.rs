@@ -166,7 +166,7 @@ impl RouteOptions {
     }
 
     /// How many handlers may run at once, from 1; 64 unless set. A message that waits for its back-off doesn't count, nor does one whose
-    /// handler is done and whose outputs are being confirmed: what bounds those is the window.
+    /// handler is done and whose outputs the publisher has: until they are confirmed, what bounds those is the window.
     pub fn concurrency(mut self, concurrency: usize) -> Self {
         self.concurrency = concurrency;
         self
@@ -237,8 +237,8 @@ impl RouteOptions {
         self
     }
 
-    /// Attempts also need a place in a bulkhead that others use, too: other routes, or calls inside of handlers. Routes wait for
-    /// theirs in turn, whatever its queue and time-out.
+    /// Attempts also need a place in a bulkhead that others use, too: other routes, or calls inside of handlers. It is held until the
+    /// attempt's outputs are confirmed. Routes wait for theirs in turn, whatever its queue and time-out.
     pub fn bulkhead(mut self, bulkhead: &Bulkhead) -> Self {
         self.bulkhead = Some(bulkhead.clone());
         self

@@ -39,20 +39,23 @@ pub(crate) struct Orders {
     pub(crate) store: Option<Arc<dyn IdempotencyStore>>,
 }
 
+/// Who panics, in what is said of an attempt.
+const HANDLER: &str = "the handler";
+
 /// How far an attempt is, as it begins.
 #[derive(Debug)]
 pub(crate) enum Begun {
     Ended(Outcome),
-    /// Its handler waits.
-    Waits,
-    /// Its handler is done; what it returned is on its way to the broker.
-    Publishes,
+    /// For its handler, or, if it `publishes`, only for the broker to confirm what that returned.
+    Waits {
+        publishes: bool,
+    },
 }
 
 /// What happens to an attempt that didn't end where it began.
 #[derive(Debug)]
 pub(crate) enum Step {
-    /// Its handler is done; what it returned is on its way to the broker. The attempt goes on.
+    /// Its handler is done, and the publisher has what that returned. The attempt goes on until it is confirmed.
     Handled,
     Ended(Outcome),
     /// It was cancelled: its claim is gone, or the service's time is up. Not a failure.
@@ -87,27 +90,33 @@ impl<'a> Crew<'a> {
         incoming: Incoming,
         cx: &mut Context<'_>,
     ) -> Begun {
-        let handler = &*self.orders.handler;
+        let (orders, handler) = (self.orders, &*self.orders.handler);
         let mut future = match catch_unwind(AssertUnwindSafe(|| handler.dyn_handle(incoming))) {
-            Ok(future) => Guarded(Some(future)),
-            Err(panic) => return Begun::Ended(panicked(&*panic)),
+            Ok(future) => Guarded::new(HANDLER, future),
+            Err(panic) => return Begun::Ended(panicked(HANDLER, &*panic)),
         };
-        if let Poll::Ready(outcome) = future.poll_handler(self.orders, cx) {
-            return match self.publish(outcome) {
-                Ok(outputs) => {
+        let polled = if has_turn(cx) { future.poll_handler(orders, cx) } else { Poll::Pending };
+        let stage = match polled {
+            Poll::Pending => Stage::Handler(future),
+            Poll::Ready(outcome) => match hand_over(outcome, orders) {
+                Handed::Ended(outcome) => return Begun::Ended(outcome),
+                Handed::Publishes(outputs) => {
                     let job = job();
                     let parked = self.park(job);
                     self.publishing.push(Publishing { job, outputs, parked });
-                    Begun::Publishes
+                    return Begun::Waits { publishes: true };
                 }
-                Err(outcome) => Begun::Ended(outcome),
-            };
-        }
-        let (job, orders) = (job(), self.orders);
+                Handed::Waits(outputs) => Stage::Outputs(outputs),
+            },
+        };
+        let job = job();
         let parked = self.park(job);
-        self.deadlines.push(&orders.env, Arc::clone(&parked), self.handling.len());
-        self.handling.push(Handling { job, orders, future, parked });
-        Begun::Waits
+        // what is published has the publisher's own deadline
+        if let Stage::Handler(_) = stage {
+            self.deadlines.push(&orders.env, Arc::clone(&parked), self.handling.len());
+        }
+        self.handling.push(Handling { job, orders, stage, parked });
+        Begun::Waits { publishes: false }
     }
 
     fn park(&mut self, job: usize) -> Arc<Parked> {
@@ -117,16 +126,6 @@ impl<'a> Crew<'a> {
         }
         self.parked[job] = Some(Arc::clone(&parked));
         parked
-    }
-
-    /// Hands over what the outcome asks for. The outcome, if nothing of that has to be waited for.
-    fn publish(&self, outcome: Outcome) -> Result<Guarded<Outputs<'a>>, Outcome> {
-        let mut outputs = Outputs::of(outcome, self.orders)?;
-        match catch_unwind(AssertUnwindSafe(|| outputs.begin())) {
-            Ok(None) => Ok(Guarded(Some(outputs))),
-            Ok(Some(outcome)) => Err(outcome),
-            Err(panic) => Err(panicked(&*panic)),
-        }
     }
 
     /// Cancels a parked attempt; it ends as [`Step::Cancelled`].
@@ -141,77 +140,136 @@ impl<'a> Crew<'a> {
     /// Cancel-safe: an attempt is taken out only when that is answered.
     pub(crate) fn poll_step(&mut self, cx: &mut Context<'_>) -> Poll<(usize, Step)> {
         loop {
-            if let Poll::Ready(Some((job, outcome))) = self.handling.poll_next_unpin(cx) {
-                return Poll::Ready((job, self.handled(job, outcome)));
+            // first those that need hardly any of the task's budget
+            if let Poll::Ready(Some((job, step))) = self.publishing.poll_next_unpin(cx) {
+                return Poll::Ready((job, self.end(job, step)));
             }
-            if let Poll::Ready(Some((job, outcome))) = self.publishing.poll_next_unpin(cx) {
-                return Poll::Ready((job, self.end(job, outcome)));
+            if let Poll::Ready(Some(handled)) = self.handling.poll_next_unpin(cx) {
+                return Poll::Ready(match handled {
+                    Handled::Publishes(publishing) => {
+                        let job = publishing.job;
+                        self.publishing.push(publishing);
+                        (job, Step::Handled)
+                    }
+                    Handled::Ended(job, step) => (job, self.end(job, step)),
+                });
             }
             // those that are overdue now end with the next look
             ready!(self.deadlines.poll(&self.orders.env, cx));
         }
     }
 
-    /// A handler that had to wait is done, or was cancelled.
-    fn handled(&mut self, job: usize, outcome: Option<Outcome>) -> Step {
-        let Some(outcome) = outcome else { return self.end(job, None) };
-        let outputs = match self.publish(outcome) {
-            Ok(outputs) => outputs,
-            Err(outcome) => return self.end(job, Some(outcome)),
-        };
-        if let Some(parked) = self.parked[job].clone() {
-            // what is being confirmed has the publisher's own deadline
-            parked.done();
-            self.publishing.push(Publishing { job, outputs, parked });
-        }
-        Step::Handled
-    }
-
-    fn end(&mut self, job: usize, outcome: Option<Outcome>) -> Step {
+    fn end(&mut self, job: usize, step: Step) -> Step {
         if let Some(parked) = self.parked[job].take() {
             parked.ended();
         }
-        outcome.map_or(Step::Cancelled, Step::Ended)
+        step
     }
 }
 
-/// A handler that waits.
+/// What became of an outcome whose outputs were handed over as far as there was room.
+enum Handed<'a> {
+    /// There were none, or what became of them is known already.
+    Ended(Outcome),
+    /// Some wait for room.
+    Waits(Guarded<Outputs<'a>>),
+    /// All are being confirmed.
+    Publishes(Guarded<Outputs<'a>>),
+}
+
+fn hand_over(outcome: Outcome, orders: &Orders) -> Handed<'_> {
+    let mut outputs = match Outputs::of(outcome, orders) {
+        Ok(outputs) => Guarded::new("the publisher", outputs),
+        Err(outcome) => return Handed::Ended(outcome),
+    };
+    match outputs.with(Outputs::hand_over) {
+        Ok(true) => known(outputs),
+        Ok(false) => Handed::Waits(outputs),
+        Err(outcome) => Handed::Ended(outcome),
+    }
+}
+
+/// Of outputs that are all handed over.
+fn known(mut outputs: Guarded<Outputs<'_>>) -> Handed<'_> {
+    match outputs.with(Outputs::known) {
+        Ok(None) => Handed::Publishes(outputs),
+        Ok(Some(outcome)) | Err(outcome) => Handed::Ended(outcome),
+    }
+}
+
+/// A handler that waits, or what it returned while that waits for room at the publisher: so many as may run at once keep a publisher
+/// busy, and more would only stand before it.
 struct Handling<'a> {
     job: usize,
     orders: &'a Orders,
-    future: Guarded<BoxFuture<'a, Outcome>>,
+    stage: Stage<'a>,
     parked: Arc<Parked>,
 }
 
-impl Future for Handling<'_> {
-    /// `None`: it was cancelled.
-    type Output = (usize, Option<Outcome>);
+enum Stage<'a> {
+    Handler(Guarded<BoxFuture<'a, Outcome>>),
+    Outputs(Guarded<Outputs<'a>>),
+    Ended,
+}
 
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+enum Handled<'a> {
+    Ended(usize, Step),
+    Publishes(Publishing<'a>),
+}
+
+impl<'a> Future for Handling<'a> {
+    type Output = Handled<'a>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Handled<'a>> {
         let state = self.parked.poll_state(cx);
         if state == State::Cancelled {
-            self.future.leave();
-            return Poll::Ready((self.job, None));
+            self.stage = Stage::Ended;
+            return Poll::Ready(Handled::Ended(self.job, Step::Cancelled));
         }
         if !has_turn(cx) {
             return Poll::Pending;
         }
         let orders = self.orders;
-        let outcome = match self.future.poll_handler(orders, cx) {
-            Poll::Ready(outcome) => outcome,
-            // that was its last chance
-            Poll::Pending if state == State::Overdue => {
-                self.future.leave();
-                let text = format!("the attempt took longer than its time-out of {:?}", orders.timeout);
-                Outcome::Retry(text.into(), None)
+        loop {
+            let handed = match std::mem::replace(&mut self.stage, Stage::Ended) {
+                Stage::Handler(mut future) => match future.poll_handler(orders, cx) {
+                    Poll::Ready(outcome) => hand_over(outcome, orders),
+                    // that was its last chance
+                    Poll::Pending if state == State::Overdue => {
+                        let limit = orders.timeout;
+                        let text = format!("the attempt took longer than its time-out of {limit:?}");
+                        Handed::Ended(Outcome::Retry(text.into(), None))
+                    }
+                    Poll::Pending => {
+                        self.stage = Stage::Handler(future);
+                        return Poll::Pending;
+                    }
+                },
+                Stage::Outputs(mut outputs) => match outputs.with(|outputs| outputs.poll_handed(cx)) {
+                    Ok(Poll::Ready(())) => known(outputs),
+                    Ok(Poll::Pending) => {
+                        self.stage = Stage::Outputs(outputs);
+                        return Poll::Pending;
+                    }
+                    Err(outcome) => Handed::Ended(outcome),
+                },
+                Stage::Ended => return Poll::Pending,
+            };
+            self.parked.done();
+            let (job, parked) = (self.job, Arc::clone(&self.parked));
+            match handed {
+                Handed::Ended(outcome) => return Poll::Ready(Handled::Ended(job, Step::Ended(outcome))),
+                Handed::Publishes(outputs) => {
+                    return Poll::Ready(Handled::Publishes(Publishing { job, outputs, parked }));
+                }
+                // polled once, it tells when there is room
+                Handed::Waits(outputs) => self.stage = Stage::Outputs(outputs),
             }
-            Poll::Pending => return Poll::Pending,
-        };
-        Poll::Ready((self.job, Some(outcome)))
+        }
     }
 }
 
-/// A handler is done, and what it returned is on its way.
+/// A handler is done, and what it returned is being confirmed.
 struct Publishing<'a> {
     job: usize,
     outputs: Guarded<Outputs<'a>>,
@@ -219,16 +277,18 @@ struct Publishing<'a> {
 }
 
 impl Future for Publishing<'_> {
-    /// `None`: it was cancelled.
-    type Output = (usize, Option<Outcome>);
+    type Output = (usize, Step);
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         if self.parked.poll_state(cx) == State::Cancelled {
             self.outputs.leave();
-            return Poll::Ready((self.job, None));
+            return Poll::Ready((self.job, Step::Cancelled));
         }
-        let outcome = ready!(self.outputs.poll_with(cx, Outputs::poll));
-        Poll::Ready((self.job, Some(outcome)))
+        if !has_turn(cx) {
+            return Poll::Pending;
+        }
+        let outcome = ready!(self.outputs.poll_with(|outputs| outputs.poll_confirmed(cx)));
+        Poll::Ready((self.job, Step::Ended(outcome)))
     }
 }
 
@@ -243,34 +303,51 @@ fn has_turn(cx: &Context<'_>) -> bool {
 }
 
 /// What may panic, at work or as it is dropped.
-struct Guarded<F>(Option<F>);
+struct Guarded<F> {
+    name: &'static str,
+    /// Until it has ended.
+    work: Option<F>,
+}
 
 impl<F> Guarded<F> {
-    /// Pending for ever once it has ended.
-    fn poll_with(
-        &mut self,
-        cx: &mut Context<'_>,
-        poll: impl FnOnce(&mut F, &mut Context<'_>) -> Poll<Outcome>,
-    ) -> Poll<Outcome> {
-        let Some(work) = self.0.as_mut().filter(|_| has_turn(cx)) else { return Poll::Pending };
-        let polled = catch_unwind(AssertUnwindSafe(|| poll(work, cx)));
-        let polled = polled.unwrap_or_else(|panic| Poll::Ready(panicked(&*panic)));
-        if polled.is_ready() {
+    fn new(name: &'static str, work: F) -> Self {
+        Self { name, work: Some(work) }
+    }
+
+    /// Lets it work.
+    ///
+    /// # Errors
+    /// What stands for a panic, with which it has ended.
+    fn with<T>(&mut self, with: impl FnOnce(&mut F) -> T) -> Result<T, Outcome> {
+        let Some(work) = &mut self.work else {
+            return Err(Outcome::Retry("it has ended already".into(), None));
+        };
+        catch_unwind(AssertUnwindSafe(|| with(work))).map_err(|panic| {
             self.leave();
-        }
-        polled
+            panicked(self.name, &*panic)
+        })
+    }
+
+    /// Lets it work until there is an outcome, with which it ends.
+    fn poll_with(&mut self, poll: impl FnOnce(&mut F) -> Poll<Outcome>) -> Poll<Outcome> {
+        let outcome = match self.with(poll) {
+            Ok(polled) => ready!(polled),
+            Err(outcome) => outcome,
+        };
+        self.leave();
+        Poll::Ready(outcome)
     }
 
     /// Drops what is at work.
     fn leave(&mut self) {
-        let ended = self.0.take();
+        let ended = self.work.take();
         let _ = catch_unwind(AssertUnwindSafe(|| drop(ended)));
     }
 }
 
 impl Guarded<BoxFuture<'_, Outcome>> {
     fn poll_handler(&mut self, orders: &Orders, cx: &mut Context<'_>) -> Poll<Outcome> {
-        self.poll_with(cx, |future, cx| {
+        self.poll_with(|future| {
             future.as_mut().poll(cx).map(|outcome| judged(outcome, orders.only_if.as_ref()))
         })
     }
@@ -279,7 +356,7 @@ impl Guarded<BoxFuture<'_, Outcome>> {
 impl<F> Drop for Guarded<F> {
     /// One that panics must not keep those behind it from being dropped.
     fn drop(&mut self) {
-        if self.0.is_some() {
+        if self.work.is_some() {
             self.leave();
         }
     }
@@ -297,7 +374,7 @@ fn judged(outcome: Outcome, only_if: Option<&OnlyIf>) -> Outcome {
     }
 }
 
-fn panicked(panic: &(dyn std::any::Any + Send)) -> Outcome {
+fn panicked(who: &str, panic: &(dyn std::any::Any + Send)) -> Outcome {
     let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(|s| &**s));
-    Outcome::Retry(format!("the handler panicked: {}", text.unwrap_or("no message")).into(), None)
+    Outcome::Retry(format!("{who} panicked: {}", text.unwrap_or("no message")).into(), None)
 }

@@ -137,7 +137,7 @@ impl<'a> Dispatcher<'a> {
         }
     }
 
-    /// Whether a handler runs or, as long as there is time, somebody is asked or told something.
+    /// Whether a handler runs, what one returned is on its way or, as long as there is time, somebody is asked or told something.
     pub(crate) fn is_running(&self) -> bool {
         let telling = !self.copies.is_empty() || !self.asked.is_empty() || self.suspects.is_telling();
         !self.jobs.is_empty() || telling && !self.late
@@ -240,7 +240,7 @@ impl<'a> Dispatcher<'a> {
         }
     }
 
-    /// Attempts that have ended, and copies whose fate is known. Pending while there are none.
+    /// Attempts that have ended, handlers that are done, and copies whose fate is known. Pending while there are none.
     pub(crate) fn poll_ended(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let mut any = self.poll_told(cx).is_ready();
         while let Poll::Ready(sent) = self.poll_copy(cx) {
@@ -261,8 +261,9 @@ impl<'a> Dispatcher<'a> {
             // the waker is left behind by the call that finds nothing
             Hands::Pool(pool) => while pool.poll_steps(cx, &mut steps).is_ready() {},
         }
-        any |= !steps.is_empty();
         for (job, step) in steps {
+            // nobody waits for a place of a handler that is done, if nothing is ready
+            any |= !matches!(step, Step::Handled) || !self.ready.is_empty();
             match step {
                 Step::Handled => self.jobs.handled(job),
                 Step::Ended(outcome) => {
@@ -414,13 +415,12 @@ impl<'a> Dispatcher<'a> {
             Hands::Own(crew) => crew.start(|| self.jobs.next(), incoming, cx),
             Hands::Pool(pool) => {
                 pool.start(self.jobs.next(), incoming);
-                Begun::Waits
+                Begun::Waits { publishes: false }
             }
         };
         let publishes = match begun {
             Begun::Ended(outcome) => return self.conclude(items, pass, outcome, occupied),
-            Begun::Publishes => true,
-            Begun::Waits => false,
+            Begun::Waits { publishes } => publishes,
         };
         if !occupied {
             items.iter().filter_map(|held| held.lane).for_each(|lane| self.lanes.occupy(lane));

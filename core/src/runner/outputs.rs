@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::vec;
 
 use smallvec::SmallVec;
@@ -13,6 +13,9 @@ use crate::envelope::Envelope;
 use crate::error::BoxError;
 use crate::outcome::{Outcome, Reason};
 use crate::publish::{Confirm, Outgoing, PublishError, Publisher};
+
+/// After so many messages others have their turn: an embedded broker takes one at once.
+const TURN: usize = 64;
 
 /// The outputs of one attempt, on their way.
 pub(super) enum Outputs<'a> {
@@ -34,7 +37,7 @@ pub(super) struct Sends<'a> {
     left: vec::IntoIter<Envelope>,
     /// Waits for room; those left wait behind it.
     waits: Option<BoxFuture<'a, Confirm>>,
-    /// From the first that isn't known to be confirmed on, the last first.
+    /// Those that are handed over, in order; the last ones are taken out as they are confirmed.
     confirms: SmallVec<[Confirm; 1]>,
     /// The first that failed.
     failed: Option<PublishError>,
@@ -55,18 +58,33 @@ impl<'a> Outputs<'a> {
         }
     }
 
-    /// Hands over what there is room for. The outcome, if that was all and is known already.
-    pub(super) fn begin(&mut self) -> Option<Outcome> {
-        let all = self.sends().all(Sends::hand_over);
-        (all && self.sends().all(|sends| sends.is_known())).then(|| self.outcome())
+    /// Hands over what there is room for. Answers whether that was all.
+    pub(super) fn hand_over(&mut self) -> bool {
+        self.sends().all(Sends::hand_over)
     }
 
-    /// Ready with the outcome when all are handed over and confirmed. What isn't confirmed makes its message tried again; all are awaited,
-    /// so that none is on its way when that is judged.
-    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Outcome> {
+    /// Ready when all are handed over.
+    pub(super) fn poll_handed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         for sends in self.sends() {
             ready!(sends.poll_handed(cx));
         }
+        Poll::Ready(())
+    }
+
+    /// The outcome of those that are handed over, if all of it is known already.
+    pub(super) fn known(&mut self) -> Option<Outcome> {
+        if !self.sends().all(|sends| sends.confirms.iter().all(Confirm::is_known)) {
+            return None;
+        }
+        match self.poll_confirmed(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(outcome) => Some(outcome),
+            Poll::Pending => None,
+        }
+    }
+
+    /// Ready with the outcome when all that are handed over are confirmed. What isn't makes its message tried again; all are awaited, so
+    /// that none is on its way when that is judged.
+    pub(super) fn poll_confirmed(&mut self, cx: &mut Context<'_>) -> Poll<Outcome> {
         for sends in self.sends() {
             ready!(sends.poll_confirmed(cx));
         }
@@ -121,33 +139,31 @@ impl<'a> Sends<'a> {
         Ok(Self { orders, left: outputs.into_iter(), waits: None, confirms, failed: None })
     }
 
-    /// Whether all are handed over, without waiting.
     fn hand_over(&mut self) -> bool {
         let Some(channel) = &self.orders.publishes else { return true };
-        while self.waits.is_none()
-            && let Some(output) = self.left.next()
-        {
+        for _ in 0..TURN {
+            if self.waits.is_some() {
+                return false;
+            }
+            let Some(output) = self.left.next() else { return true };
             match self.orders.broker.try_send(Outgoing::new(&**channel, output)) {
                 Ok(confirm) => self.confirms.push(confirm),
                 Err(message) => self.waits = Some(Box::pin(self.orders.broker.send(message))),
             }
         }
-        self.waits.is_none()
+        self.waits.is_none() && self.left.len() == 0
     }
 
     fn poll_handed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         while !self.hand_over() {
-            if let Some(waits) = &mut self.waits {
-                self.confirms.push(ready!(waits.as_mut().poll(cx)));
-                self.waits = None;
-            }
+            let Some(waits) = &mut self.waits else {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            };
+            self.confirms.push(ready!(waits.as_mut().poll(cx)));
+            self.waits = None;
         }
         Poll::Ready(())
-    }
-
-    /// Whether all that were handed over are confirmed, or refused, without a look at the broker's answers.
-    fn is_known(&self) -> bool {
-        self.confirms.iter().all(Confirm::is_known)
     }
 
     fn poll_confirmed(&mut self, cx: &mut Context<'_>) -> Poll<()> {

@@ -126,8 +126,8 @@ async fn work(me: usize, shared: &Shared, orders: &Orders) {
             for (job, incoming) in taken.drain(..) {
                 match crew.start(|| job, incoming, cx) {
                     Begun::Ended(outcome) => steps.push((job, Step::Ended(outcome))),
-                    Begun::Publishes => steps.push((job, Step::Handled)),
-                    Begun::Waits => {}
+                    Begun::Waits { publishes: true } => steps.push((job, Step::Handled)),
+                    Begun::Waits { publishes: false } => {}
                 }
             }
             if sleeps { Poll::Pending } else { Poll::Ready(()) }

@@ -56,8 +56,7 @@ impl Dispatcher<'_> {
                 self.pump(cx);
                 return None;
             }
-            Begun::Publishes => true,
-            Begun::Waits => false,
+            Begun::Waits { publishes } => publishes,
         };
         if let Some(lane) = lane {
             self.lanes.occupy(lane);

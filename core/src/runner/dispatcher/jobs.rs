@@ -9,7 +9,7 @@ use crate::runner::held::{Held, Items};
 pub(super) struct Job {
     pub(super) items: Items,
     pub(super) pass: Option<Box<Pass>>,
-    /// The handler is done; what it returned is being confirmed.
+    /// The handler is done, and the publisher has what it returned.
     publishes: bool,
 }
 
@@ -25,7 +25,8 @@ impl Jobs {
         self.jobs.is_empty()
     }
 
-    /// How many handlers are at work. What is being confirmed needs none: it waits for the broker, and only the window bounds it.
+    /// How many handlers are at work, or wait for room at the publisher. What that has is the broker's to confirm, and only the window
+    /// bounds it.
     pub(super) fn handling(&self) -> usize {
         self.jobs.len() - self.publishing
     }
@@ -40,7 +41,7 @@ impl Jobs {
         self.jobs.insert(Job { items, pass, publishes });
     }
 
-    /// Its handler is done; what it returned is on its way.
+    /// Its handler is done, and the publisher has what it returned.
     pub(super) fn handled(&mut self, job: usize) {
         if let Some(job) = self.jobs.get_mut(job) {
             self.publishing += usize::from(!std::mem::replace(&mut job.publishes, true));
