@@ -239,8 +239,8 @@ pub trait Control: Send + Sync + 'static {
         Box::pin(std::future::ready(Err(no_strikes("strikes"))))
     }
 
-    /// Tells the group that the message runs alone for the `strikes`th time, or with 0 that it has ended. Resolves when the broker
-    /// has it.
+    /// Tells the group that the message runs alone for the `strikes`th time, or with 0 that it has ended, or its dead letter is there.
+    /// Resolves when the broker has it.
     ///
     /// # Errors
     /// As [`strikes`](Self::strikes).

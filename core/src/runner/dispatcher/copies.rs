@@ -186,6 +186,9 @@ impl<'a> Dispatcher<'a> {
             Sent::Letter(reason) => {
                 events::dead_lettered(&self.plan.names, &held.delivery, held.attempt, reason);
                 self.status.dead_lettered.fetch_add(1, Relaxed);
+                if reason == Reason::CrashLoop {
+                    self.forgive(&held);
+                }
                 self.end(held, Ending::DeadLettered);
             }
             Sent::Retry => self.end(held, |_, _| Ending::Released),

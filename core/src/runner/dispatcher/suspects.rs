@@ -202,7 +202,9 @@ impl Dispatcher<'_> {
             self.withhold(held);
         } else if strikes >= STRIKES {
             let error = format!("it has ended {strikes} processes while it ran alone");
-            self.end_alone();
+            // the group remembers until there is a letter: else, ended before that, the next process would run it once more
+            let has_letter = self.plan.dead_letter_of(Reason::CrashLoop).is_some();
+            self.leave_alone(!has_letter);
             self.give_up(held, Reason::CrashLoop, &error.into());
         } else if self.is_still_admitted() {
             self.start(Items::from_iter([held]), true, cx);
@@ -247,20 +249,34 @@ impl Dispatcher<'_> {
         if let Some(admission) = &mut self.admission {
             admission.look_again();
         }
-        if let Some(before) = before.get() {
-            let strikes = if has_ended { 0 } else { *before };
-            let (control, env) = (Arc::clone(&self.control), self.orders.env.clone());
-            let telling = Box::pin(async move {
-                // what can't be told counts once too often, and only if the message comes again and is suspected again
-                tokio::select! {
-                    biased;
-                    _ = control.set_strikes(suspect, strikes) => {}
-                    () = env.sleep(TELLING) => {}
-                }
-            });
-            self.suspects.telling = Some((token.claim, telling));
+        // of one that is judged the group was told nothing more
+        let before = before.get().copied().filter(|before| has_ended || *before < STRIKES);
+        if let Some(before) = before {
+            let strikes = if has_ended { 0 } else { before };
+            self.suspects.telling = Some((token.claim, self.tell_strikes(suspect, strikes)));
         }
         self.free_place();
+    }
+
+    /// There is a letter of a message that was judged: the group needn't remember it.
+    pub(super) fn forgive(&mut self, held: &Held) {
+        let told = self.tell_strikes(name(held), 0);
+        self.copies.push(Box::pin(async move {
+            told.await;
+            CopySent { held: None, sent: Sent::Ended }
+        }));
+    }
+
+    fn tell_strikes(&self, suspect: Suspect, strikes: u32) -> BoxFuture<'static, ()> {
+        let (control, env) = (Arc::clone(&self.control), self.orders.env.clone());
+        Box::pin(async move {
+            // what can't be told counts too often, and only if the message comes again and is suspected again
+            tokio::select! {
+                biased;
+                _ = control.set_strikes(suspect, strikes) => {}
+                () = env.sleep(TELLING) => {}
+            }
+        })
     }
 
     /// Ready when the group has heard.
