@@ -39,7 +39,7 @@ macro_rules! for_each_case {
             error_is_retried_then_dead_lettered [], permanent_goes_straight [], panic_is_retried_and_the_service_lives [],
             timeout_is_retried [], undecodable_keeps_its_bytes [], unknown_type_and_version [], expired_by_policy [],
             dead_letter_headers_are_true [], poison_blocks_nobody [], outputs_are_confirmed_first [], output_ids_repeat [],
-            oversize_headers_are_dead_lettered [], batch_with_a_failed_middle [],
+            refused_output_fails_its_input [], oversize_headers_are_dead_lettered [], batch_with_a_failed_middle [],
             dead_letter_channel_comes_back [],
             crash_loop_is_judged [CrashLoops], clean_restarts_are_no_crash_loop [CrashLoops],
             breaker_pauses_probes_and_closes [], breaker_open_and_drain [], rate_limit_holds [],
