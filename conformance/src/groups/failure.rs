@@ -254,7 +254,7 @@ pub async fn outputs_are_confirmed_first(bench: Bench) -> Outcome {
 }
 
 /// An order with as much beside its number as is asked for.
-#[derive(Serialize)]
+#[derive(Serialize, Deserialize)]
 struct Padded {
     number: u64,
     padding: String,
@@ -274,9 +274,10 @@ pub async fn refused_output_fails_its_input(bench: Bench) -> Outcome {
     bench.publish_keys(&channel, &["k"; 20]).await;
     let options = RouteOptions::new(&*channel, "g").publishes(&*outputs).retry(quick(2));
     let largest = bench.broker.capabilities().usable_payload();
-    let report = handle(&bench, options, async move |envelope: Envelope| {
+    let report = handle(&bench, options, move |envelope: Envelope| {
         let number = crate::kit::number_of(&envelope) as u64;
-        Padded { number, padding: "x".repeat(if number == 7 { largest } else { 10 }) }
+        let padding = "x".repeat(if number == 7 { largest } else { 10 });
+        std::future::ready(Padded { number, padding })
     })
     .await;
     assert_eq!((report.routes[0].handled, report.routes[0].dead_lettered), (19, 1));
