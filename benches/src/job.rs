@@ -9,7 +9,7 @@ use clap::Args;
 
 use crate::case::{Case, Kind, Subject};
 use crate::meter::{CountAllocations, Measured, Meter};
-use crate::order::OrderPlaced;
+use crate::order::{CUSTOMERS, OrderPlaced};
 use crate::tally::Tally;
 use crate::{kafka, memory, nats, postrider, rabbitmq, valgrind};
 
@@ -45,6 +45,9 @@ pub(crate) struct Job {
     pub(crate) rate: Option<f64>,
     #[arg(long, default_value = "memory:")]
     pub(crate) url: String,
+    /// How many keys the messages have
+    #[arg(long, default_value_t = CUSTOMERS)]
+    pub(crate) keys: u64,
     /// Under valgrind, so it takes long
     #[arg(long)]
     pub(crate) counted: bool,
@@ -117,6 +120,7 @@ impl Job {
         command.args(["run", "--broker", self.broker.name(), "--case", self.case.name()]);
         command.args(["--subject", self.subject.name(), "--payload", &self.payload.to_string()]);
         command.args(["--messages", &self.messages.to_string(), "--url", &self.url]);
+        command.args(["--keys", &self.keys.to_string()]);
         if let Some(rate) = self.rate {
             command.args(["--rate", &rate.to_string()]);
         }
@@ -140,7 +144,7 @@ impl Job {
     }
 
     pub(crate) fn order(&self) -> OrderPlaced {
-        OrderPlaced::template(self.payload)
+        OrderPlaced::template(self.payload).among(self.keys)
     }
 
     /// The one message that is sent before what only publishes is measured, so that connecting is left out on every client.

@@ -13,6 +13,7 @@ use crate::growth::point::Point;
 use crate::growth::{self, Curve};
 use crate::job::Job;
 use crate::meter::CountAllocations;
+use crate::order::CUSTOMERS;
 use crate::report::Report;
 use crate::rounds::{self, Extent};
 use crate::table;
@@ -45,6 +46,10 @@ pub(crate) struct Options {
     /// Only bodies of so many bytes of JSON, at least 128; may be given again (256 and 4096 unless said)
     #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(128..=512 * 1024))]
     payload: Vec<u32>,
+    /// So many keys among the messages; those of one key are in one partition, however many there are
+    #[arg(long, value_name = "N", default_value_t = CUSTOMERS, value_parser = clap::value_parser!(u64).range(1..=90_000))]
+    #[arg(conflicts_with = "growth")]
+    keys: u64,
     /// 256 B, five of the cases, 3 rounds of 0.8 s instead of 5 of 3 s, no allocations counted: at most ten minutes for all brokers; of
     /// growth, the ends of each curve in one round instead of three
     #[arg(long)]
@@ -178,6 +183,7 @@ impl Options {
                         messages: 0,
                         rate: None,
                         url: url.clone(),
+                        keys: self.keys,
                         counted: false,
                         count: None,
                     };

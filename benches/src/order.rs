@@ -3,7 +3,7 @@
 use postrider::Message;
 use serde::{Deserialize, Serialize};
 
-/// How many keys the orders have, unless others are asked for; and the number of the first.
+/// How many keys the orders have unless so many are asked for, and the first of them.
 pub(crate) const CUSTOMERS: u64 = 10_000;
 /// Where numbers begin, so that all have as many digits.
 const FIRST: u64 = 1_000_000_000_000_000;
@@ -16,6 +16,9 @@ pub(crate) struct OrderPlaced {
     /// Its number in the run, or when it was sent.
     serial: u64,
     pub(crate) note: String,
+    /// Of those that are made one after the other: among how many customers they are.
+    #[serde(skip)]
+    customers: u64,
 }
 
 /// What a transforming handler makes of an order; as long as the order.
@@ -30,14 +33,19 @@ pub(crate) struct Invoiced {
 impl OrderPlaced {
     /// One whose JSON has that many bytes, whatever its number.
     pub(crate) fn template(bytes: usize) -> Self {
-        let bare = Self { customer: CUSTOMERS, serial: FIRST, note: String::new() };
+        let bare = Self { customer: CUSTOMERS, serial: FIRST, note: String::new(), customers: CUSTOMERS };
         let length = serde_json::to_vec(&bare).map_or(0, |json| json.len());
         Self { note: "n".repeat(bytes.saturating_sub(length)), ..bare }
     }
 
+    /// From now on they are of so many customers.
+    pub(crate) fn among(self, customers: u64) -> Self {
+        Self { customers, ..self }
+    }
+
     /// Makes it the order of that number, of one customer of many.
     pub(crate) fn number(&mut self, number: u64) {
-        self.numbered(number, CUSTOMERS);
+        self.numbered(number, self.customers);
     }
 
     /// Makes it the order of that number, of one customer among so many, 90,000 at most where its length is to stay.

@@ -223,8 +223,8 @@ pub(crate) fn consumer(
         // partition beside idle ones. Shorter would cost the broker more for members that are idle: 0.2 % of a core each with this
         .set("fetch.wait.max.ms", "50")
         // each partition has a queue of its own, to which these bounds apply. One that is full isn't fetched for until the back-off is
-        // over, so it holds what is handled meanwhile: by a window of 1,024 half a million messages a second. More would be waiting memory
-        .set("queued.min.messages", (window.messages * 5).clamp(1_000, 100_000).to_string())
+        // over, so it holds what is handled meanwhile; with fewer messages one busy partition is read at half of its rate
+        .set("queued.min.messages", (window.messages * 20).clamp(1_000, 100_000).to_string())
         .set("queued.max.messages.kbytes", (window.bytes / 1024).clamp(1_024, 4_096).to_string())
         .set("coordinator.query.interval.ms", "1000");
     match config.group_protocol {

@@ -13,6 +13,7 @@ use super::{Curve, drain, parked};
 use crate::case::{Case, Kind, Subject};
 use crate::job::{Job, found};
 use crate::meter::Measured;
+use crate::order::CUSTOMERS;
 
 const DEADLINE: Duration = Duration::from_mins(1);
 /// What the embedded broker keeps in the channels of many routes.
@@ -55,6 +56,7 @@ impl Point {
             messages: self.warm + self.messages,
             rate: None,
             url: self.url.clone(),
+            keys: CUSTOMERS,
             counted: false,
             count: None,
         }
