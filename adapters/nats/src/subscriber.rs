@@ -175,7 +175,6 @@ impl NatsSubscription {
             return None;
         }
         let shared = Arc::clone(&self.tracker.shared);
-        let pinned: Vec<_> = shared.claims().into_iter().map(|claim| claim.shard).collect();
         let mut unsettled = shared.take_all();
         self.stop.cancel();
         let (mut pullers, plans) = (std::mem::take(&mut self.pullers), Arc::clone(&self.plans));
@@ -192,9 +191,9 @@ impl NatsSubscription {
             for reply in unsettled {
                 shared.tell(reply, What::Nak(None));
             }
-            for plan in
-                pinned.into_iter().filter_map(|shard| plans.get(shard as usize)).filter(|plan| plan.pinned)
-            {
+            // also those of which the first messages came just now
+            let held = shared.claims().into_iter().filter_map(|claim| plans.get(claim.shard as usize));
+            for plan in held.filter(|plan| plan.pinned) {
                 shared.tell(Subject::from(unpin_subject(&plan.stream, &plan.name)), What::Unpin);
             }
         })

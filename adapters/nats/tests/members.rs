@@ -6,11 +6,13 @@
 mod support;
 
 use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use postrider_core::{
-    Broker, BrokerUrl, Bytes, Connector, Env, Envelope, PublisherExt, RouteOptions, Router, Running,
+    Broker, BrokerUrl, Bytes, Channel, Connector, Declare, Env, Envelope, Group, GroupName, PublisherExt,
+    RouteOptions, Router, Running, SubscribeOptions, Subscriber, Subscription,
 };
 use postrider_nats::NatsConnector;
 use tokio::sync::watch;
@@ -133,5 +135,44 @@ async fn members_that_come_and_go_share_the_partitions_and_keep_every_key_s_orde
             handled.iter().filter(|(member, ..)| *member == number).count() > 100,
             "member {number} works"
         );
+    }
+}
+
+/// Not before its claim's time is over, which is half a minute here.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_leaves_as_its_first_messages_come_leaves_them_to_the_next_at_once() {
+    const MESSAGES: usize = 200;
+    let most = NonZeroUsize::new(256).unwrap();
+    for _ in 0..5 {
+        let tenant = format!("leaves-{:x}", Env::system().random());
+        let url = support::shared_url();
+        let url = format!("{url}{}tenant={tenant}", if url.contains('?') { '&' } else { '?' });
+        let url = BrokerUrl::parse(&url).unwrap();
+        let broker = NatsConnector.connect(&url, Env::system()).await.expect("the server answers");
+        let group = Group::Named(GroupName::new("workers").unwrap());
+        let mut options = SubscribeOptions::new(Channel::new("work").unwrap(), group);
+        options.partitions = Some(32);
+        broker.declare_all(&[Declare::Group(options.clone())]).await.unwrap();
+        let messages = (0..MESSAGES)
+            .map(|number| Envelope::builder(Bytes::from_static(b"x")).key(format!("key-{number}")));
+        assert!(broker.publish_all("work", messages).await.iter().all(Result::is_ok));
+
+        let mut first = broker.subscribe(&options).await.unwrap();
+        let mut came = Vec::new();
+        while came.is_empty() {
+            first.receive(most, &mut came).await.unwrap();
+        }
+        drop(came);
+        first.close().await.unwrap();
+        let mut second = broker.subscribe(&options).await.unwrap();
+        let mut came = Vec::new();
+        let all = async {
+            while came.len() < MESSAGES {
+                second.receive(most, &mut came).await.unwrap();
+            }
+        };
+        let in_time = tokio::time::timeout(Duration::from_secs(15), all).await.is_ok();
+        assert!(in_time, "{} of {MESSAGES} came", came.len());
+        second.close().await.unwrap();
     }
 }
