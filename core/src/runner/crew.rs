@@ -106,7 +106,7 @@ impl<'a> Crew<'a> {
                     self.publishing.push(Publishing { job, outputs, parked });
                     return Begun::Waits { publishes: true };
                 }
-                Handed::Waits(outputs) => Stage::Outputs(outputs),
+                Handed::Waits(outputs) => Stage::Outputs(Box::new(outputs)),
             },
         };
         let job = job();
@@ -208,7 +208,8 @@ struct Handling<'a> {
 
 enum Stage<'a> {
     Handler(Guarded<BoxFuture<'a, Outcome>>),
-    Outputs(Guarded<Outputs<'a>>),
+    /// Boxed, since few wait so, and all handlers would have to have room for it.
+    Outputs(Box<Guarded<Outputs<'a>>>),
     Ended,
 }
 
@@ -246,7 +247,7 @@ impl<'a> Future for Handling<'a> {
                     }
                 },
                 Stage::Outputs(mut outputs) => match outputs.with(|outputs| outputs.poll_handed(cx)) {
-                    Ok(Poll::Ready(())) => known(outputs),
+                    Ok(Poll::Ready(())) => known(*outputs),
                     Ok(Poll::Pending) => {
                         self.stage = Stage::Outputs(outputs);
                         return Poll::Pending;
@@ -263,7 +264,7 @@ impl<'a> Future for Handling<'a> {
                     return Poll::Ready(Handled::Publishes(Publishing { job, outputs, parked }));
                 }
                 // polled once, it tells when there is room
-                Handed::Waits(outputs) => self.stage = Stage::Outputs(outputs),
+                Handed::Waits(outputs) => self.stage = Stage::Outputs(Box::new(outputs)),
             }
         }
     }

@@ -8,13 +8,14 @@ use std::vec;
 use smallvec::SmallVec;
 
 use super::crew::Orders;
+use crate::broker::Broker;
 use crate::env::BoxFuture;
 use crate::envelope::Envelope;
 use crate::error::BoxError;
 use crate::outcome::{Outcome, Reason};
 use crate::publish::{Confirm, Outgoing, PublishError, Publisher};
 
-/// After so many messages others have their turn: an embedded broker takes one at once.
+/// After so many outputs of one message others have their turn: an embedded broker takes them at once.
 const TURN: usize = 64;
 
 /// The outputs of one attempt, on their way.
@@ -33,7 +34,8 @@ pub(super) enum Item<'a> {
 
 /// Messages of which one is handed over after the other, while those before it are being confirmed.
 pub(super) struct Sends<'a> {
-    orders: &'a Orders,
+    broker: &'a Broker,
+    channel: &'a str,
     left: vec::IntoIter<Envelope>,
     /// Waits for room; those left wait behind it.
     waits: Option<BoxFuture<'a, Confirm>>,
@@ -131,24 +133,24 @@ impl<'a> Item<'a> {
 
 impl<'a> Sends<'a> {
     fn new(outputs: Vec<Envelope>, orders: &'a Orders) -> Result<Self, Outcome> {
-        if orders.publishes.is_none() {
+        let Some(channel) = &orders.publishes else {
             let message = "the handler returned messages, but its route has no `publishes` channel; add one";
             return Err(Outcome::Reject(Reason::Rejected, message.into()));
-        }
+        };
         let confirms = SmallVec::with_capacity(outputs.len());
-        Ok(Self { orders, left: outputs.into_iter(), waits: None, confirms, failed: None })
+        let left = outputs.into_iter();
+        Ok(Self { broker: &orders.broker, channel, left, waits: None, confirms, failed: None })
     }
 
     fn hand_over(&mut self) -> bool {
-        let Some(channel) = &self.orders.publishes else { return true };
         for _ in 0..TURN {
             if self.waits.is_some() {
                 return false;
             }
             let Some(output) = self.left.next() else { return true };
-            match self.orders.broker.try_send(Outgoing::new(&**channel, output)) {
+            match self.broker.try_send(Outgoing::new(self.channel, output)) {
                 Ok(confirm) => self.confirms.push(confirm),
-                Err(message) => self.waits = Some(Box::pin(self.orders.broker.send(message))),
+                Err(message) => self.waits = Some(Box::pin(self.broker.send(message))),
             }
         }
         self.waits.is_none() && self.left.len() == 0

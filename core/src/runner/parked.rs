@@ -19,7 +19,7 @@ const STALE: usize = 64;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(super) enum State {
-    /// Its handler is at work.
+    /// Its handler is at work, or was done before it was parked, and no deadline was set.
     Waits = 0,
     /// Its handler is done: no deadline holds any more.
     Done = 1,

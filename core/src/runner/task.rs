@@ -67,7 +67,7 @@ pub(crate) async fn run(
     tokio::select! {
         biased;
         () = poll_fn(|cx| dispatcher.poll_copies(cx)) => {}
-        // what the store wasn't told lapses there by itself, and what the group wasn't counts once too often
+        // what the store wasn't told lapses there by itself, and what the group wasn't counts too often
         () = orders.env.sleep(FAREWELL) => dispatcher.cancel_all(),
     }
     // what the store has heard of is acknowledged

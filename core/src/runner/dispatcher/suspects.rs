@@ -202,7 +202,7 @@ impl Dispatcher<'_> {
             self.withhold(held);
         } else if strikes >= STRIKES {
             let error = format!("it has ended {strikes} processes while it ran alone");
-            // the group remembers until there is a letter: else, ended before that, the next process would run it once more
+            // the group remembers until there is a letter: else, ended before that, the next processes would run it twice more
             let has_letter = self.plan.dead_letter_of(Reason::CrashLoop).is_some();
             self.leave_alone(!has_letter);
             self.give_up(held, Reason::CrashLoop, &error.into());
