@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use postrider_core::{
     Adapter, BoxFuture, Bytes, Capabilities, Channel, Claim, ClaimId, Confirm, Control, Declare, Delivery,
@@ -69,6 +69,14 @@ impl Publisher for Watched {
         if kept > bound {
             let broken = format!("the channel holds {kept} messages, its bound is {bound}");
             self.world.tell(Event::Broken(broken));
+        }
+        if what == What::Output && number % 3 == 0 {
+            // as a broker over a network confirms what it has had for a while
+            let late = self.env().sleep(Duration::from_millis(number % 60));
+            return Confirm::boxed(async move {
+                late.await;
+                outcome
+            });
         }
         Confirm::ready(outcome)
     }
