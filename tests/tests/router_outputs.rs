@@ -176,6 +176,39 @@ async fn what_is_not_confirmed_at_the_deadline_or_when_its_claim_is_lost_comes_a
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn many_outputs_of_one_message_go_in_their_order_with_and_without_room() {
+    const OUTPUTS: u64 = 200;
+    for (room, workers) in [(10_000, 1), (10_000, 3), (50, 1), (50, 3)] {
+        let config = MemoryConfig::default().max_messages(room);
+        let broker = Broker::new(MemoryBroker::with(config, Env::seeded(7)));
+        let bill = async |order: Placed| {
+            (0..OUTPUTS).map(|number| Invoiced { number, ..invoiced(&order) }).collect::<Vec<_>>()
+        };
+        let entered = Log::default();
+        let ledger = entered.clone();
+        let enter = move |invoice: Invoiced| {
+            let ledger = ledger.clone();
+            async move {
+                tokio::time::sleep(SECOND / 10).await;
+                ledger.add(invoice.number);
+            }
+        };
+        let router = Router::new()
+            .route(billing().workers(workers).handle(bill))
+            .route(RouteOptions::new("invoices", "ledger").handle(enter));
+        let service = router.start(&broker).await.unwrap();
+        broker.publish("orders", &placed("ann", 1)).await.unwrap();
+        within("nothing is left to do", service.idle()).await;
+        assert!(entered.all().into_iter().eq(0..OUTPUTS), "room for {room}, {workers} workers: {entered:?}");
+        let report = service.stop(SECOND).await.unwrap();
+        assert_eq!(
+            report.routes.iter().map(|r| (r.handled, r.retried)).collect::<Vec<_>>(),
+            [(1, 0), (OUTPUTS, 0)]
+        );
+    }
+}
+
 fn large(order: &Placed) -> Invoiced {
     Invoiced { customer: "x".repeat(1 << 20), number: order.number }
 }
