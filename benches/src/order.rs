@@ -3,7 +3,7 @@
 use postrider::Message;
 use serde::{Deserialize, Serialize};
 
-/// How many keys the orders have unless so many are asked for, and the first of them.
+/// How many keys the orders have, unless others are asked for; and the first key.
 pub(crate) const CUSTOMERS: u64 = 10_000;
 /// Where numbers begin, so that all have as many digits.
 const FIRST: u64 = 1_000_000_000_000_000;

@@ -46,7 +46,7 @@ pub(crate) struct Options {
     /// Draw the curves of growth that `--json` wrote before, for the book's page; measure nothing
     #[arg(long, value_name = "FILE", conflicts_with_all = ["broker", "case", "growth", "quick", "instructions", "json"])]
     plots: Option<PathBuf>,
-    /// Further arguments of the bench, after `--`: `--payload BYTES`, `--rounds N`, `--seconds SECONDS`
+    /// Further arguments of the bench, after `--`: `--payload BYTES`, `--keys N`, `--rounds N`, `--seconds SECONDS`
     #[arg(last = true)]
     rest: Vec<String>,
 }

@@ -28,8 +28,12 @@ struct World {
 }
 
 async fn connect(tenant: &str) -> Broker {
+    connect_with(tenant, "claim_timeout=3s").await
+}
+
+async fn connect_with(tenant: &str, options: &str) -> Broker {
     let url = support::shared_url();
-    let url = format!("{url}{}tenant={tenant}&claim_timeout=3s", if url.contains('?') { '&' } else { '?' });
+    let url = format!("{url}{}tenant={tenant}&{options}", if url.contains('?') { '&' } else { '?' });
     NatsConnector.connect(&BrokerUrl::parse(&url).unwrap(), Env::system()).await.expect("the server answers")
 }
 
@@ -145,10 +149,7 @@ async fn a_member_that_leaves_as_its_first_messages_come_leaves_them_to_the_next
     let most = NonZeroUsize::new(256).unwrap();
     for _ in 0..5 {
         let tenant = format!("leaves-{:x}", Env::system().random());
-        let url = support::shared_url();
-        let url = format!("{url}{}tenant={tenant}", if url.contains('?') { '&' } else { '?' });
-        let url = BrokerUrl::parse(&url).unwrap();
-        let broker = NatsConnector.connect(&url, Env::system()).await.expect("the server answers");
+        let broker = connect_with(&tenant, "claim_timeout=30s").await;
         let group = Group::Named(GroupName::new("workers").unwrap());
         let mut options = SubscribeOptions::new(Channel::new("work").unwrap(), group);
         options.partitions = Some(32);
