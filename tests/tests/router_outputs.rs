@@ -12,7 +12,8 @@ use std::time::Duration;
 use postrider::memory::{FaultPlan, MemoryBroker, MemoryConfig};
 use postrider::prelude::*;
 use postrider::{Env, MessageId, RouteOptions};
-use router_kit::group::{Script, Scripted};
+use router_kit::altered::Altered;
+use router_kit::group::Script;
 use router_kit::{
     Invoiced, Log, Placed, broker_with, finish, header, invoiced, lag, look, placed, retry, within,
 };
@@ -54,7 +55,7 @@ async fn late(orders: &[Placed]) -> (Broker, Script) {
     let (inner, _) = broker_with(orders).await;
     let script = Script::default();
     script.confirms_after.store(60, SeqCst);
-    (Broker::new(Scripted { inner, script: script.clone() }), script)
+    (Broker::new(Altered { inner, difference: script.clone() }), script)
 }
 
 /// A broker that hands no message over before a minute is over, once `orders` are there.
@@ -152,7 +153,7 @@ async fn what_is_not_confirmed_at_the_deadline_or_when_its_claim_is_lost_comes_a
         let (inner, _) = broker_with(&orders).await;
         let script = Script::default();
         script.confirms_after.store(60, SeqCst);
-        let broker = Broker::new(Scripted { inner: inner.clone(), script: script.clone() });
+        let broker = Broker::new(Altered { inner: inner.clone(), difference: script.clone() });
         let route = || Router::new().route(billing().workers(workers).concurrency(1).handle(invoice));
         let service = route().start(&broker).await.unwrap();
         tokio::time::sleep(SECOND).await;

@@ -6,89 +6,30 @@ mod router_kit;
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use postrider::memory::{MemoryBroker, MemorySubscription};
+use postrider::memory::MemorySubscription;
 use postrider::prelude::*;
-use postrider::{
-    Adapter, Capabilities, Channel, ClaimId, Confirm, Control, Declare, Delivery, DrainReport, Env, Finding,
-    Health, Inventory, Outgoing, PublishError, Publisher, Result, RouteOptions, Scope, Signal,
-    SubscribeOptions, Subscriber, Subscription,
-};
+use postrider::{ClaimId, Control, Delivery, Result, RouteOptions, Signal, Subscription};
+use router_kit::altered::{Altered, Difference};
 use router_kit::{Log, Placed, broker_with, finish, placed};
 use tokio::sync::Notify;
 
-/// The embedded broker, which never takes a claim away, as one that does after the first delivery: whoever else there is hears of it
-/// when another message is on its way already.
+/// The embedded broker never takes a claim away; this one does after the first delivery: whoever else there is hears of it when another
+/// message is on its way already.
 #[derive(Clone, Debug)]
 struct Greedy {
-    inner: MemoryBroker,
     released: Log<ClaimId>,
     /// It goes on as it comes after the second delivery, whether the claim is released or not.
     is_hasty: bool,
 }
 
-impl Publisher for Greedy {
-    fn env(&self) -> &Env {
-        self.inner.env()
-    }
-
-    async fn send(&self, message: Outgoing<'_>) -> Confirm {
-        self.inner.send(message).await
-    }
-
-    fn try_send<'a>(&self, message: Outgoing<'a>) -> std::result::Result<Confirm, Outgoing<'a>> {
-        self.inner.try_send(message)
-    }
-
-    async fn flush(&self) -> std::result::Result<(), PublishError> {
-        self.inner.flush().await
-    }
-
-    async fn close(&self, deadline: Instant) -> DrainReport {
-        self.inner.close(deadline).await
-    }
-}
-
-impl Subscriber for Greedy {
+impl Difference for Greedy {
     type Subscription = GreedySubscription;
 
-    async fn subscribe(&self, options: &SubscribeOptions) -> Result<GreedySubscription> {
-        let inner = self.inner.subscribe(options).await?;
+    fn subscription(&self, inner: MemorySubscription) -> GreedySubscription {
         let (released, is_hasty) = (self.released.clone(), self.is_hasty);
-        Ok(GreedySubscription { inner, released, is_hasty, next: Next::First })
-    }
-}
-
-impl Adapter for Greedy {
-    type Letters = <MemoryBroker as Adapter>::Letters;
-
-    fn name(&self) -> &'static str {
-        self.inner.name()
-    }
-
-    fn capabilities(&self) -> &Capabilities {
-        self.inner.capabilities()
-    }
-
-    async fn declare(&self, topology: &[Declare]) -> Result<()> {
-        self.inner.declare(topology).await
-    }
-
-    fn health(&self) -> Health {
-        self.inner.health()
-    }
-
-    async fn letters(&self, channel: &Channel) -> Result<Self::Letters> {
-        self.inner.letters(channel).await
-    }
-
-    async fn inventory(&self, scope: &Scope) -> Result<Inventory> {
-        self.inner.inventory(scope).await
-    }
-
-    async fn examine(&self) -> Vec<Finding> {
-        self.inner.examine().await
+        GreedySubscription { inner, released, is_hasty, next: Next::First }
     }
 }
 
@@ -153,7 +94,10 @@ async fn nothing_starts_under_a_claim_that_is_to_be_given_up_and_it_goes_when_no
     for workers in [1, 2] {
         let (inner, _) = broker_with(&[placed("ann", 1), placed("bob", 2), placed("cem", 3)]).await;
         let released = Log::default();
-        let broker = Broker::new(Greedy { inner, released: released.clone(), is_hasty: false });
+        let broker = Broker::new(Altered {
+            inner,
+            difference: Greedy { released: released.clone(), is_hasty: false },
+        });
         let (runs, go) = (Log::default(), Arc::new(Notify::new()));
         let (log, wait) = (runs.clone(), Arc::clone(&go));
         let handler = move |order: Placed| {
@@ -182,7 +126,10 @@ async fn a_claim_that_is_lost_before_it_is_given_up_leaves_nothing_behind() {
     for workers in [1, 2] {
         let (inner, _) = broker_with(&[placed("ann", 1), placed("bob", 2), placed("cem", 3)]).await;
         let released = Log::default();
-        let broker = Broker::new(Greedy { inner: inner.clone(), released: released.clone(), is_hasty: true });
+        let broker = Broker::new(Altered {
+            inner: inner.clone(),
+            difference: Greedy { released: released.clone(), is_hasty: true },
+        });
         let runs = Log::default();
         let log = runs.clone();
         let handler = move |order: Placed, meta: Meta| {

@@ -10,7 +10,8 @@ use std::time::Duration;
 use postrider::memory::MemoryBroker;
 use postrider::prelude::*;
 use postrider::{HealthState, RouteOptions, RouteState, Running};
-use router_kit::group::{Script, Scripted};
+use router_kit::altered::Altered;
+use router_kit::group::Script;
 use router_kit::{Log, Placed, broker_with, finish, header, look, placed, within};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -25,7 +26,7 @@ fn wary() -> RouteOptions {
 async fn scripted(orders: &[Placed]) -> (MemoryBroker, Broker, Script) {
     let (inner, _) = broker_with(orders).await;
     let script = Script::default();
-    (inner.clone(), Broker::new(Scripted { inner, script: script.clone() }), script)
+    (inner.clone(), Broker::new(Altered { inner, difference: script.clone() }), script)
 }
 
 /// A service that goes without a word, as a process does that is killed, while its handler is at the first order.

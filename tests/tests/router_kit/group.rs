@@ -4,16 +4,16 @@
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use postrider::memory::{MemoryBroker, MemorySubscription};
+use postrider::memory::MemorySubscription;
 use postrider::{
-    Adapter, BoxFuture, Capabilities, Channel, ClaimId, Confirm, Control, Declare, Delivery, DrainReport,
-    Env, Finding, Health, Inventory, Origin, Outgoing, PublishError, Publisher, Result, Scope, Signal, Start,
-    SubscribeOptions, Subscriber, Subscription, Suspect,
+    BoxFuture, ClaimId, Confirm, Control, Delivery, Health, Origin, Result, Signal, Start, Subscription,
+    Suspect,
 };
 
 use super::Log;
+use super::altered::Difference;
 
 /// What it does when it is asked.
 #[derive(Clone, Default)]
@@ -30,7 +30,13 @@ pub(crate) struct Script {
     pub(crate) sent: Arc<AtomicU64>,
 }
 
-impl Script {
+impl Difference for Script {
+    type Subscription = ScriptedSubscription;
+
+    fn subscription(&self, inner: MemorySubscription) -> ScriptedSubscription {
+        ScriptedSubscription { inner, script: self.clone() }
+    }
+
     fn confirm(&self, known: Confirm) -> Confirm {
         let seconds = self.confirms_after.load(SeqCst);
         if seconds == 0 {
@@ -41,75 +47,6 @@ impl Script {
             tokio::time::sleep(Duration::from_secs(seconds)).await;
             known.await
         })
-    }
-}
-
-/// The broker.
-#[derive(Clone)]
-pub(crate) struct Scripted {
-    pub(crate) inner: MemoryBroker,
-    pub(crate) script: Script,
-}
-
-impl Publisher for Scripted {
-    fn env(&self) -> &Env {
-        self.inner.env()
-    }
-
-    async fn send(&self, message: Outgoing<'_>) -> Confirm {
-        self.script.confirm(self.inner.send(message).await)
-    }
-
-    fn try_send<'a>(&self, message: Outgoing<'a>) -> std::result::Result<Confirm, Outgoing<'a>> {
-        self.inner.try_send(message).map(|confirm| self.script.confirm(confirm))
-    }
-
-    async fn flush(&self) -> std::result::Result<(), PublishError> {
-        self.inner.flush().await
-    }
-
-    async fn close(&self, deadline: Instant) -> DrainReport {
-        self.inner.close(deadline).await
-    }
-}
-
-impl Subscriber for Scripted {
-    type Subscription = ScriptedSubscription;
-
-    async fn subscribe(&self, options: &SubscribeOptions) -> Result<ScriptedSubscription> {
-        Ok(ScriptedSubscription { inner: self.inner.subscribe(options).await?, script: self.script.clone() })
-    }
-}
-
-impl Adapter for Scripted {
-    type Letters = <MemoryBroker as Adapter>::Letters;
-
-    fn name(&self) -> &'static str {
-        self.inner.name()
-    }
-
-    fn capabilities(&self) -> &Capabilities {
-        self.inner.capabilities()
-    }
-
-    async fn declare(&self, topology: &[Declare]) -> Result<()> {
-        self.inner.declare(topology).await
-    }
-
-    fn health(&self) -> Health {
-        self.inner.health()
-    }
-
-    async fn letters(&self, channel: &Channel) -> Result<Self::Letters> {
-        self.inner.letters(channel).await
-    }
-
-    async fn inventory(&self, scope: &Scope) -> Result<Inventory> {
-        self.inner.inventory(scope).await
-    }
-
-    async fn examine(&self) -> Vec<Finding> {
-        self.inner.examine().await
     }
 }
 

@@ -3,6 +3,7 @@
 
 #![allow(dead_code, reason = "each file of tests uses a part of it")]
 
+pub(crate) mod altered;
 pub(crate) mod group;
 
 use std::fmt::Debug;
