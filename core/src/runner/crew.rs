@@ -178,7 +178,7 @@ enum Handed<'a> {
 }
 
 fn hand_over(outcome: Outcome, orders: &Orders) -> Handed<'_> {
-    let mut outputs = match Outputs::of(outcome, orders) {
+    let mut outputs = match Outputs::of(outcome, &orders.broker, orders.publishes.as_deref()) {
         Ok(outputs) => Guarded::new("the publisher", outputs),
         Err(outcome) => return Handed::Ended(outcome),
     };

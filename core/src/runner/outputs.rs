@@ -7,7 +7,6 @@ use std::vec;
 
 use smallvec::SmallVec;
 
-use super::crew::Orders;
 use crate::broker::Broker;
 use crate::env::BoxFuture;
 use crate::envelope::Envelope;
@@ -46,15 +45,19 @@ pub(super) struct Sends<'a> {
 }
 
 impl<'a> Outputs<'a> {
-    /// The outputs of an outcome, or the outcome if it has none.
-    pub(super) fn of(outcome: Outcome, orders: &'a Orders) -> Result<Self, Outcome> {
+    /// The outputs of an outcome, which go to that channel, or the outcome if it has none.
+    pub(super) fn of(
+        outcome: Outcome,
+        broker: &'a Broker,
+        channel: Option<&'a str>,
+    ) -> Result<Self, Outcome> {
         if !has_outputs(&outcome) {
             return Err(outcome);
         }
         match outcome {
-            Outcome::Done(outputs) => Sends::new(outputs, orders).map(Self::One),
+            Outcome::Done(outputs) => Sends::new(outputs, broker, channel).map(Self::One),
             Outcome::Each(each) => {
-                Ok(Self::Each(each.into_iter().map(|outcome| Item::of(outcome, orders)).collect()))
+                Ok(Self::Each(each.into_iter().map(|outcome| Item::of(outcome, broker, channel)).collect()))
             }
             other => Err(other),
         }
@@ -121,10 +124,10 @@ impl<'a> Outputs<'a> {
 }
 
 impl<'a> Item<'a> {
-    fn of(outcome: Outcome, orders: &'a Orders) -> Self {
+    fn of(outcome: Outcome, broker: &'a Broker, channel: Option<&'a str>) -> Self {
         match outcome {
             Outcome::Done(outputs) if !outputs.is_empty() => {
-                Sends::new(outputs, orders).map_or_else(Self::Known, Self::Publishes)
+                Sends::new(outputs, broker, channel).map_or_else(Self::Known, Self::Publishes)
             }
             other => Self::Known(other),
         }
@@ -132,14 +135,14 @@ impl<'a> Item<'a> {
 }
 
 impl<'a> Sends<'a> {
-    fn new(outputs: Vec<Envelope>, orders: &'a Orders) -> Result<Self, Outcome> {
-        let Some(channel) = &orders.publishes else {
+    fn new(outputs: Vec<Envelope>, broker: &'a Broker, channel: Option<&'a str>) -> Result<Self, Outcome> {
+        let Some(channel) = channel else {
             let message = "the handler returned messages, but its route has no `publishes` channel; add one";
             return Err(Outcome::Reject(Reason::Rejected, message.into()));
         };
         let confirms = SmallVec::with_capacity(outputs.len());
         let left = outputs.into_iter();
-        Ok(Self { broker: &orders.broker, channel, left, waits: None, confirms, failed: None })
+        Ok(Self { broker, channel, left, waits: None, confirms, failed: None })
     }
 
     fn hand_over(&mut self) -> bool {
