@@ -4,13 +4,18 @@
 
 mod router_kit;
 
+use std::num::NonZeroUsize;
+use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
-use postrider::memory::MemoryBroker;
+use postrider::memory::{MemoryBroker, MemorySubscription};
 use postrider::prelude::*;
-use postrider::{HealthState, RouteOptions, RouteState, Running};
-use router_kit::altered::Altered;
+use postrider::{
+    BoxFuture, Claim, ClaimId, Control, Delivery, HealthState, Result, RouteOptions, RouteState, Running,
+    Settle, SettleError, Settlement, Signal, Subscription, Token,
+};
+use router_kit::altered::{Altered, Difference};
 use router_kit::group::Script;
 use router_kit::{Log, Placed, broker_with, finish, header, look, placed, within};
 
@@ -117,4 +122,102 @@ async fn after_a_suspect_the_others_wait_until_the_group_has_heard_but_not_for_l
     tokio::time::sleep(SECOND * 2 / 10).await;
     assert_eq!(handled.all(), [1, 2]);
     assert_eq!(finish(service).await.handled, 2);
+}
+
+/// The claim that `Torn` takes away again.
+const TORN: ClaimId = ClaimId { shard: 77, epoch: 1 };
+
+/// The embedded broker, but one message at a time; the second was handed out before and comes under a claim of its own, which ends
+/// after the third.
+#[derive(Clone, Copy, Debug)]
+struct Torn {
+    /// With notice, or without.
+    is_asked_for: bool,
+}
+
+impl Difference for Torn {
+    type Subscription = TornSubscription;
+
+    fn subscription(&self, inner: MemorySubscription) -> TornSubscription {
+        TornSubscription { inner, is_asked_for: self.is_asked_for, received: 0, torn: None }
+    }
+}
+
+struct TornSubscription {
+    inner: MemorySubscription,
+    is_asked_for: bool,
+    received: usize,
+    /// By which the second message is held at the broker until that claim is gone.
+    torn: Option<Claim>,
+}
+
+/// Has nothing to settle.
+struct Nothing;
+
+impl Settle for Nothing {
+    fn settle(&self, _: &[(Token, Settlement)]) -> Result<(), SettleError> {
+        Ok(())
+    }
+
+    fn flush(&self) -> BoxFuture<'_, Result<(), SettleError>> {
+        Box::pin(async { Ok(()) })
+    }
+}
+
+impl Subscription for TornSubscription {
+    async fn receive(&mut self, _: NonZeroUsize, into: &mut Vec<Delivery>) -> Result<Signal> {
+        if self.received == 3 {
+            self.received += 1;
+            let claims = vec![TORN];
+            if self.is_asked_for {
+                return Ok(Signal::Revoking(claims));
+            }
+            self.release(&claims).await?;
+            return Ok(Signal::Lost(claims));
+        }
+        let signal = self.inner.receive(NonZeroUsize::MIN, into).await?;
+        if let (Signal::Deliveries, Some(delivery)) = (&signal, into.last_mut()) {
+            self.received += 1;
+            if self.received == 2 {
+                let claim = Claim::new(Arc::new(Nothing), Token { claim: TORN, seq: 1 });
+                self.torn = Some(std::mem::replace(&mut delivery.claim, claim));
+                delivery.deliveries = Some(2);
+            }
+        }
+        Ok(signal)
+    }
+
+    async fn release(&mut self, _: &[ClaimId]) -> Result<()> {
+        self.torn = None;
+        Ok(())
+    }
+
+    async fn close(&mut self) -> Result<()> {
+        self.inner.close().await
+    }
+
+    fn control(&self) -> Arc<dyn Control> {
+        self.inner.control()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_suspect_that_goes_with_its_claim_holds_nobody_up() {
+    for (workers, is_asked_for) in [(1, false), (1, true), (2, false), (2, true)] {
+        let (inner, _) = broker_with(&[placed("ann", 1), placed("bob", 2), placed("cem", 3)]).await;
+        let broker = Broker::new(Altered { inner, difference: Torn { is_asked_for } });
+        let begun = Log::default();
+        let log = begun.clone();
+        let handler = move |order: Placed| {
+            log.add(order.number);
+            tokio::time::sleep(if order.number == 1 { 20 * SECOND } else { Duration::ZERO })
+        };
+        let route = wary().workers(workers).handle(handler);
+        let service = Router::new().route(route).start(&broker).await.unwrap();
+        // the suspect waited for the first to end, and the third for the suspect, which is there no more
+        tokio::time::sleep(SECOND).await;
+        assert_eq!(begun.all(), [1, 3], "{workers} workers, asked for: {is_asked_for}");
+        assert_eq!(finish(service).await.handled, 3);
+        assert_eq!(begun.all(), [1, 3, 2]);
+    }
 }

@@ -5,6 +5,7 @@ use std::num::NonZeroUsize;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use tokio::task::coop::has_budget_remaining;
@@ -115,22 +116,25 @@ async fn serve(
             *tracker = first.claim.tracker().cloned();
             poll_fn(|cx| {
                 dispatcher.arrived(&mut inbox, cx);
-                std::task::Poll::Ready(())
+                Poll::Ready(())
             })
             .await;
+            dispatcher.settle();
         } else {
-            poll_fn(|cx| {
-                dispatcher.pump(cx);
-                std::task::Poll::Ready(())
-            })
-            .await;
+            pump(dispatcher).await;
         }
-        dispatcher.settle();
         match signal {
             None | Some(Ok(Signal::Deliveries | Signal::Assigned(_))) => {}
             Some(Ok(Signal::Reconnected)) => events::reconnected(&plan.names),
-            Some(Ok(Signal::Lost(claims))) => dispatcher.lost(&claims),
-            Some(Ok(Signal::Revoking(claims))) => dispatcher.revoke(claims),
+            // what goes with these claims may have held up others
+            Some(Ok(Signal::Lost(claims))) => {
+                dispatcher.lost(&claims);
+                pump(dispatcher).await;
+            }
+            Some(Ok(Signal::Revoking(claims))) => {
+                dispatcher.revoke(claims);
+                pump(dispatcher).await;
+            }
             Some(Ok(Signal::Gap(gap))) => {
                 events::gap(&plan.names, gap.from, gap.to);
                 status.missed.fetch_add(gap.to.saturating_sub(gap.from), Relaxed);
@@ -165,6 +169,16 @@ async fn serve(
         }
     }
     Ok(())
+}
+
+/// Starts what is ready, and hands over what was begun and settled.
+async fn pump(dispatcher: &mut Dispatcher<'_>) {
+    poll_fn(|cx| {
+        dispatcher.pump(cx);
+        Poll::Ready(())
+    })
+    .await;
+    dispatcher.settle();
 }
 
 /// Lets what runs finish, until the deadline; then cancels it. Answers whether it was in time.
