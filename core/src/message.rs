@@ -114,6 +114,7 @@ const DIGITS: usize = 40;
 
 #[derive(Clone)]
 enum Repr<'a> {
+    Text(Cow<'a, str>),
     Bytes(Cow<'a, [u8]>),
     /// A number, written out without an allocation.
     Digits([u8; DIGITS], usize),
@@ -123,6 +124,7 @@ impl Key<'_> {
     /// The bytes.
     pub fn as_bytes(&self) -> &[u8] {
         match &self.0 {
+            Repr::Text(text) => text.as_bytes(),
             Repr::Bytes(bytes) => bytes,
             Repr::Digits(digits, length) => &digits[..*length],
         }
@@ -153,7 +155,7 @@ impl std::fmt::Debug for Key<'_> {
 
 impl<'a> From<&'a str> for Key<'a> {
     fn from(text: &'a str) -> Self {
-        Self(Repr::Bytes(Cow::Borrowed(text.as_bytes())))
+        Self(Repr::Text(Cow::Borrowed(text)))
     }
 }
 
@@ -165,7 +167,7 @@ impl<'a> From<&'a [u8]> for Key<'a> {
 
 impl From<String> for Key<'_> {
     fn from(text: String) -> Self {
-        Self(Repr::Bytes(Cow::Owned(text.into_bytes())))
+        Self(Repr::Text(Cow::Owned(text)))
     }
 }
 
@@ -259,7 +261,9 @@ pub trait IntoEnvelope {
 
 impl<T: Message> IntoEnvelope for &T {
     fn into_envelope(self, cx: &EnvelopeContext<'_>) -> Result<Envelope> {
-        fill(EnvelopeBuilder::new(encode(self)?), self, cx)
+        let mut builder = EnvelopeBuilder::new(encode(self)?);
+        fill(&mut builder, self, cx);
+        builder.build_at(cx.env, cx.wall_ms)
     }
 }
 
@@ -267,14 +271,14 @@ impl<T: Message> IntoEnvelope for EnvelopeBuilder<T> {
     fn into_envelope(self, cx: &EnvelopeContext<'_>) -> Result<Envelope> {
         let body = encode(self.payload())?;
         let mut message = None;
-        let builder = self.map(|m| {
+        let mut builder = self.map(|m| {
             message = Some(m);
             body
         });
-        match message {
-            Some(message) => fill(builder, &message, cx),
-            None => builder.build_at(cx.env, cx.wall_ms),
+        if let Some(message) = message {
+            fill(&mut builder, &message, cx);
         }
+        builder.build_at(cx.env, cx.wall_ms)
     }
 }
 
@@ -306,24 +310,26 @@ fn encode<T: Message>(message: &T) -> Result<Bytes> {
     })
 }
 
-/// Writes what the type says, after what the builder said: the first one set counts.
-fn fill<T: Message>(mut builder: EnvelopeBuilder, message: &T, cx: &EnvelopeContext<'_>) -> Result<Envelope> {
+/// Writes what the type says, after what the builder said: the first one set counts. (In place: a builder is large.)
+fn fill<T: Message>(builder: &mut EnvelopeBuilder, message: &T, cx: &EnvelopeContext<'_>) {
     let headers = builder.headers_mut();
     headers.set(Attribute::Type, T::NAME);
     headers.set(Attribute::ContentType, T::Codec::CONTENT_TYPE);
     if let Some(key) = message.key() {
-        let bytes = key.as_bytes();
-        headers.set(
-            Attribute::Key,
-            std::str::from_utf8(bytes).map_or(HeaderValue::Bytes(bytes), HeaderValue::Text),
-        );
+        match &key.0 {
+            Repr::Text(text) => headers.set(Attribute::Key, &**text),
+            Repr::Bytes(bytes) => {
+                let text = std::str::from_utf8(bytes).map_or(HeaderValue::Bytes(bytes), HeaderValue::Text);
+                headers.set(Attribute::Key, text);
+            }
+            Repr::Digits(digits, length) => headers.set_digits(Attribute::Key, &digits[..*length]),
+        }
     }
     if let Some(key) = message.idempotency_key() {
         headers.set(Attribute::IdempotencyKey, &*key);
     }
-    caused(&mut builder, cx);
+    caused(builder, cx);
     builder.set_version(T::VERSION);
-    builder.build_at(cx.env, cx.wall_ms)
 }
 
 fn caused(builder: &mut EnvelopeBuilder, cx: &EnvelopeContext<'_>) {

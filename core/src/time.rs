@@ -1,8 +1,10 @@
 //! Points in time as text.
 
+use std::cell::Cell;
+
 /// What is written here rather than by jiff: from the Unix epoch on, up to the last times that jiff knows.
 const WRITTEN: std::ops::Range<i64> = 0..253_402_207_200_000;
-const DAY_MS: i64 = 24 * 3600 * 1000;
+const DAY: i64 = 24 * 3600;
 
 /// The text of a time, without an allocation.
 #[derive(Clone, Copy)]
@@ -14,19 +16,19 @@ pub(crate) struct TimeText {
 impl TimeText {
     /// Of milliseconds since the Unix epoch; `None` before it, and where the year 9999 ends.
     pub(crate) fn new(ms: i64) -> Option<Self> {
+        thread_local! {
+            /// The last one, and its second: most messages are of the same as the one before.
+            static LAST: Cell<(i64, [u8; 24])> = const { Cell::new((i64::MIN, [0; 24])) };
+        }
         if !WRITTEN.contains(&ms) {
             return None;
         }
-        let (days, ms) = (ms / DAY_MS, (ms % DAY_MS) as u32);
-        let (year, month, day) = civil(days as u32);
-        let mut text = *b"0000-00-00T00:00:00.000Z";
-        let (seconds, fraction) = (ms / 1000, ms % 1000);
-        digits(&mut text[..4], year);
-        digits(&mut text[5..7], month);
-        digits(&mut text[8..10], day);
-        digits(&mut text[11..13], seconds / 3600);
-        digits(&mut text[14..16], seconds / 60 % 60);
-        digits(&mut text[17..19], seconds % 60);
+        let (second, fraction) = (ms / 1000, (ms % 1000) as u32);
+        let (last, mut text) = LAST.get();
+        if last != second {
+            text = Self::of_second(second);
+            LAST.set((second, text));
+        }
         digits(&mut text[20..23], fraction);
         // only as many digits as there are
         let length = match fraction {
@@ -37,6 +39,20 @@ impl TimeText {
         };
         text[length] = b'Z';
         Some(Self { text, length: length + 1 })
+    }
+
+    /// With room for a fraction.
+    fn of_second(second: i64) -> [u8; 24] {
+        let (days, seconds) = (second / DAY, (second % DAY) as u32);
+        let (year, month, day) = civil(days as u32);
+        let mut text = *b"0000-00-00T00:00:00.000Z";
+        digits(&mut text[..4], year);
+        digits(&mut text[5..7], month);
+        digits(&mut text[8..10], day);
+        digits(&mut text[11..13], seconds / 3600);
+        digits(&mut text[14..16], seconds / 60 % 60);
+        digits(&mut text[17..19], seconds % 60);
+        text
     }
 
     pub(crate) fn as_bytes(&self) -> &[u8] {
@@ -163,7 +179,7 @@ mod tests {
     #[test]
     fn every_day_of_400_years_has_its_date() {
         for day in 0..146_097 {
-            let at = i64::from(day) * DAY_MS;
+            let at = i64::from(day) * DAY * 1000;
             assert_eq!(rfc3339(at), jiff::Timestamp::from_millisecond(at).unwrap().to_string());
             let (y, m, d) = civil(day);
             assert_eq!(days(y, m, d), day);

@@ -104,21 +104,23 @@ static BEGIN: LazyLock<HeaderMap> = LazyLock::new(|| {
 pub(crate) fn headers(envelope: &Envelope, hop: Option<&str>) -> HeaderMap {
     let mut map = BEGIN.clone();
     // of each attribute there is one
-    envelope.write_attributes(|attribute, text| match attribute {
-        "specversion" => {}
-        attribute => {
-            if let Some(name) = attribute_name(attribute) {
-                // the envelope gives nothing but UTF-8
-                let text = std::str::from_utf8(text).unwrap_or_default();
-                map.insert(name, NatsValue::from(&*escape(text)));
+    envelope.write_attributes(|attribute, text| {
+        // the envelope gives nothing but UTF-8
+        let text = || std::str::from_utf8(text).unwrap_or_default();
+        match attribute {
+            "specversion" => {}
+            "datacontenttype" => {
+                if let Ok(value) = text().parse::<NatsValue>() {
+                    map.insert(CONTENT_TYPE_NAME.clone(), value);
+                }
+            }
+            attribute => {
+                if let Some(name) = attribute_name(attribute) {
+                    map.insert(name, NatsValue::from(&*escape(text())));
+                }
             }
         }
     });
-    if let Some(text) = envelope.content_type()
-        && let Ok(value) = text.parse::<NatsValue>()
-    {
-        map.insert(CONTENT_TYPE_NAME.clone(), value);
-    }
     if envelope.is_null() {
         append(&mut map, NULL, "1");
     }

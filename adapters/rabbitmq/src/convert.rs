@@ -62,17 +62,21 @@ pub(crate) fn properties(envelope: &Envelope, send: u64) -> BasicProperties {
         }
     };
     put(short(SEND), AMQPValue::LongLongInt(send as i64));
+    let mut content_type = None;
     envelope.write_attributes(|attribute, text| {
+        if attribute == CONTENT_TYPE
+            && let Some(text) = std::str::from_utf8(text).ok().and_then(short)
+        {
+            content_type = Some(text);
+            return;
+        }
         put(prefixed(PREFIX, attribute), AMQPValue::LongString(text.into()));
     });
+    if let Some(text) = content_type {
+        properties = properties.with_content_type(text);
+    }
     if envelope.is_null() {
         put(short(NULL), AMQPValue::LongString("1".into()));
-    }
-    if let Some(text) = envelope.content_type() {
-        match short(text) {
-            Some(text) => properties = properties.with_content_type(text),
-            None => put(prefixed(PREFIX, CONTENT_TYPE), AMQPValue::LongString(text.into())),
-        }
     }
     if let Some(id) = short(envelope.id().text(&mut [0; 36])) {
         properties = properties.with_message_id(id);

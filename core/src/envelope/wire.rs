@@ -15,8 +15,9 @@ use crate::time::{TimeText, parse_rfc3339, rfc3339};
 const KEY_ENCODING: &str = "partitionkeyencoding";
 
 impl Envelope {
-    /// Gives each attribute's `CloudEvents` name and text to `write`, `specversion` first. The content type is left out: it
-    /// has a place of its own on every broker.
+    /// Gives each attribute's `CloudEvents` name and text to `write`, `specversion` first and the content type,
+    /// `datacontenttype`, which has a place of its own on every broker, last. Of a key that isn't text `partitionkeyencoding` comes first: a broker whose messages have a key
+    /// need not write it twice.
     ///
     /// Text comes as bytes, and is UTF-8: most brokers have bytes, and to look at all of it once more would be felt.
     pub fn write_attributes(&self, mut write: impl FnMut(&str, &[u8])) {
@@ -31,25 +32,34 @@ impl Envelope {
         if self.version > 0 {
             write("schemaversion", itoa::Buffer::new().format(self.version).as_bytes());
         }
-        let mut seen = 0_u32;
-        for (attribute, kind, value) in self.headers.kept_attributes() {
-            // the first one set counts, as for reading
-            if seen & (1 << attribute as u32) != 0 || attribute == Attribute::ContentType {
-                continue;
-            }
-            seen |= 1 << attribute as u32;
+        let mut write_value = |attribute: Attribute, kind, value: &[u8]| {
             if kind == HeaderValue::TEXT {
                 debug_assert!(std::str::from_utf8(value).is_ok(), "what was kept as text was `str`");
-                write(attribute.as_str(), value);
-                continue;
+                return write(attribute.as_str(), value);
             }
             match HeaderValue::read(kind, value) {
                 HeaderValue::Bytes(bytes) if attribute == Attribute::Key => {
-                    write(attribute.as_str(), STANDARD.encode(bytes).as_bytes());
                     write(KEY_ENCODING, b"base64");
+                    write(attribute.as_str(), STANDARD.encode(bytes).as_bytes());
                 }
                 other => write(attribute.as_str(), other.to_string().as_bytes()),
             }
+        };
+        let (mut seen, mut content_type) = (0_u32, None);
+        for (attribute, kind, value) in self.headers.kept_attributes() {
+            // the first one set counts, as for reading
+            if seen & (1 << attribute as u32) != 0 {
+                continue;
+            }
+            seen |= 1 << attribute as u32;
+            if attribute == Attribute::ContentType {
+                content_type = Some((kind, value));
+            } else {
+                write_value(attribute, kind, value);
+            }
+        }
+        if let Some((kind, value)) = content_type {
+            write_value(Attribute::ContentType, kind, value);
         }
     }
 }
@@ -224,7 +234,6 @@ mod tests {
             let text = std::str::from_utf8(text).unwrap().to_owned();
             assert!(reader.attribute(name, text), "{name}");
         });
-        envelope.content_type().into_iter().for_each(|text| reader.content_type(text));
         envelope.headers().iter().for_each(|(name, value)| reader.header(name, value));
         reader.finish()
     }
@@ -232,7 +241,7 @@ mod tests {
     proptest! {
         #[test]
         fn what_is_written_is_read(key in prop::option::of(prop::collection::vec(any::<u8>(), 0..40)), version in 0_u32..9, ms in 1_u64..4_000_000_000_000, text in "\\PC{0,20}") {
-            let mut builder = Envelope::builder(Bytes::from_static(b"x")).type_name("t").version(version).time_ms(ms).correlation_id(&text).header("h", &text);
+            let mut builder = Envelope::builder(Bytes::from_static(b"x")).type_name("t").version(version).time_ms(ms).correlation_id(&text).attribute(Attribute::ContentType, "text/plain").header("h", &text);
             if let Some(key) = &key {
                 builder = builder.key(key);
             }
@@ -243,6 +252,7 @@ mod tests {
             prop_assert_eq!(read.version(), version);
             prop_assert_eq!(read.key(), key.as_deref());
             prop_assert_eq!(read.correlation_id(), Some(&*text));
+            prop_assert_eq!(read.content_type(), Some("text/plain"));
             prop_assert_eq!(read.source(), "/postrider");
             prop_assert_eq!(read.headers().get("h"), envelope.headers().get("h"));
         }

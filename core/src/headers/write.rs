@@ -89,6 +89,12 @@ impl HeadersMut {
         self.write(attribute.bit(), &[attribute as u8], value.into());
     }
 
+    /// [`set`](Self::set) with the digits of a number, which are text without a look at each.
+    pub(crate) fn set_digits(&mut self, attribute: Attribute, digits: &[u8]) {
+        debug_assert!(digits.is_ascii(), "digits are ASCII");
+        self.write_plain(attribute.bit(), &[attribute as u8], HeaderValue::TEXT, None, digits);
+    }
+
     /// Whether a foreign header broke a bound.
     pub fn breach(&self) -> bool {
         self.breach
@@ -125,8 +131,6 @@ impl HeadersMut {
 
     /// Generic, so that the name of an attribute, one byte, is written without a call.
     fn write<N: AsRef<[u8]> + ?Sized>(&mut self, bit: Contents, name: &N, value: HeaderValue<'_>) {
-        let name = name.as_ref();
-        self.contents |= bit;
         let number;
         let (tag, bytes): (Option<u8>, &[u8]) = match value {
             HeaderValue::Text(text) => (None, text.as_bytes()),
@@ -139,15 +143,33 @@ impl HeadersMut {
             HeaderValue::Null => (None, &[]),
             HeaderValue::Native(tag, bytes) => (Some(tag), bytes),
         };
+        self.write_plain(bit, name, value.kind(), tag, bytes);
+    }
+
+    fn write_plain<N: AsRef<[u8]> + ?Sized>(
+        &mut self,
+        bit: Contents,
+        name: &N,
+        kind: u8,
+        tag: Option<u8>,
+        bytes: &[u8],
+    ) {
+        let name = name.as_ref();
+        self.contents |= bit;
         let length = bytes.len() + usize::from(tag.is_some());
         let ([n0, n1], [v0, v1, v2, v3]) = ((name.len() as u16).to_le_bytes(), (length as u32).to_le_bytes());
         let room = self.arena.grow(HEAD + name.len() + length);
         let (head, rest) = room.split_at_mut(HEAD);
-        head.copy_from_slice(&[value.kind(), n0, n1, v0, v1, v2, v3]);
+        head.copy_from_slice(&[kind, n0, n1, v0, v1, v2, v3]);
         let (written, rest) = rest.split_at_mut(name.len());
         written.copy_from_slice(name);
-        let (tagged, rest) = rest.split_at_mut(length - bytes.len());
-        tagged.fill(tag.unwrap_or_default());
+        let rest = match (tag, rest) {
+            (Some(tag), [tagged, rest @ ..]) => {
+                *tagged = tag;
+                rest
+            }
+            (_, rest) => rest,
+        };
         rest.copy_from_slice(bytes);
     }
 }
