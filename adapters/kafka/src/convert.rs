@@ -1,5 +1,6 @@
 //! Envelopes as Kafka records and back: the wire format's column for Kafka.
 
+use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -11,6 +12,8 @@ use smallvec::SmallVec;
 
 const PREFIX: &str = "ce_";
 const CONTENT_TYPE: &str = "content-type";
+/// The attribute that stands in a header of its own name.
+const DATA_CONTENT_TYPE: &str = "datacontenttype";
 /// Kafka's headers are bytes; what kind those were that aren't text stands here: `INDEX:KIND`, separated by spaces, the index
 /// counted over the user's headers.
 const KINDS: &str = "postrider-header-kinds";
@@ -19,26 +22,36 @@ const FEW: usize = 16;
 /// More headers than this aren't looked at: the record breaks the bounds many times over.
 const MOST: usize = 4 * MAX_HEADERS;
 
+/// The header of an attribute. The names of those that most messages have need not be made for each.
+macro_rules! attribute_names {
+    ($($name:literal)+) => {
+        fn attribute_name(attribute: &str) -> Cow<'static, str> {
+            match attribute {
+                $($name => Cow::Borrowed(concat!("ce_", $name)),)+
+                _ => Cow::Owned([PREFIX, attribute].concat()),
+            }
+        }
+    };
+}
+
+attribute_names! {
+    "specversion" "id" "time" "schemaversion" "type" "source" "subject" "partitionkey" "correlationid" "causationid" "traceparent"
+}
+
 /// The headers of a record. (The key is the record's own.)
 pub(crate) fn headers(envelope: &Envelope) -> OwnedHeaders {
     let mut out = Some(OwnedHeaders::new_with_capacity(16));
     let mut put = |key: &str, value: Option<&[u8]>| {
         out = out.take().map(|headers| headers.insert(Header { key, value }));
     };
-    let text_key = envelope.key().is_none_or(|key| std::str::from_utf8(key).is_ok());
-    let mut name = String::with_capacity(32);
-    envelope.write_attributes(|attribute, text| {
-        if !text_key && attribute.starts_with("partitionkey") {
-            return; // the record's key says it, byte for byte
-        }
-        name.clear();
-        name.push_str(PREFIX);
-        name.push_str(attribute);
-        put(&name, Some(text));
+    let mut binary_key = false;
+    envelope.write_attributes(|attribute, text| match attribute {
+        // the record's key says it, byte for byte
+        "partitionkeyencoding" => binary_key = true,
+        "partitionkey" if binary_key => {}
+        DATA_CONTENT_TYPE => put(CONTENT_TYPE, Some(text)),
+        attribute => put(&attribute_name(attribute), Some(text)),
     });
-    if let Some(text) = envelope.content_type() {
-        put(CONTENT_TYPE, Some(text.as_bytes()));
-    }
     let mut kinds = String::new();
     for (index, (name, value)) in envelope.headers().iter().enumerate() {
         let mut number = String::new();

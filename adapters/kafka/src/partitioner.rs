@@ -27,8 +27,11 @@ pub(crate) struct Topic {
     pub(crate) name: Box<str>,
     /// Whose gates these are: another producer begins anew.
     producer: u64,
+    /// Where its clock begins.
     since: Instant,
-    /// Of each partition: closed, its first message under way, or else when the last message was confirmed.
+    /// Until then the number of its partitions is believed.
+    until: Instant,
+    /// Of each partition: closed, its first message under way, or else when a message was sent that is confirmed, the latest such.
     gates: Box<[AtomicU64]>,
     turn: AtomicU32,
     /// It is gone: what bears its name from now on is another.
@@ -41,6 +44,8 @@ pub(crate) struct Place {
     pub(crate) partition: u32,
     /// Whether this is the one message that opens the gate, or closes it again.
     pub(crate) first: bool,
+    /// When it was entered, by the topic's own clock.
+    at: u64,
 }
 
 impl Topic {
@@ -50,6 +55,7 @@ impl Topic {
             name: name.into(),
             producer,
             since: now,
+            until: now + BELIEVED,
             gates,
             turn: AtomicU32::new(0),
             gone: AtomicBool::new(false),
@@ -58,14 +64,14 @@ impl Topic {
 
     /// The same topic asked for again: gates stay open if it has as many partitions, and the producer is the same.
     pub(crate) fn renewed(&self, partitions: u32, producer: u64, now: Instant) -> Self {
-        let new = Self::new(&self.name, partitions, producer, now);
+        let mut new = Self::new(&self.name, partitions, producer, now);
         if producer == self.producer && !self.gone.load(Relaxed) {
-            let age = now.saturating_duration_since(self.since).as_millis() as u64;
+            new.since = self.since;
             for (new, old) in new.gates.iter().zip(&self.gates) {
                 let open = old.load(Relaxed);
                 // one that is being opened is opened anew: two at a time would be no gate
-                if open > FIRST_UNDER_WAY + age {
-                    new.store(open - age, Relaxed);
+                if open > FIRST_UNDER_WAY {
+                    new.store(open, Relaxed);
                 }
             }
         }
@@ -74,9 +80,7 @@ impl Topic {
 
     /// Whether it can be relied upon.
     pub(crate) fn is_current(&self, producer: u64, now: Instant) -> bool {
-        self.producer == producer
-            && !self.gone.load(Relaxed)
-            && now.saturating_duration_since(self.since) < BELIEVED
+        self.producer == producer && !self.gone.load(Relaxed) && now < self.until
     }
 
     /// The broker says that it isn't there.
@@ -107,18 +111,19 @@ impl Topic {
         if found == FIRST_UNDER_WAY {
             return None;
         }
-        if found != CLOSED && self.clock(now).saturating_sub(found) < REMEMBERED.as_millis() as u64 {
-            return Some(Place { partition, first: false });
+        let at = self.clock(now);
+        if found != CLOSED && at.saturating_sub(found) < REMEMBERED.as_millis() as u64 {
+            return Some(Place { partition, first: false, at });
         }
         let taken = gate.compare_exchange(found, FIRST_UNDER_WAY, Relaxed, Relaxed).is_ok();
-        taken.then_some(Place { partition, first: true })
+        taken.then_some(Place { partition, first: true, at })
     }
 
     /// What became of a message. The first one opens the gate, or leaves it closed for the next to try.
-    pub(crate) fn answered(&self, place: Place, confirmed: bool, now: Instant) {
+    pub(crate) fn answered(&self, place: Place, confirmed: bool) {
         let Some(gate) = self.gates.get(place.partition as usize) else { return };
         if confirmed && (place.first || gate.load(Relaxed) != FIRST_UNDER_WAY) {
-            gate.store(self.clock(now), Relaxed);
+            gate.store(place.at, Relaxed);
         } else if place.first {
             gate.store(CLOSED, Relaxed);
         }
@@ -152,11 +157,11 @@ mod tests {
         let first = topic.enter(0, now).unwrap();
         assert!(first.first && topic.enter(0, now).is_none() && topic.is_opening());
         assert!(topic.enter(1, now).is_some(), "another partition has a gate of its own");
-        topic.answered(first, false, now);
+        topic.answered(first, false);
         let again = topic.enter(0, now).unwrap();
         assert!(again.first, "the first one failed");
-        topic.answered(again, true, now);
-        assert_eq!(topic.enter(0, now), Some(Place { partition: 0, first: false }));
+        topic.answered(again, true);
+        assert!(topic.enter(0, now).is_some_and(|place| place.partition == 0 && !place.first));
         assert!(topic.enter(0, now + REMEMBERED).unwrap().first, "after a long silence");
     }
 
@@ -164,11 +169,13 @@ mod tests {
     fn an_open_gate_stays_open_when_the_topic_is_asked_for_again() {
         let now = Instant::now();
         let topic = Topic::new("t", 1, 1, now);
-        let first = topic.enter(0, now).unwrap();
         let later = now + BELIEVED;
-        topic.answered(first, true, later);
+        let first = topic.enter(0, now).unwrap();
+        topic.answered(first, true);
         assert!(topic.is_current(1, now) && !topic.is_current(2, now) && !topic.is_current(1, later));
-        assert!(!topic.renewed(4, 1, later).enter(0, later).unwrap().first);
+        let renewed = topic.renewed(4, 1, later);
+        assert!(!renewed.enter(0, later).unwrap().first && renewed.is_current(1, later));
+        assert!(renewed.enter(0, now + REMEMBERED).unwrap().first, "its clock goes on");
         assert!(topic.renewed(4, 1, later).enter(3, later).unwrap().first);
         assert!(topic.renewed(1, 2, later).enter(0, later).unwrap().first, "another producer");
     }

@@ -174,9 +174,9 @@ impl Outbox {
     }
 
     /// Which partition of the topic the message goes to.
-    fn partition(message: &Outgoing<'_>, topic: &Topic) -> u32 {
+    fn partition(message: &Outgoing<'_>, key: Option<&[u8]>, topic: &Topic) -> u32 {
         match (message.address.group(), message.options.delay) {
-            (None, _) => topic.partition(message.envelope.key()),
+            (None, _) => topic.partition(key),
             (Some(_), None) => 0,
             (Some(_), Some(delay)) => 1 + retry_tier(delay) as u32,
         }
@@ -189,22 +189,22 @@ impl Outbox {
     }
 
     /// The topic, if it is known and needn't be asked for again. While gates are being opened they aren't exchanged.
-    fn known(&self, topic: &str) -> Option<Arc<Topic>> {
+    fn known(&self, topic: &str, now: Instant) -> Option<Arc<Topic>> {
         let found = self.topics.get(topic)?;
-        (found.is_current(self.sends.producer(), self.env.now()) || found.is_opening()).then_some(found)
+        (found.is_current(self.sends.producer(), now) || found.is_opening()).then_some(found)
     }
 
     /// The topic that the message goes to, if it is known.
-    fn target(&self, message: &Outgoing<'_>) -> Result<Option<Arc<Topic>>> {
+    fn target(&self, message: &Outgoing<'_>, now: Instant) -> Result<Option<Arc<Topic>>> {
         let (channel, plain) =
             (message.address.channel(), message.address.group().is_none() && message.options.delay.is_none());
         if plain
             && let Some(found) = self.topics.of_channel(channel)
-            && found.is_current(self.sends.producer(), self.env.now())
+            && found.is_current(self.sends.producer(), now)
         {
             return Ok(Some(found));
         }
-        let found = self.known(&self.topic(message)?);
+        let found = self.known(&self.topic(message)?, now);
         if let (Some(found), true) = (&found, plain) {
             self.topics.remember(channel, found);
         }
@@ -215,6 +215,7 @@ impl Outbox {
     fn hand_over<R>(
         &self,
         message: &Outgoing<'_>,
+        key: Option<&[u8]>,
         target: Target,
         deadline: Instant,
         open: impl FnOnce(&Pending<Target>, NewSend<Target>) -> std::result::Result<u64, R>,
@@ -229,7 +230,7 @@ impl Outbox {
             BaseRecord::with_opaque_to(&topic.name, token as usize)
                 .partition(place.partition as i32)
                 .headers(convert::headers(envelope));
-        record.key = envelope.key();
+        record.key = key;
         record.payload = (!envelope.is_null()).then(|| &envelope.payload()[..]);
         // a copy is kept as long as the topic keeps what is written now, however old the message is
         record.timestamp = message.options.hop.is_none().then_some(envelope.time_ms() as i64);
@@ -271,7 +272,7 @@ impl Outbox {
                     self.sends.pending.until_free(key).await;
                 }
                 self.connection.up().await;
-                let found = match self.known(&topic) {
+                let found = match self.known(&topic, self.env.now()) {
                     Some(found) => Ok(found),
                     None => self.topics.find(&self.connection, &self.env, &topic).await,
                 };
@@ -285,17 +286,18 @@ impl Outbox {
                         continue;
                     }
                 };
-                let partition = Self::partition(&message, &found);
+                let partition = Self::partition(&message, message.envelope.key(), &found);
                 let Some(place) = found.enter(partition, self.env.now()) else {
                     self.sends.pending.until(|| !found.is_under_way(partition)).await;
                     held = Some(room);
                     continue;
                 };
                 let target = Target { topic: found, place };
-                let handed = self.hand_over(&message, target, deadline, |pending, send| {
-                    // another send of the key came between: the room is kept for the next turn
-                    pending.open(send, room).map_err(|(_, room)| held = Some(room))
-                });
+                let handed =
+                    self.hand_over(&message, message.envelope.key(), target, deadline, |pending, send| {
+                        // another send of the key came between: the room is kept for the next turn
+                        pending.open(send, room).map_err(|(_, room)| held = Some(room))
+                    });
                 match handed {
                     Ok(confirm) => return confirm,
                     Err(Refused::Failed(error)) => return Confirm::failed(error),
@@ -318,17 +320,18 @@ impl Outbox {
 
     #[expect(clippy::result_large_err, reason = "the message is given back, not an error made")]
     fn try_send<'a>(&self, mut message: Outgoing<'a>) -> std::result::Result<Confirm, Outgoing<'a>> {
-        let topic = match self.check(&mut message).and_then(|()| self.target(&message)) {
+        let now = self.env.now();
+        let topic = match self.check(&mut message).and_then(|()| self.target(&message, now)) {
             Ok(Some(topic)) if self.connection.is_up() => topic,
             Ok(_) => return Err(message),
             Err(error) => return Ok(Confirm::failed(error)),
         };
-        let now = self.env.now();
-        let Some(place) = topic.enter(Self::partition(&message, &topic), now) else {
+        let key = message.envelope.key();
+        let Some(place) = topic.enter(Self::partition(&message, key, &topic), now) else {
             return Err(message);
         };
         let deadline = now + message.options.deadline.unwrap_or(self.deadline);
-        match self.hand_over(&message, Target { topic, place }, deadline, Pending::try_open) {
+        match self.hand_over(&message, key, Target { topic, place }, deadline, Pending::try_open) {
             Ok(confirm) => Ok(confirm),
             Err(Refused::Failed(error)) => Ok(Confirm::failed(error)),
             Err(Refused::Full) => Err(message),
