@@ -17,7 +17,7 @@ impl TimeText {
     /// Of milliseconds since the Unix epoch; `None` before it, and where the year 9999 ends.
     pub(crate) fn new(ms: i64) -> Option<Self> {
         thread_local! {
-            /// The last one, and its second: most messages are of the same as the one before.
+            /// A second and its text, without a fraction: most messages are of the same as the one before.
             static LAST: Cell<(i64, [u8; 24])> = const { Cell::new((i64::MIN, [0; 24])) };
         }
         if !WRITTEN.contains(&ms) {
@@ -173,6 +173,15 @@ mod tests {
         #[test]
         fn what_is_no_time_is_none_here_too(text in "[0-9]{4}-[0-3][0-9]-[0-3][0-9]T[0-2][0-9]:[0-6][0-9]:[0-6][0-9](\\.[0-9]{0,4})?(Z|\\+01:00|)") {
             prop_assert_eq!(parse_rfc3339(&text), by_jiff(&text));
+        }
+    }
+
+    #[test]
+    fn times_of_one_second_and_of_others_follow_each_other() {
+        let second = 1_730_419_199_000;
+        for ms in [0, 123, 100, 20, 0, 5, 1000, 1007, 0, 999, -1, -1000, 30] {
+            let at = second + ms;
+            assert_eq!(rfc3339(at), jiff::Timestamp::from_millisecond(at).unwrap().to_string());
         }
     }
 

@@ -18,6 +18,7 @@ use postrider::{
 use router_kit::altered::{Altered, Difference};
 use router_kit::group::Script;
 use router_kit::{Log, Placed, broker_with, finish, header, look, placed, within};
+use tokio::time::Instant;
 
 const SECOND: Duration = Duration::from_secs(1);
 const LETTERS: &str = "orders.billing.dlq";
@@ -128,7 +129,7 @@ async fn after_a_suspect_the_others_wait_until_the_group_has_heard_but_not_for_l
 const TORN: ClaimId = ClaimId { shard: 77, epoch: 1 };
 
 /// The embedded broker, but one message at a time; the second was handed out before and comes under a claim of its own, which ends
-/// after the third.
+/// after the third. It comes again some time later.
 #[derive(Clone, Copy, Debug)]
 struct Torn {
     /// With notice, or without.
@@ -139,7 +140,7 @@ impl Difference for Torn {
     type Subscription = TornSubscription;
 
     fn subscription(&self, inner: MemorySubscription) -> TornSubscription {
-        TornSubscription { inner, is_asked_for: self.is_asked_for, received: 0, torn: None }
+        TornSubscription { inner, is_asked_for: self.is_asked_for, received: 0, torn: None, again: None }
     }
 }
 
@@ -147,8 +148,9 @@ struct TornSubscription {
     inner: MemorySubscription,
     is_asked_for: bool,
     received: usize,
-    /// By which the second message is held at the broker until that claim is gone.
+    /// By which the second message is held at the broker, and until when.
     torn: Option<Claim>,
+    again: Option<Instant>,
 }
 
 /// Has nothing to settle.
@@ -168,12 +170,13 @@ impl Subscription for TornSubscription {
     async fn receive(&mut self, _: NonZeroUsize, into: &mut Vec<Delivery>) -> Result<Signal> {
         if self.received == 3 {
             self.received += 1;
+            self.again = Some(Instant::now() + 10 * SECOND);
             let claims = vec![TORN];
-            if self.is_asked_for {
-                return Ok(Signal::Revoking(claims));
-            }
-            self.release(&claims).await?;
-            return Ok(Signal::Lost(claims));
+            return Ok(if self.is_asked_for { Signal::Revoking(claims) } else { Signal::Lost(claims) });
+        }
+        if let Some(again) = self.again {
+            tokio::time::sleep_until(again).await;
+            (self.again, self.torn) = (None, None);
         }
         let signal = self.inner.receive(NonZeroUsize::MIN, into).await?;
         if let (Signal::Deliveries, Some(delivery)) = (&signal, into.last_mut()) {
@@ -188,7 +191,6 @@ impl Subscription for TornSubscription {
     }
 
     async fn release(&mut self, _: &[ClaimId]) -> Result<()> {
-        self.torn = None;
         Ok(())
     }
 

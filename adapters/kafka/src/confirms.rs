@@ -140,7 +140,7 @@ mod tests {
 
     fn open(sends: &Sends, topic: &Arc<Topic>) -> Option<u64> {
         let now = Instant::now();
-        let target = Target { topic: Arc::clone(topic), place: topic.enter(0, now)? };
+        let target = Target { topic: Arc::clone(topic), place: topic.enter(0)? };
         let send = NewSend { deadline: now + Duration::from_secs(1), key: None, bytes: 1, sent: target };
         sends.open(send, Pending::try_open).ok()
     }

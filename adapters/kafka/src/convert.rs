@@ -5,15 +5,15 @@ use std::fmt::Write as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use bytes::Bytes;
-use postrider_core::{Envelope, HeaderValue, MAX_HEADERS, MessageId, WireReader, chunked};
+use postrider_core::{Attribute, Envelope, HeaderValue, MAX_HEADERS, MessageId, WireReader, chunked};
 use rdkafka::Message;
 use rdkafka::message::{BorrowedMessage, Header, Headers, OwnedHeaders};
 use smallvec::SmallVec;
 
 const PREFIX: &str = "ce_";
 const CONTENT_TYPE: &str = "content-type";
-/// The attribute that stands in a header of its own name.
-const DATA_CONTENT_TYPE: &str = "datacontenttype";
+/// The attribute that stands in a header of that name.
+const DATA_CONTENT_TYPE: &str = Attribute::ContentType.as_str();
 /// Kafka's headers are bytes; what kind those were that aren't text stands here: `INDEX:KIND`, separated by spaces, the index
 /// counted over the user's headers.
 const KINDS: &str = "postrider-header-kinds";

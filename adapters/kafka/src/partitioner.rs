@@ -5,21 +5,21 @@
 //! messages are lost, and librdkafka 2.12 still reports them delivered: it takes the later success for theirs (seen here with
 //! new topics on Kafka 4.4). So only one message may be under way to a partition until the first one is there; from then on the
 //! broker knows the producer and refuses every gap.
+//!
+//! Gates are closed again whenever the topic is asked for anew, which is each minute: it may have been deleted and made again, and then
+//! its broker knows nobody. (The broker also forgets a producer that is silent for `producer.id.expiration.ms`, a day unless set.)
 
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use postrider_core::murmur2;
 
-/// A broker forgets a producer that is silent (`producer.id.expiration.ms`, a day unless set); long before that it is a stranger
-/// to us.
-const REMEMBERED: Duration = Duration::from_mins(10);
-
 /// How long the number of partitions is believed.
 const BELIEVED: Duration = Duration::from_mins(1);
 
-const CLOSED: u64 = 0;
-const FIRST_UNDER_WAY: u64 = 1;
+const CLOSED: u8 = 0;
+const FIRST_UNDER_WAY: u8 = 1;
+const OPEN: u8 = 2;
 
 /// A topic as the publisher knows it.
 #[derive(Debug)]
@@ -27,55 +27,34 @@ pub(crate) struct Topic {
     pub(crate) name: Box<str>,
     /// Whose gates these are: another producer begins anew.
     producer: u64,
-    /// Where its clock begins.
-    since: Instant,
     /// Until then the number of its partitions is believed.
     until: Instant,
-    /// Of each partition: closed, its first message under way, or else when a message was sent that is confirmed, the latest such.
-    gates: Box<[AtomicU64]>,
+    /// Of each partition.
+    gates: Box<[AtomicU8]>,
     turn: AtomicU32,
     /// It is gone: what bears its name from now on is another.
     gone: AtomicBool,
 }
 
 /// A place that may be sent to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Place {
     pub(crate) partition: u32,
     /// Whether this is the one message that opens the gate, or closes it again.
     pub(crate) first: bool,
-    /// When it was entered, by the topic's own clock.
-    at: u64,
 }
 
 impl Topic {
     pub(crate) fn new(name: &str, partitions: u32, producer: u64, now: Instant) -> Self {
-        let gates = (0..partitions.max(1)).map(|_| AtomicU64::new(CLOSED)).collect();
+        let gates = (0..partitions.max(1)).map(|_| AtomicU8::new(CLOSED)).collect();
         Self {
             name: name.into(),
             producer,
-            since: now,
             until: now + BELIEVED,
             gates,
             turn: AtomicU32::new(0),
             gone: AtomicBool::new(false),
         }
-    }
-
-    /// The same topic asked for again: gates stay open if it has as many partitions, and the producer is the same.
-    pub(crate) fn renewed(&self, partitions: u32, producer: u64, now: Instant) -> Self {
-        let mut new = Self::new(&self.name, partitions, producer, now);
-        if producer == self.producer && !self.gone.load(Relaxed) {
-            new.since = self.since;
-            for (new, old) in new.gates.iter().zip(&self.gates) {
-                let open = old.load(Relaxed);
-                // one that is being opened is opened anew: two at a time would be no gate
-                if open > FIRST_UNDER_WAY {
-                    new.store(open, Relaxed);
-                }
-            }
-        }
-        new
     }
 
     /// Whether it can be relied upon.
@@ -105,33 +84,22 @@ impl Topic {
     }
 
     /// Whether a message may go to the partition now; `None`: the first one is under way.
-    pub(crate) fn enter(&self, partition: u32, now: Instant) -> Option<Place> {
+    pub(crate) fn enter(&self, partition: u32) -> Option<Place> {
         let gate = self.gates.get(partition as usize)?;
-        let found = gate.load(Relaxed);
-        if found == FIRST_UNDER_WAY {
-            return None;
+        if gate.load(Relaxed) == OPEN {
+            return Some(Place { partition, first: false });
         }
-        let at = self.clock(now);
-        if found != CLOSED && at.saturating_sub(found) < REMEMBERED.as_millis() as u64 {
-            return Some(Place { partition, first: false, at });
-        }
-        let taken = gate.compare_exchange(found, FIRST_UNDER_WAY, Relaxed, Relaxed).is_ok();
-        taken.then_some(Place { partition, first: true, at })
+        let taken = gate.compare_exchange(CLOSED, FIRST_UNDER_WAY, Relaxed, Relaxed).is_ok();
+        taken.then_some(Place { partition, first: true })
     }
 
     /// What became of a message. The first one opens the gate, or leaves it closed for the next to try.
     pub(crate) fn answered(&self, place: Place, confirmed: bool) {
-        let Some(gate) = self.gates.get(place.partition as usize) else { return };
-        if confirmed && (place.first || gate.load(Relaxed) != FIRST_UNDER_WAY) {
-            gate.store(place.at, Relaxed);
-        } else if place.first {
-            gate.store(CLOSED, Relaxed);
+        if place.first
+            && let Some(gate) = self.gates.get(place.partition as usize)
+        {
+            gate.store(if confirmed { OPEN } else { CLOSED }, Relaxed);
         }
-    }
-
-    /// Milliseconds, never mistaken for one of the marks.
-    fn clock(&self, now: Instant) -> u64 {
-        now.saturating_duration_since(self.since).as_millis() as u64 + FIRST_UNDER_WAY + 1
     }
 }
 
@@ -152,31 +120,32 @@ mod tests {
 
     #[test]
     fn one_message_opens_a_gate_and_the_others_wait() {
-        let now = Instant::now();
-        let topic = Topic::new("t", 2, 1, now);
-        let first = topic.enter(0, now).unwrap();
-        assert!(first.first && topic.enter(0, now).is_none() && topic.is_opening());
-        assert!(topic.enter(1, now).is_some(), "another partition has a gate of its own");
+        let topic = Topic::new("t", 2, 1, Instant::now());
+        let first = topic.enter(0).unwrap();
+        assert!(first.first && topic.enter(0).is_none() && topic.is_opening());
+        assert!(topic.enter(1).is_some(), "another partition has a gate of its own");
         topic.answered(first, false);
-        let again = topic.enter(0, now).unwrap();
+        let again = topic.enter(0).unwrap();
         assert!(again.first, "the first one failed");
         topic.answered(again, true);
-        assert!(topic.enter(0, now).is_some_and(|place| place.partition == 0 && !place.first));
-        assert!(topic.enter(0, now + REMEMBERED).unwrap().first, "after a long silence");
+        let next = topic.enter(0).unwrap();
+        assert!(!next.first && next.partition == 0);
+        topic.answered(next, false);
+        assert!(
+            topic.enter(0).is_some_and(|place| !place.first),
+            "the broker knows the producer all the same"
+        );
+        assert!(topic.enter(2).is_none());
     }
 
     #[test]
-    fn an_open_gate_stays_open_when_the_topic_is_asked_for_again() {
+    fn a_topic_is_believed_for_a_minute_and_by_one_producer() {
         let now = Instant::now();
         let topic = Topic::new("t", 1, 1, now);
-        let later = now + BELIEVED;
-        let first = topic.enter(0, now).unwrap();
-        topic.answered(first, true);
-        assert!(topic.is_current(1, now) && !topic.is_current(2, now) && !topic.is_current(1, later));
-        let renewed = topic.renewed(4, 1, later);
-        assert!(!renewed.enter(0, later).unwrap().first && renewed.is_current(1, later));
-        assert!(renewed.enter(0, now + REMEMBERED).unwrap().first, "its clock goes on");
-        assert!(topic.renewed(4, 1, later).enter(3, later).unwrap().first);
-        assert!(topic.renewed(1, 2, later).enter(0, later).unwrap().first, "another producer");
+        let just_before = now + BELIEVED - Duration::from_millis(1);
+        assert!(topic.is_current(1, just_before) && !topic.is_current(1, now + BELIEVED));
+        assert!(!topic.is_current(2, now));
+        topic.mark_gone();
+        assert!(!topic.is_current(1, now));
     }
 }

@@ -91,13 +91,11 @@ impl Topics {
             if let Some(count) = connection.partitions("publish", topic).await? {
                 let (producer, now) = (connection.sends.producer(), env.now());
                 let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
-                let found = match known.get(topic) {
-                    // somebody else asked meanwhile
-                    Some(old) if old.is_current(producer, now) => return Ok(Arc::clone(old)),
-                    Some(old) => old.renewed(count, producer, now),
-                    None => Topic::new(topic, count, producer, now),
-                };
-                let found = Arc::new(found);
+                // somebody else asked meanwhile
+                if let Some(found) = known.get(topic).filter(|topic| topic.is_current(producer, now)) {
+                    return Ok(Arc::clone(found));
+                }
+                let found = Arc::new(Topic::new(topic, count, producer, now));
                 known.insert(topic.into(), Arc::clone(&found));
                 return Ok(found);
             }
@@ -215,7 +213,7 @@ impl Outbox {
     fn hand_over<R>(
         &self,
         message: &Outgoing<'_>,
-        key: Option<&[u8]>,
+        record_key: Option<&[u8]>,
         target: Target,
         deadline: Instant,
         open: impl FnOnce(&Pending<Target>, NewSend<Target>) -> std::result::Result<u64, R>,
@@ -230,7 +228,7 @@ impl Outbox {
             BaseRecord::with_opaque_to(&topic.name, token as usize)
                 .partition(place.partition as i32)
                 .headers(convert::headers(envelope));
-        record.key = key;
+        record.key = record_key;
         record.payload = (!envelope.is_null()).then(|| &envelope.payload()[..]);
         // a copy is kept as long as the topic keeps what is written now, however old the message is
         record.timestamp = message.options.hop.is_none().then_some(envelope.time_ms() as i64);
@@ -287,7 +285,7 @@ impl Outbox {
                     }
                 };
                 let partition = Self::partition(&message, message.envelope.key(), &found);
-                let Some(place) = found.enter(partition, self.env.now()) else {
+                let Some(place) = found.enter(partition) else {
                     self.sends.pending.until(|| !found.is_under_way(partition)).await;
                     held = Some(room);
                     continue;
@@ -327,7 +325,7 @@ impl Outbox {
             Err(error) => return Ok(Confirm::failed(error)),
         };
         let key = message.envelope.key();
-        let Some(place) = topic.enter(Self::partition(&message, key, &topic), now) else {
+        let Some(place) = topic.enter(Self::partition(&message, key, &topic)) else {
             return Err(message);
         };
         let deadline = now + message.options.deadline.unwrap_or(self.deadline);

@@ -8,10 +8,12 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use memchr::memchr;
-use postrider_core::{Envelope, HeaderValue, MessageId, WireReader, derived_id, rfc3339};
+use postrider_core::{Attribute, Envelope, HeaderValue, MessageId, WireReader, derived_id, rfc3339};
 
 const PREFIX: &str = "ce-";
 const CONTENT_TYPE: &str = "content-type";
+/// The attribute that stands in a header of that name.
+const DATA_CONTENT_TYPE: &str = Attribute::ContentType.as_str();
 const NULL: &str = "postrider-null";
 /// A header that NATS can't carry as it is goes as `postrider-h-N`: kind, value and name in base64 (the name last: a value may be empty).
 const ENCODED: &str = "postrider-h-";
@@ -109,7 +111,7 @@ pub(crate) fn headers(envelope: &Envelope, hop: Option<&str>) -> HeaderMap {
         let text = || std::str::from_utf8(text).unwrap_or_default();
         match attribute {
             "specversion" => {}
-            "datacontenttype" => {
+            DATA_CONTENT_TYPE => {
                 if let Ok(value) = text().parse::<NatsValue>() {
                     map.insert(CONTENT_TYPE_NAME.clone(), value);
                 }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use bytes::Bytes;
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable, ShortString};
-use postrider_core::{Envelope, HeaderValue, Headers, MessageId, WireReader, rfc3339};
+use postrider_core::{Attribute, Envelope, HeaderValue, Headers, MessageId, WireReader, rfc3339};
 
 use crate::field;
 
@@ -25,7 +25,7 @@ const ENCODING: &str = "amqp-content-encoding";
 const PRIORITY: &str = "amqp-priority";
 const TYPE: &str = "amqp-type";
 const APP: &str = "amqp-app-id";
-const CONTENT_TYPE: &str = "datacontenttype";
+const CONTENT_TYPE: &str = Attribute::ContentType.as_str();
 const PERSISTENT: u8 = 2;
 
 /// Whether the broker would act on a header of that name, or take it for its own.

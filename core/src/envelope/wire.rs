@@ -15,9 +15,9 @@ use crate::time::{TimeText, parse_rfc3339, rfc3339};
 const KEY_ENCODING: &str = "partitionkeyencoding";
 
 impl Envelope {
-    /// Gives each attribute's `CloudEvents` name and text to `write`, `specversion` first and the content type,
-    /// `datacontenttype`, which has a place of its own on every broker, last. Of a key that isn't text `partitionkeyencoding` comes first: a broker whose messages have a key
-    /// need not write it twice.
+    /// Gives each attribute's `CloudEvents` name and text to `write`: `specversion` first, and last the content type,
+    /// `datacontenttype`, which has a place of its own on every broker. Before a key that isn't text comes `partitionkeyencoding`: where
+    /// messages have a key of their own neither need be written.
     ///
     /// Text comes as bytes, and is UTF-8: most brokers have bytes, and to look at all of it once more would be felt.
     pub fn write_attributes(&self, mut write: impl FnMut(&str, &[u8])) {
@@ -32,10 +32,23 @@ impl Envelope {
         if self.version > 0 {
             write("schemaversion", itoa::Buffer::new().format(self.version).as_bytes());
         }
-        let mut write_value = |attribute: Attribute, kind, value: &[u8]| {
-            if kind == HeaderValue::TEXT {
-                debug_assert!(std::str::from_utf8(value).is_ok(), "what was kept as text was `str`");
-                return write(attribute.as_str(), value);
+        let (mut seen, mut content_type) = (0_u32, None);
+        for (attribute, kind, value) in self.headers.kept_attributes() {
+            // the first one set counts, as for reading
+            if seen & (1 << attribute as u32) != 0 {
+                continue;
+            }
+            seen |= 1 << attribute as u32;
+            let is_text = kind == HeaderValue::TEXT;
+            debug_assert!(!is_text || std::str::from_utf8(value).is_ok(), "what was kept as text was `str`");
+            if attribute == Attribute::ContentType {
+                let other = || HeaderValue::read(kind, value).as_text().map(str::as_bytes);
+                content_type = if is_text { Some(value) } else { other() };
+                continue;
+            }
+            if is_text {
+                write(attribute.as_str(), value);
+                continue;
             }
             match HeaderValue::read(kind, value) {
                 HeaderValue::Bytes(bytes) if attribute == Attribute::Key => {
@@ -44,22 +57,9 @@ impl Envelope {
                 }
                 other => write(attribute.as_str(), other.to_string().as_bytes()),
             }
-        };
-        let (mut seen, mut content_type) = (0_u32, None);
-        for (attribute, kind, value) in self.headers.kept_attributes() {
-            // the first one set counts, as for reading
-            if seen & (1 << attribute as u32) != 0 {
-                continue;
-            }
-            seen |= 1 << attribute as u32;
-            if attribute == Attribute::ContentType {
-                content_type = Some((kind, value));
-            } else {
-                write_value(attribute, kind, value);
-            }
         }
-        if let Some((kind, value)) = content_type {
-            write_value(Attribute::ContentType, kind, value);
+        if let Some(text) = content_type {
+            write(Attribute::ContentType.as_str(), text);
         }
     }
 }
@@ -262,6 +262,24 @@ mod tests {
             let id = MessageId::Uuid(bytes);
             prop_assert_eq!(&MessageId::parse(&id.to_string()), &id);
             prop_assert_eq!(MessageId::parse(&text).to_string(), text);
+        }
+    }
+
+    #[test]
+    fn a_content_type_comes_last_and_only_if_it_is_text() {
+        let written = |value: HeaderValue<'_>| {
+            let builder = Envelope::builder(Bytes::new()).attribute(Attribute::ContentType, value);
+            let envelope = builder.type_name("t").build(&Env::seeded(1)).unwrap();
+            let mut written = Vec::new();
+            envelope.write_attributes(|name, text| written.push((name.to_owned(), text.to_vec())));
+            written
+        };
+        for text in [HeaderValue::Text("text/plain"), HeaderValue::Bytes(b"text/plain")] {
+            let last = written(text).pop().unwrap();
+            assert_eq!(last, ("datacontenttype".to_owned(), b"text/plain".to_vec()));
+        }
+        for other in [HeaderValue::Bytes(&[0xff]), HeaderValue::Int(5), HeaderValue::Null] {
+            assert!(written(other).iter().all(|(name, _)| name != "datacontenttype"));
         }
     }
 

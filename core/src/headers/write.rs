@@ -92,7 +92,7 @@ impl HeadersMut {
     /// [`set`](Self::set) with the digits of a number, which are text without a look at each.
     pub(crate) fn set_digits(&mut self, attribute: Attribute, digits: &[u8]) {
         debug_assert!(digits.is_ascii(), "digits are ASCII");
-        self.write_plain(attribute.bit(), &[attribute as u8], HeaderValue::TEXT, None, digits);
+        self.write_entry(attribute.bit(), &[attribute as u8], HeaderValue::TEXT, None, digits);
     }
 
     /// Whether a foreign header broke a bound.
@@ -129,7 +129,6 @@ impl HeadersMut {
         self.write(USER, name.as_bytes(), value);
     }
 
-    /// Generic, so that the name of an attribute, one byte, is written without a call.
     fn write<N: AsRef<[u8]> + ?Sized>(&mut self, bit: Contents, name: &N, value: HeaderValue<'_>) {
         let number;
         let (tag, bytes): (Option<u8>, &[u8]) = match value {
@@ -143,10 +142,11 @@ impl HeadersMut {
             HeaderValue::Null => (None, &[]),
             HeaderValue::Native(tag, bytes) => (Some(tag), bytes),
         };
-        self.write_plain(bit, name, value.kind(), tag, bytes);
+        self.write_entry(bit, name, value.kind(), tag, bytes);
     }
 
-    fn write_plain<N: AsRef<[u8]> + ?Sized>(
+    /// Generic, so that the name of an attribute, one byte, is written without a call.
+    fn write_entry<N: AsRef<[u8]> + ?Sized>(
         &mut self,
         bit: Contents,
         name: &N,

@@ -123,17 +123,17 @@ async fn serve(
         } else {
             pump(dispatcher).await;
         }
+        let mut ends = false;
         match signal {
             None | Some(Ok(Signal::Deliveries | Signal::Assigned(_))) => {}
             Some(Ok(Signal::Reconnected)) => events::reconnected(&plan.names),
-            // what goes with these claims may have held up others
             Some(Ok(Signal::Lost(claims))) => {
                 dispatcher.lost(&claims);
-                pump(dispatcher).await;
+                ends = true;
             }
             Some(Ok(Signal::Revoking(claims))) => {
                 dispatcher.revoke(claims);
-                pump(dispatcher).await;
+                ends = true;
             }
             Some(Ok(Signal::Gap(gap))) => {
                 events::gap(&plan.names, gap.from, gap.to);
@@ -160,6 +160,10 @@ async fn serve(
                 let _ = tracker.flush().await;
             }
             subscription.release(&released).await?;
+        }
+        if ends {
+            // what went with these claims may have held up others
+            pump(dispatcher).await;
         }
         dispatcher.watch_lanes();
         // attempts that end at their first poll share this task's budget. To yield costs as much as several messages, so not each round
