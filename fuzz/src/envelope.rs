@@ -132,6 +132,7 @@ pub(crate) fn target(data: &[u8]) {
     let read = reader.finish();
     holds(&read);
     same(&envelope, &read);
+    assert_eq!(envelope.content_type(), read.content_type());
 }
 
 /// JSON of any shape, to any depth that the reader allows.
