@@ -123,17 +123,17 @@ async fn serve(
         } else {
             pump(dispatcher).await;
         }
-        let mut ends = false;
+        let mut claims_end = false;
         match signal {
             None | Some(Ok(Signal::Deliveries | Signal::Assigned(_))) => {}
             Some(Ok(Signal::Reconnected)) => events::reconnected(&plan.names),
             Some(Ok(Signal::Lost(claims))) => {
                 dispatcher.lost(&claims);
-                ends = true;
+                claims_end = true;
             }
             Some(Ok(Signal::Revoking(claims))) => {
                 dispatcher.revoke(claims);
-                ends = true;
+                claims_end = true;
             }
             Some(Ok(Signal::Gap(gap))) => {
                 events::gap(&plan.names, gap.from, gap.to);
@@ -161,7 +161,7 @@ async fn serve(
             }
             subscription.release(&released).await?;
         }
-        if ends {
+        if claims_end {
             // what went with these claims may have held up others
             pump(dispatcher).await;
         }
