@@ -37,6 +37,7 @@ mod settle;
 mod shared;
 mod source;
 mod subscriber;
+mod topics;
 mod topology;
 mod watermark;
 

@@ -62,13 +62,18 @@ impl Topic {
         self.producer == producer && !self.gone.load(Relaxed) && now < self.until
     }
 
+    /// Whether it needn't be asked for again. While a gate is being opened it isn't exchanged for another.
+    pub(crate) fn is_usable(&self, producer: u64, now: Instant) -> bool {
+        self.is_current(producer, now) || self.is_opening()
+    }
+
     /// The broker says that it isn't there.
     pub(crate) fn mark_gone(&self) {
         self.gone.store(true, Relaxed);
     }
 
     /// Whether the first message of some partition is under way.
-    pub(crate) fn is_opening(&self) -> bool {
+    fn is_opening(&self) -> bool {
         self.gates.iter().any(|gate| gate.load(Relaxed) == FIRST_UNDER_WAY)
     }
 

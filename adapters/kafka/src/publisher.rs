@@ -1,9 +1,8 @@
 //! Publishing: a bounded queue, handed over to the client only while a broker answers, and confirmed by its delivery report.
 
-use std::collections::HashMap;
 use std::hash::BuildHasher;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use postrider_core::{
@@ -23,12 +22,10 @@ use crate::error;
 use crate::naming::Naming;
 use crate::partitioner::Topic;
 use crate::properties;
+use crate::topics::Topics;
 
 /// What a record takes beside key, headers and body: it goes in a batch of its own at worst.
 const FRAME: usize = 256;
-
-/// How long a topic that wasn't there isn't asked for again.
-const MISSING: Duration = Duration::from_millis(500);
 
 /// The publishing half.
 #[derive(Debug)]
@@ -45,69 +42,6 @@ pub(crate) struct Outbox {
     closed: AtomicBool,
     hash: std::hash::RandomState,
     _tasks: JoinSet<()>,
-}
-
-/// Which topics are there. What isn't known is asked for before anything is handed over: the client would take the message and
-/// find out later.
-#[derive(Debug, Default)]
-struct Topics {
-    known: RwLock<HashMap<String, Arc<Topic>>>,
-    /// The same by channel, of those that were published to: their names needn't be looked at and made for each message.
-    channels: RwLock<HashMap<String, Arc<Topic>, foldhash::fast::RandomState>>,
-    missing: Mutex<HashMap<String, Instant>>,
-}
-
-impl Topics {
-    fn get(&self, topic: &str) -> Option<Arc<Topic>> {
-        self.known.read().unwrap_or_else(PoisonError::into_inner).get(topic).cloned()
-    }
-
-    fn forget(&self, topic: &str) {
-        self.known.write().unwrap_or_else(PoisonError::into_inner).remove(topic);
-        self.channels
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .retain(|_, found| *found.name != *topic);
-    }
-
-    fn of_channel(&self, channel: &str) -> Option<Arc<Topic>> {
-        self.channels.read().unwrap_or_else(PoisonError::into_inner).get(channel).cloned()
-    }
-
-    fn remember(&self, channel: &str, topic: &Arc<Topic>) {
-        let mut channels = self.channels.write().unwrap_or_else(PoisonError::into_inner);
-        channels.insert(channel.to_owned(), Arc::clone(topic));
-    }
-
-    /// Asks for the topic.
-    async fn find(&self, connection: &Connection, env: &Env, topic: &str) -> Result<Arc<Topic>> {
-        let missing = || error::code("publish", Code::UnknownTopic).with("topic", topic);
-        let lately = self.missing.lock().unwrap_or_else(PoisonError::into_inner).get(topic).copied();
-        if lately.is_some_and(|at| env.now() < at + MISSING) {
-            return Err(missing());
-        }
-        // a topic that was made this moment may not have reached the broker that is asked
-        for wait in [20, 80, 0] {
-            if let Some(count) = connection.partitions("publish", topic).await? {
-                let (producer, now) = (connection.sends.producer(), env.now());
-                let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
-                // somebody else asked meanwhile
-                if let Some(found) = known.get(topic).filter(|topic| topic.is_current(producer, now)) {
-                    return Ok(Arc::clone(found));
-                }
-                let found = Arc::new(Topic::new(topic, count, producer, now));
-                known.insert(topic.into(), Arc::clone(&found));
-                return Ok(found);
-            }
-            env.sleep(Duration::from_millis(wait)).await;
-        }
-        self.forget(topic);
-        let mut all = self.missing.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = env.now();
-        all.retain(|_, at| now < *at + MISSING);
-        all.insert(topic.into(), now);
-        Err(missing())
-    }
 }
 
 /// Why a message couldn't be handed over now.
@@ -186,10 +120,9 @@ impl Outbox {
             .flatten()
     }
 
-    /// The topic, if it is known and needn't be asked for again. While gates are being opened they aren't exchanged.
+    /// The topic, if it is known and needn't be asked for again.
     fn known(&self, topic: &str, now: Instant) -> Option<Arc<Topic>> {
-        let found = self.topics.get(topic)?;
-        (found.is_current(self.sends.producer(), now) || found.is_opening()).then_some(found)
+        self.topics.usable(topic, self.sends.producer(), now)
     }
 
     /// The topic that the message goes to, if it is known.
@@ -285,7 +218,7 @@ impl Outbox {
                     }
                 };
                 let partition = Self::partition(&message, message.envelope.key(), &found);
-                let Some(place) = found.enter(partition) else {
+                let Some(place) = self.topics.enter(&found, partition) else {
                     self.sends.pending.until(|| !found.is_under_way(partition)).await;
                     held = Some(room);
                     continue;
@@ -325,7 +258,7 @@ impl Outbox {
             Err(error) => return Ok(Confirm::failed(error)),
         };
         let key = message.envelope.key();
-        let Some(place) = topic.enter(Self::partition(&message, key, &topic)) else {
+        let Some(place) = self.topics.enter(&topic, Self::partition(&message, key, &topic)) else {
             return Err(message);
         };
         let deadline = now + message.options.deadline.unwrap_or(self.deadline);
