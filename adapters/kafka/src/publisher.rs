@@ -1,8 +1,8 @@
 //! Publishing: a bounded queue, handed over to the client only while a broker answers, and confirmed by its delivery report.
 
 use std::hash::BuildHasher;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use postrider_core::{
