@@ -95,6 +95,9 @@ impl Sends {
         let first = self.take_first(token);
         if let Some(target) = &first {
             target.answered(confirmed);
+            if gone {
+                target.topic.mark_gone();
+            }
         }
         self.pending.resolve(token, |target| {
             if gone {
@@ -140,7 +143,7 @@ mod tests {
 
     fn open(sends: &Sends, topic: &Arc<Topic>) -> Option<u64> {
         let now = Instant::now();
-        let target = Target { topic: Arc::clone(topic), place: topic.enter(0)? };
+        let target = Target { topic: Arc::clone(topic), place: topic.enter(0).ok()? };
         let send = NewSend { deadline: now + Duration::from_secs(1), key: None, bytes: 1, sent: target };
         sends.open(send, Pending::try_open).ok()
     }
@@ -162,7 +165,15 @@ mod tests {
         sends.pending.resolve(first, |_| failed());
         assert!(topic.is_under_way(0) && open(&sends, &topic).is_none());
         sends.delivered(first, failed());
-        assert!(!topic.is_under_way(0) && open(&sends, &topic).is_some());
+        assert!(!topic.is_under_way(0) && topic.is_current(0, Instant::now()));
+        let again = open(&sends, &topic).unwrap();
+        sends.pending.resolve(again, |_| failed());
+        let gone = Error::new(ErrorKind::NotFound, "publish", "no such topic");
+        sends.delivered(again, Err(PublishError::Failed(gone)));
+        assert!(
+            !topic.is_current(0, Instant::now()),
+            "nobody waited for it, and the topic is gone all the same"
+        );
     }
 
     #[test]

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use postrider_core::{
     Capabilities, Channel, Confirm, Confirms, DrainReport, Env, Error, ErrorKind, NewSend, Outgoing, Pending,
-    PublishError, PublishOrder, Publisher, Result, check_address, check_size, fit_copy, retry_tier,
+    PublishError, PublishOrder, Publisher, RETRY_TIERS, Result, check_address, check_size, fit_copy,
+    retry_tier,
 };
 use rdkafka::error::RDKafkaErrorCode as Code;
 use rdkafka::producer::BaseRecord;
@@ -20,7 +21,7 @@ use crate::connection::{Connection, HEADER_ROOM};
 use crate::convert;
 use crate::error;
 use crate::naming::Naming;
-use crate::partitioner::Topic;
+use crate::partitioner::{Barred, Topic};
 use crate::properties;
 use crate::topics::Topics;
 
@@ -122,7 +123,7 @@ impl Outbox {
 
     /// The topic, if it is known and needn't be asked for again.
     fn known(&self, topic: &str, now: Instant) -> Option<Arc<Topic>> {
-        self.topics.usable(topic, self.sends.producer(), now)
+        self.topics.current(topic, self.sends.producer(), now)
     }
 
     /// The topic that the message goes to, if it is known.
@@ -174,9 +175,14 @@ impl Outbox {
             return Err(Refused::Full);
         }
         if matches!(code, Some(Code::UnknownTopic | Code::UnknownPartition)) {
-            self.topics.forget(&topic.name);
+            self.topics.forget(&topic);
         }
         Err(Refused::Failed(error::client("publish", refused).with("topic", &topic.name)))
+    }
+
+    /// Whoever waits for a gate that another was the first to enter, for a moment, is to look at it again.
+    fn look_again(&self) {
+        self.sends.pending.changed();
     }
 
     fn confirm(&self, token: u64) -> Confirm {
@@ -218,10 +224,27 @@ impl Outbox {
                     }
                 };
                 let partition = Self::partition(&message, message.envelope.key(), &found);
-                let Some(place) = self.topics.enter(&found, partition) else {
-                    self.sends.pending.until(|| !found.is_under_way(partition)).await;
-                    held = Some(room);
-                    continue;
+                let place = match self.topics.enter(&found, partition) {
+                    Ok(place) => place,
+                    // somebody may have added partitions; who has just been told of none asks no more
+                    Err(Barred::NoSuchPartition) if found.is_fresh(self.env.now()) => {
+                        return Confirm::failed(too_few(&found, partition));
+                    }
+                    Err(Barred::NoSuchPartition) => {
+                        self.topics.forget(&found);
+                        held = Some(room);
+                        continue;
+                    }
+                    Err(Barred::FirstUnderWay) => {
+                        self.sends.pending.until(|| !found.is_under_way(partition)).await;
+                        held = Some(room);
+                        continue;
+                    }
+                    Err(Barred::Exchanged) => {
+                        self.look_again();
+                        held = Some(room);
+                        continue;
+                    }
                 };
                 let target = Target { topic: found, place };
                 let handed =
@@ -258,8 +281,13 @@ impl Outbox {
             Err(error) => return Ok(Confirm::failed(error)),
         };
         let key = message.envelope.key();
-        let Some(place) = self.topics.enter(&topic, Self::partition(&message, key, &topic)) else {
-            return Err(message);
+        let place = match self.topics.enter(&topic, Self::partition(&message, key, &topic)) {
+            Ok(place) => place,
+            Err(Barred::Exchanged) => {
+                self.look_again();
+                return Err(message);
+            }
+            Err(Barred::FirstUnderWay | Barred::NoSuchPartition) => return Err(message),
         };
         let deadline = now + message.options.deadline.unwrap_or(self.deadline);
         match self.hand_over(&message, key, Target { topic, place }, deadline, Pending::try_open) {
@@ -315,6 +343,18 @@ impl KafkaBroker {
     pub(crate) fn is_closed(&self) -> bool {
         self.outbox().closed.load(Relaxed)
     }
+}
+
+/// Of a group's own topic: no other has partitions that messages must be in.
+fn too_few(topic: &Topic, partition: u32) -> Error {
+    let text = format!(
+        "the topic has no partition for this wait; add some, {} in all: one for what is redriven, and one for each time that a message can wait",
+        1 + RETRY_TIERS.len()
+    );
+    Error::new(ErrorKind::Mismatch, "publish", text)
+        .with("topic", &topic.name)
+        .with("expected", format!("at least {}", partition + 1))
+        .with("found", topic.partitions())
 }
 
 /// Resolves what isn't answered by its deadline. It was handed over, so what became of it isn't known.

@@ -10,10 +10,7 @@ use rdkafka::error::RDKafkaErrorCode as Code;
 
 use crate::connection::Connection;
 use crate::error;
-use crate::partitioner::{Place, Topic};
-
-/// How long a topic that wasn't there isn't asked for again.
-const MISSING: Duration = Duration::from_millis(500);
+use crate::partitioner::{Barred, FRESH, Place, Topic};
 
 /// The topics that a publisher knows.
 #[derive(Debug, Default)]
@@ -22,6 +19,8 @@ pub(crate) struct Topics {
     /// The same by channel, of those that were published to: their names needn't be looked at and made for each message.
     channels: RwLock<HashMap<String, Arc<Topic>, foldhash::fast::RandomState>>,
     missing: Mutex<HashMap<String, Instant>>,
+    /// One at a time asks for a topic; the others find what it was told.
+    asking: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
 }
 
 impl Topics {
@@ -29,12 +28,21 @@ impl Topics {
         self.known.read().unwrap_or_else(PoisonError::into_inner).get(topic).cloned()
     }
 
-    pub(crate) fn forget(&self, topic: &str) {
-        self.known.write().unwrap_or_else(PoisonError::into_inner).remove(topic);
+    /// The topic isn't relied upon any more, and asked for anew by whoever needs it.
+    pub(crate) fn forget(&self, topic: &Arc<Topic>) {
+        topic.mark_gone();
+        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        // gates are needed by whoever asks for it anew, as long as firsts are under way
+        if known.get(&*topic.name).is_some_and(|found| Arc::ptr_eq(found, topic))
+            && !topic.has_first_under_way()
+        {
+            known.remove(&*topic.name);
+        }
+        drop(known);
         self.channels
             .write()
             .unwrap_or_else(PoisonError::into_inner)
-            .retain(|_, found| *found.name != *topic);
+            .retain(|_, found| !Arc::ptr_eq(found, topic));
     }
 
     pub(crate) fn of_channel(&self, channel: &str) -> Option<Arc<Topic>> {
@@ -47,30 +55,36 @@ impl Topics {
     }
 
     /// The topic, if it is known and needn't be asked for again.
-    pub(crate) fn usable(&self, topic: &str, producer: u64, now: Instant) -> Option<Arc<Topic>> {
-        self.get(topic).filter(|found| found.is_usable(producer, now))
+    pub(crate) fn current(&self, topic: &str, producer: u64, now: Instant) -> Option<Arc<Topic>> {
+        self.get(topic).filter(|found| found.is_current(producer, now))
     }
 
-    /// Whether a message may go to a topic's partition now; `None`: another is the first there and under way, or the topic was asked
-    /// for anew since it was looked up.
-    pub(crate) fn enter(&self, topic: &Arc<Topic>, partition: u32) -> Option<Place> {
+    /// Where a message for a topic's partition goes now. Whoever waits for a gate is to look again after [`Barred::Exchanged`].
+    ///
+    /// # Errors
+    /// It may not.
+    pub(crate) fn enter(&self, topic: &Arc<Topic>, partition: u32) -> Result<Place, Barred> {
         let place = topic.enter(partition)?;
-        // `renew` sees that the gate was entered, or its topic is seen here: there are never two gates with a first one under way
+        // `renew` finds the gate entered and keeps it, or what it made is found here: there are never two firsts
         if place.first && !self.get(&topic.name).is_some_and(|known| Arc::ptr_eq(&known, topic)) {
             topic.answered(place, false);
-            return None;
+            return Err(Barred::Exchanged);
         }
-        Some(place)
+        Ok(place)
     }
 
     /// What a topic is from now on, of which the broker has said how many partitions it has.
     fn renew(&self, topic: &str, partitions: u32, producer: u64, now: Instant) -> Arc<Topic> {
         let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
-        // somebody else asked meanwhile, or entered a gate
-        if let Some(found) = known.get(topic).filter(|found| found.is_usable(producer, now)) {
+        let before = known.get(topic);
+        // somebody else asked meanwhile
+        if let Some(found) = before.filter(|found| found.is_current(producer, now)) {
             return Arc::clone(found);
         }
-        let found = Arc::new(Topic::new(topic, partitions, producer, now));
+        let found = Arc::new(before.map_or_else(
+            || Topic::new(topic, partitions, producer, now),
+            |before| before.renewed(partitions, producer, now),
+        ));
         known.insert(topic.into(), Arc::clone(&found));
         found
     }
@@ -79,8 +93,15 @@ impl Topics {
     pub(crate) async fn find(&self, connection: &Connection, env: &Env, topic: &str) -> Result<Arc<Topic>> {
         let missing = || error::code("publish", Code::UnknownTopic).with("topic", topic);
         let lately = self.missing.lock().unwrap_or_else(PoisonError::into_inner).get(topic).copied();
-        if lately.is_some_and(|at| env.now() < at + MISSING) {
+        if lately.is_some_and(|at| env.now() < at + FRESH) {
             return Err(missing());
+        }
+        let asking = Arc::clone(
+            self.asking.lock().unwrap_or_else(PoisonError::into_inner).entry(topic.to_owned()).or_default(),
+        );
+        let _asking = asking.lock().await;
+        if let Some(found) = self.current(topic, connection.sends.producer(), env.now()) {
+            return Ok(found);
         }
         // a topic that was made this moment may not have reached the broker that is asked
         for wait in [20, 80, 0] {
@@ -89,10 +110,12 @@ impl Topics {
             }
             env.sleep(Duration::from_millis(wait)).await;
         }
-        self.forget(topic);
+        if let Some(found) = self.get(topic) {
+            self.forget(&found);
+        }
         let mut all = self.missing.lock().unwrap_or_else(PoisonError::into_inner);
         let now = env.now();
-        all.retain(|_, at| now < *at + MISSING);
+        all.retain(|_, at| now < *at + FRESH);
         all.insert(topic.into(), now);
         Err(missing())
     }
@@ -100,18 +123,95 @@ impl Topics {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     const LATER: Duration = Duration::from_mins(2);
+    const PARTITIONS: u32 = 3;
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        /// Of the topics that there have been, through whichever a sender has looked up.
+        Enter(prop::sample::Index, u32),
+        Answer(prop::sample::Index, bool),
+        AskAnew,
+        Forget(prop::sample::Index),
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let index = any::<prop::sample::Index>;
+        let step = prop_oneof![
+            6 => (index(), 0..PARTITIONS).prop_map(|(topic, partition)| Step::Enter(topic, partition)),
+            4 => (index(), any::<bool>()).prop_map(|(first, confirmed)| Step::Answer(first, confirmed)),
+            1 => Just(Step::AskAnew),
+            1 => index().prop_map(Step::Forget),
+        ];
+        prop::collection::vec(step, 0..80)
+    }
+
+    proptest! {
+        #[test]
+        fn one_first_is_under_way_and_only_its_answer_opens_the_gate_of_the_topic_as_it_is(steps in steps()) {
+            let (topics, mut now) = (Topics::default(), Instant::now());
+            let mut all = vec![topics.renew("t", PARTITIONS, 1, now)];
+            let mut firsts: Vec<(Arc<Topic>, Place)> = Vec::new();
+            // of the topic that is known
+            let mut open = [false; PARTITIONS as usize];
+            for step in steps {
+                let known = topics.get("t");
+                let is_known = |topic: &Arc<Topic>| known.as_ref().is_some_and(|known| Arc::ptr_eq(known, topic));
+                match step {
+                    Step::Enter(topic, partition) => {
+                        let topic = topic.get(&all);
+                        let is_out = firsts.iter().any(|(_, place)| place.partition == partition);
+                        match topics.enter(topic, partition) {
+                            Ok(place) if place.first => {
+                                prop_assert!(!is_out && is_known(topic) && !open[partition as usize]);
+                                firsts.push((Arc::clone(topic), place));
+                            }
+                            Ok(_) => prop_assert!(!is_known(topic) || open[partition as usize]),
+                            Err(Barred::Exchanged) => prop_assert!(!is_known(topic)),
+                            Err(barred) => prop_assert!(barred == Barred::FirstUnderWay && is_out),
+                        }
+                    }
+                    Step::Answer(first, confirmed) if !firsts.is_empty() => {
+                        let (topic, place) = firsts.remove(first.index(firsts.len()));
+                        topic.answered(place, confirmed);
+                        open[place.partition as usize] |= confirmed && is_known(&topic);
+                    }
+                    Step::Answer(..) => {}
+                    Step::AskAnew => {
+                        now += LATER;
+                        all.push(topics.renew("t", PARTITIONS, 1, now));
+                        open = [false; PARTITIONS as usize];
+                    }
+                    Step::Forget(topic) => {
+                        let topic = topic.get(&all);
+                        topics.forget(topic);
+                        prop_assert!(!topic.is_current(1, now));
+                    }
+                }
+                for partition in 0..PARTITIONS {
+                    let is_out = firsts.iter().any(|(_, place)| place.partition == partition);
+                    if let Some(known) = topics.get("t") {
+                        prop_assert_eq!(known.is_under_way(partition), is_out);
+                    }
+                }
+            }
+        }
+    }
 
     #[test]
-    fn a_topic_isnt_exchanged_while_a_gate_is_being_opened() {
+    fn a_topic_that_is_asked_for_anew_waits_for_the_first_that_is_under_way() {
         let (topics, now) = (Topics::default(), Instant::now());
         let topic = topics.renew("t", 2, 1, now);
         let first = topics.enter(&topic, 0).unwrap();
-        assert!(Arc::ptr_eq(&topics.renew("t", 2, 1, now + LATER), &topic), "its first is under way");
+        assert!(Arc::ptr_eq(&topics.renew("t", 2, 1, now), &topic), "somebody asked a moment ago");
+        let anew = topics.renew("t", 2, 1, now + LATER);
+        assert_eq!(topics.enter(&anew, 0), Err(Barred::FirstUnderWay));
         topic.answered(first, true);
-        assert!(!Arc::ptr_eq(&topics.renew("t", 2, 1, now + LATER), &topic));
+        assert!(topics.enter(&anew, 0).is_ok_and(|place| place.first));
     }
 
     #[test]
@@ -119,9 +219,35 @@ mod tests {
         let (topics, now) = (Topics::default(), Instant::now());
         let looked_up = topics.renew("t", 1, 1, now);
         let anew = topics.renew("t", 1, 1, now + LATER);
-        assert!(topics.enter(&looked_up, 0).is_none() && !looked_up.is_under_way(0));
-        assert!(topics.enter(&anew, 0).is_some_and(|place| place.first));
-        topics.forget("t");
-        assert!(topics.enter(&anew, 0).is_none(), "the first is under way");
+        assert!(!looked_up.is_current(1, now));
+        assert_eq!(topics.enter(&looked_up, 0), Err(Barred::Exchanged));
+        assert!(!looked_up.is_under_way(0));
+        assert!(topics.enter(&anew, 0).is_ok_and(|place| place.first));
+    }
+
+    #[test]
+    fn what_is_forgotten_is_asked_for_anew_and_its_gates_stay_until_they_are_answered() {
+        let (topics, now) = (Topics::default(), Instant::now());
+        let topic = topics.renew("t", 2, 1, now);
+        let first = topics.enter(&topic, 0).unwrap();
+        topics.remember("c", &topic);
+        topics.forget(&topic);
+        assert!(topics.of_channel("c").is_none() && topics.current("t", 1, now).is_none());
+        let anew = topics.renew("t", 2, 1, now);
+        assert_eq!(topics.enter(&anew, 0), Err(Barred::FirstUnderWay));
+        assert!(topics.enter(&anew, 1).is_ok_and(|place| place.first));
+        topic.answered(first, false);
+        assert!(topics.enter(&anew, 0).is_ok_and(|place| place.first));
+    }
+
+    #[test]
+    fn what_is_forgotten_without_a_first_under_way_isnt_kept() {
+        let (topics, now) = (Topics::default(), Instant::now());
+        let topic = topics.renew("t", 1, 1, now);
+        topics.forget(&topic);
+        assert!(topics.get("t").is_none());
+        topics.remember("c", &topic);
+        assert!(topics.of_channel("c").is_some_and(|found| !found.is_current(1, now)));
+        assert_eq!(topics.enter(&topic, 0), Err(Barred::Exchanged));
     }
 }

@@ -12,12 +12,12 @@ use std::time::{Duration, Instant};
 
 use postrider_conformance::Settings;
 use postrider_core::{
-    Broker, BrokerUrl, Bytes, Channel, Connector, Declare, Delivery, Env, Envelope, EnvelopeBuilder,
-    ErrorKind, Group, GroupName, PublisherExt, Settlement, Signal, Start, SubscribeOptions, Subscriber,
-    Subscription,
+    Address, Broker, BrokerUrl, Bytes, Channel, Connector, Declare, Delivery, Env, Envelope, EnvelopeBuilder,
+    ErrorKind, Group, GroupName, Outgoing, PublishError, PublishOptions, Publisher as _, PublisherExt,
+    Settlement, Signal, Start, SubscribeOptions, Subscriber, Subscription,
 };
 use postrider_kafka::{KafkaConnector, Naming};
-use rdkafka::admin::{AdminClient, AdminOptions};
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
@@ -301,6 +301,41 @@ async fn topics_are_checked_and_never_altered() {
     let none = connect(&tenant, "declare=none").await;
     none.declare("elsewhere").await.expect("nothing is asked for");
     none.publish("elsewhere", number(1)).await.expect_err("and nothing is made");
+}
+
+#[tokio::test]
+async fn a_group_s_topic_without_a_partition_for_the_wait_refuses_a_retry() {
+    let tenant = tenant();
+    let topic = Naming::new(Some(&tenant)).unwrap().redrive("c", "g").unwrap();
+    let admin: AdminClient<DefaultClientContext> =
+        ClientConfig::new().set("bootstrap.servers", address(&shared_url())).create().unwrap();
+    let new = NewTopic::new(&topic, 1, TopicReplication::Fixed(1));
+    let made = admin.create_topics([&new], &AdminOptions::new()).await.expect("the broker answers");
+    made[0].as_ref().expect("it is made");
+    let shown = || {
+        let found = admin.inner().fetch_metadata(Some(&topic), PATIENCE).expect("the broker answers");
+        found.topics()[0].partitions().first().is_some_and(|partition| partition.leader() >= 0)
+    };
+    let deadline = Instant::now() + PATIENCE;
+    while !shown() {
+        assert!(Instant::now() < deadline, "the topic isn't shown within {PATIENCE:?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let broker = connect(&tenant, "declare=none").await;
+    let send = async |delay| {
+        let mut options = PublishOptions::default();
+        options.delay = delay;
+        let envelope = number(1).build(broker.env()).unwrap();
+        let outgoing = Outgoing::new(Address::to_group("c", "g"), envelope).with(options);
+        tokio::time::timeout(PATIENCE, async { broker.send(outgoing).await.await }).await.expect("in time")
+    };
+    let Err(PublishError::Failed(error)) = send(Some(Duration::from_secs(1))).await else {
+        panic!("there is one partition, and the wait has another");
+    };
+    let text = error.to_string();
+    assert_eq!(error.kind(), ErrorKind::Mismatch, "{text}");
+    assert!(text.contains("expected: at least 2") && text.contains("found: 1"), "{text}");
+    send(None).await.expect("what doesn't wait has the partition that there is");
 }
 
 #[tokio::test]
