@@ -16,6 +16,8 @@ use crate::pace::Pace;
 use crate::tally::Tally;
 
 const DEADLINE: Duration = Duration::from_mins(1);
+/// What a message takes beside its body, at most.
+const HEADERS: u64 = 1024;
 
 #[handler(channel = "orders", group = "billing", order = none)]
 async fn bill(order: OrderPlaced, State(tally): State<Tally>) {
@@ -68,7 +70,9 @@ pub(crate) async fn run(job: &Job) -> Result<Measured> {
 pub(crate) fn url(job: &Job, messages: u64) -> String {
     if job.broker == Kind::Memory {
         let held = if job.case.direction() == crate::case::Direction::Out { messages } else { 10_000 };
-        return format!("memory:?max_messages={held}&max_bytes={}", 4u64 << 30);
+        // what is only consumed is all there before, however large
+        let bytes = (held * (job.payload as u64 + HEADERS)).max(4 << 30);
+        return format!("memory:?max_messages={held}&max_bytes={bytes}");
     }
     // the URL may have options of its own, to try them out
     let join = if job.url.contains('?') { '&' } else { '?' };

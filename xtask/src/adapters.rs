@@ -5,7 +5,7 @@
 pub(crate) struct Adapter {
     /// Its name in the conformance table; its package is `postrider-NAME`.
     pub(crate) name: &'static str,
-    /// The brokers it needs, by the names of `cargo xtask brokers`.
+    /// The brokers it needs, by the names of `cargo xtask brokers`; of several versions the oldest first.
     pub(crate) brokers: &'static [&'static str],
 }
 

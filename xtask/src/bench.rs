@@ -16,11 +16,15 @@ use crate::set::Set;
 const PLOTS: &str = "docs/src/brokers/growth";
 
 /// What to measure.
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch of the command line")]
 #[derive(Args)]
 pub(crate) struct Options {
     /// Only this broker; may be given again
     #[arg(long, value_name = "BROKER", value_parser = PossibleValuesParser::new(adapters::names().collect::<Vec<_>>()))]
     broker: Vec<String>,
+    /// Of a broker that is tested in several versions, the newest instead of the first
+    #[arg(long)]
+    newest: bool,
     /// Only this case, such as `publish`, `consume-keyed` or `latency`; may be given again
     #[arg(long, value_name = "CASE")]
     case: Vec<String>,
@@ -41,10 +45,10 @@ pub(crate) struct Options {
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
     /// Print the tables of figures that `--json` wrote before as Markdown, as the book's page has them; measure nothing
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["broker", "case", "growth", "quick", "instructions", "json"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["broker", "newest", "case", "growth", "quick", "instructions", "json"])]
     markdown: Option<PathBuf>,
     /// Draw the curves of growth that `--json` wrote before, for the book's page; measure nothing
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["broker", "case", "growth", "quick", "instructions", "json"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["broker", "newest", "case", "growth", "quick", "instructions", "json"])]
     plots: Option<PathBuf>,
     /// Further arguments of the bench, after `--`: `--payload BYTES`, `--keys N`, `--rounds N`, `--seconds SECONDS`
     #[arg(last = true)]
@@ -67,21 +71,29 @@ pub(crate) fn main(options: &Options) -> Result<ExitCode> {
     }
     let mut bench = program(&house);
     options.tell(&mut bench);
-    let set = Set::up(&house, &interrupt, "bench", &options.brokers()?)?;
+    let brokers = options.brokers()?;
+    let set =
+        Set::up(&house, &interrupt, "bench", &brokers.iter().map(|(_, chosen)| *chosen).collect::<Vec<_>>())?;
     set.tell(&mut bench);
+    for (first, chosen) in brokers {
+        // the bench looks for a broker where its first version would be
+        let url = set.variable(&url_of(chosen)).context("the broker has no URL")?;
+        bench.env(url_of(first), url);
+    }
     Ok(code(interrupt.run(&mut bench)?))
 }
 
 impl Options {
-    /// The brokers to bring up.
-    fn brokers(&self) -> Result<Vec<&'static str>> {
+    /// The brokers to bring up, each behind the first version of its kind, by whose name the bench looks for it.
+    fn brokers(&self) -> Result<Vec<(&'static str, &'static str)>> {
         let all = self.broker.is_empty();
         let chosen = adapters::names().filter(|name| all || self.broker.iter().any(|broker| broker == name));
         let mut brokers = Vec::new();
         for name in chosen {
             let adapter = adapters::find(name).context("the broker is none that is tested")?;
-            // of two versions of one broker, the first is measured
-            brokers.extend(adapter.brokers.first().copied());
+            if let [first, .., newest] | [first @ newest] = adapter.brokers {
+                brokers.push((*first, if self.newest { *newest } else { *first }));
+            }
         }
         Ok(brokers)
     }
@@ -103,10 +115,42 @@ impl Options {
     }
 }
 
+/// The variable that says where a broker is.
+fn url_of(broker: &str) -> String {
+    format!("POSTRIDER_TEST_{}_URL", broker.to_uppercase())
+}
+
 fn program(house: &House) -> Command {
     Command::new(house.target.join("release").join("postrider-bench"))
 }
 
 fn code(status: ExitStatus) -> ExitCode {
     status.code().and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        options: Options,
+    }
+
+    fn brokers(arguments: &str) -> Vec<(&'static str, &'static str)> {
+        Line::try_parse_from(arguments.split(' ')).unwrap().options.brokers().unwrap()
+    }
+
+    #[test]
+    fn of_several_versions_the_first_is_measured_or_the_newest() {
+        let first = [("nats", "nats"), ("kafka", "kafka"), ("rabbitmq", "rabbitmq")];
+        assert_eq!(brokers("bench"), first);
+        assert_eq!(brokers("bench --broker rabbitmq --newest"), [("rabbitmq", "rabbitmq4")]);
+        assert_eq!(brokers("bench --broker kafka --newest"), [("kafka", "kafka")]);
+        assert_eq!(brokers("bench --broker memory"), []);
+        assert_eq!(url_of("rabbitmq4"), "POSTRIDER_TEST_RABBITMQ4_URL");
+    }
 }

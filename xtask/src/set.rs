@@ -60,6 +60,11 @@ impl Set {
         command.envs(self.variables.iter().map(|(name, value)| (name, value)));
     }
 
+    /// One of the variables that programs are told.
+    pub(crate) fn variable(&self, name: &str) -> Option<&str> {
+        self.variables.iter().find(|(found, _)| found == name).map(|(_, value)| &**value)
+    }
+
     fn start(&mut self, interrupt: &Interrupt, names: &[&str]) -> Result<()> {
         let variables: Vec<_> = BROKERS
             .iter()
