@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use postrider_core::{Env, Result};
+use postrider_core::{Env, Error, Result};
 use rdkafka::error::RDKafkaErrorCode as Code;
 
 use crate::connection::Connection;
@@ -19,7 +19,7 @@ pub(crate) struct Topics {
     /// The same by channel, of those that were published to: their names needn't be looked at and made for each message.
     channels: RwLock<HashMap<String, Arc<Topic>, foldhash::fast::RandomState>>,
     missing: Mutex<HashMap<String, Instant>>,
-    /// One at a time asks for a topic; the others find what it was told.
+    /// Those that are being asked for, each with whose turn it is.
     asking: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
 }
 
@@ -89,20 +89,29 @@ impl Topics {
         found
     }
 
-    /// Asks for the topic.
+    /// The topic, by what the broker says of it now. One at a time asks for a topic; the others find what it was told.
     pub(crate) async fn find(&self, connection: &Connection, env: &Env, topic: &str) -> Result<Arc<Topic>> {
-        let missing = || error::code("publish", Code::UnknownTopic).with("topic", topic);
-        let lately = self.missing.lock().unwrap_or_else(PoisonError::into_inner).get(topic).copied();
-        if lately.is_some_and(|at| env.now() < at + FRESH) {
-            return Err(missing());
-        }
-        let asking = Arc::clone(
-            self.asking.lock().unwrap_or_else(PoisonError::into_inner).entry(topic.to_owned()).or_default(),
-        );
-        let _asking = asking.lock().await;
-        if let Some(found) = self.current(topic, connection.sends.producer(), env.now()) {
-            return Ok(found);
-        }
+        let asking = || self.asking.lock().unwrap_or_else(PoisonError::into_inner);
+        let turn = Arc::clone(asking().entry(topic.to_owned()).or_default());
+        let held = turn.lock().await;
+        let found = match self.current(topic, connection.sends.producer(), env.now()) {
+            Some(found) => Ok(found),
+            None if self.is_missing(topic, env.now()) => Err(missing(topic)),
+            None => self.ask(connection, env, topic).await,
+        };
+        drop(held);
+        drop(turn);
+        asking().retain(|_, turn| Arc::strong_count(turn) > 1);
+        found
+    }
+
+    /// Whether the topic wasn't there a moment ago.
+    fn is_missing(&self, topic: &str, now: Instant) -> bool {
+        let missing = self.missing.lock().unwrap_or_else(PoisonError::into_inner);
+        missing.get(topic).is_some_and(|at| now < *at + FRESH)
+    }
+
+    async fn ask(&self, connection: &Connection, env: &Env, topic: &str) -> Result<Arc<Topic>> {
         // a topic that was made this moment may not have reached the broker that is asked
         for wait in [20, 80, 0] {
             if let Some(count) = connection.partitions("publish", topic).await? {
@@ -117,8 +126,12 @@ impl Topics {
         let now = env.now();
         all.retain(|_, at| now < *at + FRESH);
         all.insert(topic.into(), now);
-        Err(missing())
+        Err(missing(topic))
     }
+}
+
+fn missing(topic: &str) -> Error {
+    error::code("publish", Code::UnknownTopic).with("topic", topic)
 }
 
 #[cfg(test)]

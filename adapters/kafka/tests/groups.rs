@@ -304,6 +304,22 @@ async fn topics_are_checked_and_never_altered() {
 }
 
 #[tokio::test]
+async fn many_that_publish_to_a_topic_that_isnt_there_are_refused_by_one_asking() {
+    let broker = connect(&tenant(), "declare=none").await;
+    let mut all = tokio::task::JoinSet::new();
+    for n in 0..200 {
+        let broker = broker.clone();
+        all.spawn(async move { broker.publish("nowhere", number(n)).await });
+    }
+    // each by itself is told so within a tenth of a second
+    let all = tokio::time::timeout(Duration::from_secs(5), all.join_all()).await.expect("together, too");
+    for published in all {
+        let Err(PublishError::Failed(error)) = published else { panic!("there is no such topic") };
+        assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
+    }
+}
+
+#[tokio::test]
 async fn a_group_s_topic_without_a_partition_for_the_wait_refuses_a_retry() {
     let tenant = tenant();
     let topic = Naming::new(Some(&tenant)).unwrap().redrive("c", "g").unwrap();
