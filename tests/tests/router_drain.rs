@@ -64,6 +64,35 @@ async fn stop_finishes_what_runs_and_starts_nothing_else() {
     }
 }
 
+/// A handler may see the order to stop, and be done, before its route's loop has seen it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn nothing_starts_behind_a_handler_that_was_done_because_of_the_order() {
+    for workers in [1, 2] {
+        let (_, broker) = broker_with(&orders(10)).await;
+        let started = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&started);
+        let handler = move |_: Placed, stop: Stop| {
+            count.fetch_add(1, Relaxed);
+            // it has the loop's thread until then
+            while !stop.is_stopping() {
+                std::thread::yield_now();
+            }
+            std::future::ready(())
+        };
+        let route = billing().workers(workers).concurrency(1).handle(handler);
+        let service = Router::new().route(route).start(&broker).await.unwrap();
+        while started.load(Relaxed) == 0 {
+            tokio::time::sleep(SECOND / 100).await;
+        }
+        let report = only(within("it stops", service.stop(30 * SECOND)).await.unwrap());
+        assert_eq!(
+            (started.load(Relaxed), report.handled, report.given_back),
+            (1, 1, 9),
+            "{workers} workers"
+        );
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn at_the_deadline_the_rest_is_cancelled_and_given_back_and_is_no_failure() {
     for workers in [1, 2] {

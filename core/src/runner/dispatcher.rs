@@ -29,6 +29,7 @@ use super::lanes::{LaneId, Lanes};
 use super::plan::Plan;
 use super::pool::Pool;
 use super::report::{RouteState, Status};
+use super::task::StopOrder;
 use crate::delivery::Delivery;
 use crate::env::BoxFuture;
 use crate::extract::Incoming;
@@ -87,6 +88,8 @@ pub(crate) struct Dispatcher<'a> {
     /// Now, less the time for which the route's breaker let nothing start.
     patient_now: Instant,
     stopping: bool,
+    /// The order to stop, which handlers may see before the route's loop does.
+    stop: &'a StopOrder,
     /// The time for that is up.
     late: bool,
 }
@@ -98,6 +101,7 @@ impl<'a> Dispatcher<'a> {
         status: &'a Status,
         control: Arc<dyn Control>,
         admission: Option<Admission>,
+        stop: &'a StopOrder,
     ) -> Self {
         let hands = match plan.workers {
             0 | 1 => Hands::Own(Box::new(Crew::new(orders))),
@@ -133,6 +137,7 @@ impl<'a> Dispatcher<'a> {
             now: orders.env.now(),
             patient_now: orders.env.now(),
             stopping: false,
+            stop,
             late: false,
         }
     }
@@ -145,7 +150,8 @@ impl<'a> Dispatcher<'a> {
 
     /// Whether new messages may be started.
     fn is_open(&self) -> bool {
-        !self.stopping && self.status.stalled.load(Relaxed) == 0 && self.suspects.is_empty()
+        let is_stopping = self.stopping || self.stop.is_given();
+        !is_stopping && self.status.stalled.load(Relaxed) == 0 && self.suspects.is_empty()
     }
 
     /// When the next back-off ends, or what waits for its admission may ask again.

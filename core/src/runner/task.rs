@@ -41,6 +41,13 @@ pub(crate) struct StopOrder {
     pub(crate) deadline: Arc<std::sync::OnceLock<Instant>>,
 }
 
+impl StopOrder {
+    /// Whether the service stops. Whoever sees that by the token sees it here, too.
+    pub(crate) fn is_given(&self) -> bool {
+        self.deadline.get().is_some()
+    }
+}
+
 /// How a route ended.
 #[derive(Debug)]
 pub(crate) struct RouteEnd {
@@ -57,7 +64,7 @@ pub(crate) async fn run(
     status: Arc<Status>,
     stop: StopOrder,
 ) -> RouteEnd {
-    let mut dispatcher = Dispatcher::new(&plan, &orders, &status, subscription.control(), admission);
+    let mut dispatcher = Dispatcher::new(&plan, &orders, &status, subscription.control(), admission, &stop);
     let mut tracker: Option<Arc<dyn Settle>> = None;
     let result =
         serve(&plan, &orders, &mut dispatcher, &mut subscription, &status, &stop, &mut tracker).await;
