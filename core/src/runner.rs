@@ -17,6 +17,7 @@ mod pool;
 mod report;
 mod retry_copy;
 mod running;
+mod stop;
 mod task;
 
 pub(crate) use admission::Admission;
@@ -27,4 +28,5 @@ pub(crate) use report::Status;
 pub use report::{Report, RouteHealth, RouteReport, RouteState, ServiceHealth};
 pub use running::Running;
 pub(crate) use running::RunningRoute;
-pub(crate) use task::{StopOrder, run};
+pub(crate) use stop::StopOrder;
+pub(crate) use task::run;

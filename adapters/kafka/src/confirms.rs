@@ -93,18 +93,16 @@ impl Sends {
         let gone =
             matches!(&outcome, Err(PublishError::Failed(error)) if error.kind() == ErrorKind::NotFound);
         let first = self.take_first(token);
-        if let Some(target) = &first {
+        let hear = |target: &Target| {
             target.answered(confirmed);
             if gone {
                 target.topic.mark_gone();
             }
-        }
+        };
+        first.iter().for_each(hear);
         self.pending.resolve(token, |target| {
-            if gone {
-                target.topic.mark_gone();
-            }
             if first.is_none() {
-                target.answered(confirmed);
+                hear(target);
             }
             outcome
         });

@@ -29,7 +29,7 @@ use super::lanes::{LaneId, Lanes};
 use super::plan::Plan;
 use super::pool::Pool;
 use super::report::{RouteState, Status};
-use super::task::StopOrder;
+use super::stop::StopOrder;
 use crate::delivery::Delivery;
 use crate::env::BoxFuture;
 use crate::extract::Incoming;
@@ -148,15 +148,19 @@ impl<'a> Dispatcher<'a> {
         !self.jobs.is_empty() || telling && !self.late
     }
 
+    /// Whether nothing starts any more, for the route's end or the service's.
+    fn is_stopping(&self) -> bool {
+        self.stopping || self.stop.is_given()
+    }
+
     /// Whether new messages may be started.
     fn is_open(&self) -> bool {
-        let is_stopping = self.stopping || self.stop.is_given();
-        !is_stopping && self.status.stalled.load(Relaxed) == 0 && self.suspects.is_empty()
+        !self.is_stopping() && self.status.stalled.load(Relaxed) == 0 && self.suspects.is_empty()
     }
 
     /// When the next back-off ends, or what waits for its admission may ask again.
     pub(crate) fn next_due(&self) -> Option<Instant> {
-        if self.stopping {
+        if self.is_stopping() {
             return None;
         }
         let admission = self.admission.as_ref().and_then(|admission| admission.until());
@@ -282,7 +286,7 @@ impl<'a> Dispatcher<'a> {
                 }
             }
         }
-        if !self.stopping
+        if !self.is_stopping()
             && let Some(admission) = &mut self.admission
         {
             any |= admission.poll_turn(cx).is_ready();

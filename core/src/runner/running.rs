@@ -8,7 +8,8 @@ use tokio::task::JoinSet;
 
 use super::plan::Plan;
 use super::report::{Report, RouteHealth, RouteState, ServiceHealth, Status};
-use super::task::{RouteEnd, StopOrder};
+use super::stop::StopOrder;
+use super::task::RouteEnd;
 use crate::breaker::{Breaker, BreakerState};
 use crate::broker::Broker;
 use crate::error::{Error, ErrorKind, Result};

@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 
 use tokio::task::coop::has_budget_remaining;
 use tokio::task::yield_now;
-use tokio_util::sync::CancellationToken;
 
 use super::admission::Admission;
 use super::crew::Orders;
@@ -18,6 +17,7 @@ use super::dispatcher::Dispatcher;
 use super::events;
 use super::plan::Plan;
 use super::report::Status;
+use super::stop::StopOrder;
 use crate::broker::BoxSubscription;
 use crate::delivery::Delivery;
 use crate::error::{Error, ErrorKind, Result};
@@ -33,20 +33,6 @@ const TURN: usize = 64;
 
 /// How long an idempotency store may take to hear what is given back, and the group what ran alone.
 const FAREWELL: Duration = Duration::from_secs(1);
-
-/// When the service stops: the order to, and by when everything must be over.
-#[derive(Clone, Debug)]
-pub(crate) struct StopOrder {
-    pub(crate) token: CancellationToken,
-    pub(crate) deadline: Arc<std::sync::OnceLock<Instant>>,
-}
-
-impl StopOrder {
-    /// Whether the service stops. Whoever sees that by the token sees it here, too.
-    pub(crate) fn is_given(&self) -> bool {
-        self.deadline.get().is_some()
-    }
-}
 
 /// How a route ended.
 #[derive(Debug)]

@@ -117,7 +117,7 @@ impl Dispatcher<'_> {
             }
             if self.is_lost(&held) {
                 self.leave(held);
-            } else if self.stopping {
+            } else if self.is_stopping() {
                 self.returned.push(held);
             } else if self.is_revoking(&held) {
                 self.withhold(held);

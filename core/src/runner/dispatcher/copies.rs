@@ -193,7 +193,7 @@ impl<'a> Dispatcher<'a> {
             }
             Sent::Retry => self.end(held, |_, _| Ending::Released),
             Sent::Ended => self.acknowledge(held, true),
-            Sent::InPlace(_) if self.stopping => self.returned.push(held),
+            Sent::InPlace(_) if self.is_stopping() => self.returned.push(held),
             Sent::InPlace(wait) => self.delay(wait, Items::from_iter([held])),
         }
     }

@@ -149,7 +149,7 @@ impl Dispatcher<'_> {
             if answer != Some(Reserved::Granted)
                 || !admitted
                 || lost
-                || self.stopping
+                || self.is_stopping()
                 || self.is_revoking(&held)
             {
                 // nobody waits for a suspect that isn't to run
@@ -159,7 +159,7 @@ impl Dispatcher<'_> {
                 self.leave(held);
                 continue;
             }
-            if self.stopping {
+            if self.is_stopping() {
                 self.returned.push(held);
                 continue;
             }

@@ -106,7 +106,7 @@ impl Dispatcher<'_> {
     /// Lets the next suspect be alone, if everything else has ended. Answers whether that one is done with already.
     pub(super) fn try_suspect(&mut self) -> bool {
         let Suspects { waiting, alone, telling, .. } = &self.suspects;
-        if alone.is_some() || telling.is_some() || waiting.is_empty() || self.stopping {
+        if alone.is_some() || telling.is_some() || waiting.is_empty() || self.is_stopping() {
             return false;
         }
         if let Some(admission) = &mut self.admission {
@@ -170,7 +170,7 @@ impl Dispatcher<'_> {
         self.not_alone_now(&mut held);
         // until then the store's word may be too old
         held.reservation.iter_mut().for_each(|reservation| reservation.lapse());
-        if self.stopping {
+        if self.is_stopping() {
             return self.returned.push(held);
         }
         // the others that are suspected wait as long, so that the rest of the service goes on
@@ -194,7 +194,7 @@ impl Dispatcher<'_> {
     pub(super) fn struck(&mut self, mut held: Held, strikes: u32, cx: &mut Context<'_>) {
         held.cleared = true;
         self.suspects.trouble = None;
-        if self.stopping {
+        if self.is_stopping() {
             self.not_alone_now(&mut held);
             self.returned.push(held);
         } else if self.is_revoking(&held) {
