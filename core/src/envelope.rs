@@ -245,11 +245,7 @@ impl<T> EnvelopeBuilder<T> {
 
     /// The unit of order.
     pub fn key(self, key: impl AsRef<[u8]>) -> Self {
-        let key = key.as_ref();
-        self.attribute(
-            Attribute::Key,
-            std::str::from_utf8(key).map_or(HeaderValue::Bytes(key), HeaderValue::Text),
-        )
+        self.attribute(Attribute::Key, HeaderValue::text_or_bytes(key.as_ref()))
     }
 
     /// The publisher's own identity of the business fact.

@@ -318,10 +318,7 @@ fn fill<T: Message>(builder: &mut EnvelopeBuilder, message: &T, cx: &EnvelopeCon
     if let Some(key) = message.key() {
         match &key.0 {
             Repr::Text(text) => headers.set(Attribute::Key, &**text),
-            Repr::Bytes(bytes) => {
-                let text = std::str::from_utf8(bytes).map_or(HeaderValue::Bytes(bytes), HeaderValue::Text);
-                headers.set(Attribute::Key, text);
-            }
+            Repr::Bytes(bytes) => headers.set(Attribute::Key, HeaderValue::text_or_bytes(bytes)),
             Repr::Digits(digits, length) => headers.set_digits(Attribute::Key, &digits[..*length]),
         }
     }

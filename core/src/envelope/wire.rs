@@ -130,8 +130,7 @@ impl<'a> WireReader<'a> {
 
     /// The record's own key, where the broker has one; it goes before the attribute.
     pub fn key(&mut self, key: &[u8]) {
-        let value = std::str::from_utf8(key).map_or(HeaderValue::Bytes(key), HeaderValue::Text);
-        self.builder.headers.set(Attribute::Key, value);
+        self.builder.headers.set(Attribute::Key, HeaderValue::text_or_bytes(key));
         self.key = None;
     }
 

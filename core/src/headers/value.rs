@@ -23,6 +23,18 @@ pub enum HeaderValue<'a> {
 }
 
 impl<'a> HeaderValue<'a> {
+    /// Text where the bytes are valid UTF-8, else bytes: so a key is kept, which brokers carry as bytes and people read as text.
+    ///
+    /// ```
+    /// use postrider_core::HeaderValue;
+    ///
+    /// assert_eq!(HeaderValue::text_or_bytes(b"order-7"), HeaderValue::Text("order-7"));
+    /// assert_eq!(HeaderValue::text_or_bytes(&[0xff]), HeaderValue::Bytes(&[0xff]));
+    /// ```
+    pub fn text_or_bytes(bytes: &'a [u8]) -> Self {
+        std::str::from_utf8(bytes).map_or(Self::Bytes(bytes), Self::Text)
+    }
+
     /// The text, if it is text (or bytes that are valid UTF-8).
     pub fn as_text(self) -> Option<&'a str> {
         match self {
