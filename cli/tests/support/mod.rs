@@ -3,7 +3,7 @@
 #![allow(dead_code, reason = "each test takes what it needs")]
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, reason = "a test says what it expects")]
 
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -66,12 +66,16 @@ pub(crate) fn run(url: &str, arguments: &[&str]) -> Said {
     Said::of(postrider(url, arguments).output().expect("it runs"))
 }
 
-/// Runs it to its end, with something to read.
+/// Runs it to its end, with something to read, of which it may read nothing.
 pub(crate) fn run_with(url: &str, arguments: &[&str], input: &str) -> Said {
     let mut command = postrider(url, arguments);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().expect("it starts");
-    child.stdin.take().expect("it is piped").write_all(input.as_bytes()).expect("it reads");
+    let written = child.stdin.take().expect("it is piped").write_all(input.as_bytes());
+    // one that ends without reading says so by its code
+    if let Err(error) = written {
+        assert_eq!(error.kind(), ErrorKind::BrokenPipe, "{error}");
+    }
     Said::of(child.wait_with_output().expect("it ends"))
 }
 
