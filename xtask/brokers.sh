@@ -42,13 +42,14 @@
 #
 #   BROKERS_KAFKA_AUTOCREATE=1        topics are created on first use
 #   BROKERS_KAFKA_HEAP=512m           largest heap of the JVM
-#   BROKERS_RABBITMQ_MANAGEMENT=1     management plugin (both RabbitMQ)
+#   BROKERS_RABBITMQ_MANAGEMENT=0     no management plugin (both RabbitMQ)
 #   BROKERS_NATS_SYNC=always          JetStream fsyncs every write
 #   BROKERS_KAFKA_SCRAM        users that Kafka is made with, as its storage tool takes them, with spaces between
 #   BROKERS_RABBITMQ_PLUGINS   plugins that RabbitMQ has besides, with commas between
 #   BROKERS_KAFKA_EXTRA, BROKERS_RABBITMQ_EXTRA, BROKERS_NATS_EXTRA
 #                                     lines appended to the broker's configuration (native only)
-#   KAFKA_VERSION, KAFKA_LOG4J_VERSION, NATS_VERSION, RABBITMQ4_SUITE   what to fetch
+#   KAFKA_VERSION, NATS_VERSION, RABBITMQ_VERSION, RABBITMQ4_VERSION   what to run; default: the file .env
+#   KAFKA_LOG4J_VERSION, RABBITMQ4_SUITE                               what else to fetch
 #
 # `up` takes its settings from the environment and keeps them beside the data; every other
 # command goes by what the last `up` kept. `up` on a broker that is up changes nothing.
@@ -61,9 +62,12 @@ set -euo pipefail
 BROKERS_HOME=${BROKERS_HOME:-${XDG_CACHE_HOME:-$HOME/.cache}/postrider/brokers}
 BROKERS_DATA=${BROKERS_DATA:-$BROKERS_HOME/data}
 BROKERS_WAIT=${BROKERS_WAIT:-60}
-KAFKA_VERSION=${KAFKA_VERSION:-4.4.0}
+ROOT=$(dirname "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")")
+# The versions are those of the file `.env`, which `docker compose` reads as well; the environment takes precedence.
+while IFS='=' read -r variable value; do
+  [[ $variable != *_VERSION || -n ${!variable:-} ]] || printf -v "$variable" %s "$value"
+done <"$ROOT/.env"
 KAFKA_LOG4J_VERSION=${KAFKA_LOG4J_VERSION:-2.25.5}
-NATS_VERSION=${NATS_VERSION:-v2.15.2}
 RABBITMQ4_SUITE=${RABBITMQ4_SUITE:-trixie}
 
 ALL=(kafka rabbitmq nats rabbitmq4)
@@ -72,7 +76,7 @@ TLS_DIR=$BROKERS_HOME/tls
 KAFKA_DIR=$BROKERS_HOME/kafka-$KAFKA_VERSION
 NATS_DIR=$BROKERS_HOME/nats-$NATS_VERSION
 RABBITMQ4_ROOT=$BROKERS_HOME/rabbitmq4-$RABBITMQ4_SUITE
-COMPOSE_FILE=$(dirname "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")")/compose.yaml
+COMPOSE_FILE=$ROOT/compose.yaml
 
 say() { printf 'brokers: %s\n' "$*" >&2; }
 die() { say "$*"; exit 1; }
@@ -119,7 +123,7 @@ management_port ${v}_MANAGEMENT_PORT 156$n
 dist ${v}_DIST_PORT 256$n
 epmd ${v}_EPMD_PORT $e
 tls BROKERS_TLS 0
-management BROKERS_RABBITMQ_MANAGEMENT 0
+management BROKERS_RABBITMQ_MANAGEMENT 1
 END
       ;;
     nats) cat <<END
@@ -441,6 +445,9 @@ await() {
 
 apt_install() {
   [[ $(id -u) == 0 ]] || die "needs root to install: apt-get install $*"
+  locked "$BROKERS_HOME/lock-apt" apt_install_locked "$@"
+}
+apt_install_locked() {
   apt-get update -qq
   # RUNLEVEL=1 keeps a package from starting its own service on the default port.
   RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null
@@ -501,7 +508,7 @@ install_nats() {
   [[ -x $NATS_DIR/nats-server ]] && return
   have go || die "nats needs a Go toolchain (Debian's may be too old for nats-server $NATS_VERSION)"
   say "building nats-server $NATS_VERSION"
-  GOBIN=$NATS_DIR CGO_ENABLED=0 go install "github.com/nats-io/nats-server/v2@$NATS_VERSION"
+  GOBIN=$NATS_DIR CGO_ENABLED=0 go install "github.com/nats-io/nats-server/v2@v$NATS_VERSION"
 }
 
 install_rabbitmq() { compgen -G '/usr/lib/rabbitmq/lib/*/sbin/rabbitmq-server' >/dev/null || apt_install rabbitmq-server; }
@@ -532,7 +539,7 @@ version() {
   fi
   case $1 in
     kafka) echo "${S[version]}" ;;
-    nats) echo "${S[version]#v}" ;;
+    nats) echo "${S[version]}" ;;
     rabbitmq) compgen -G '/usr/lib/rabbitmq/lib/rabbitmq_server-*' | sed 's/.*-//' | head -n 1 ;;
     rabbitmq4) compgen -G "$RABBITMQ4_ROOT/usr/lib/rabbitmq/lib/rabbitmq_server-*" | sed 's/.*-//' | head -n 1 ;;
   esac 2>/dev/null || echo '?'
@@ -818,8 +825,27 @@ install() {
     [[ ${S[tls]} != 1 || $1 == nats ]] || die "$1 listens with TLS only as a native process"
     compose "$1" pull --quiet "$1"
   else
-    locked "$BROKERS_HOME/lock" "install_$1"
+    locked "$BROKERS_HOME/lock-$1" "install_$1"
+    check_version "$1"
   fi
+}
+# Warns when a distribution has another version than the one that is tested.
+check_version() {
+  local wanted=${1^^}_VERSION found
+  found=$(version "$1")
+  [[ $found == "${!wanted}"* ]] || say "$1 is version $found here; postrider is tested on ${!wanted}"
+}
+# install_all NAME...: fetches all of them at the same time; fails if one of them failed.
+install_all() {
+  local name pid pids=() failed=0
+  for name in "$@"; do
+    settings_now "$name"
+    S[engine]=$(engine "$name")
+    install "$name" &
+    pids+=($!)
+  done
+  for pid in "${pids[@]}"; do wait "$pid" || failed=1; done
+  ((failed == 0)) || die "not all brokers could be fetched; see above"
 }
 
 up() {
@@ -831,7 +857,6 @@ up() {
     settings_now "$name"
     S[engine]=$(engine "$name")
     engines[$name]=${S[engine]}
-    install "$name"
     mkdir -p "$(dir "$name")"
     if [[ ${S[tls]:-0} == 1 ]]; then
       locked "$BROKERS_HOME/lock" make_tls
@@ -840,6 +865,7 @@ up() {
     fi
     launched+=("$name")
   done
+  install_all "${launched[@]}"
   since=$EPOCHREALTIME
   for name in "${launched[@]}"; do
     settings_now "$name"
@@ -869,19 +895,25 @@ start() {
 }
 
 status() {
-  local name state pid memory
-  printf '%-10s %-8s %-8s %-8s %-8s %s\n' NAME STATE PID MEMORY VERSION URL
+  local name state pid memory rows=() up=0
   for name in "$@"; do
     settings_kept "$name"
     state=down pid=- memory=-
     if alive "$name"; then
+      up=1
       if paused "$name"; then state=paused; elif ready "$name"; then state=ready; else state=starting; fi
       if ! contained && pid=$(pid_of "$(dir "$name")/pid"); then
         memory=$(awk '/^VmRSS/ {printf "%d MB", $2 / 1024}' "/proc/$pid/status")
       fi
     fi
-    printf '%-10s %-8s %-8s %-8s %-8s %s\n' "$name" "$state" "$pid" "$memory" "$(version "$name")" "$(url "$name")"
+    rows+=("$(printf '%-10s %-8s %-8s %-8s %-8s %s' \
+      "$name" "$state" "$pid" "$memory" "$(version "$name")" "$(url "$name")")")
   done
+  if ((${#rows[@]} > 0)); then
+    printf '%-10s %-8s %-8s %-8s %-8s %s\n' NAME STATE PID MEMORY VERSION URL
+    printf '%s\n' "${rows[@]}"
+  fi
+  ((up == 1)) || echo "no broker is up; to start one: cargo xtask brokers up NAME (${ALL[*]})"
 }
 
 known() {
@@ -924,6 +956,7 @@ main() {
 
   case $command in
     up | start | status) "$command" "${names[@]}" ;;
+    install) install_all "${names[@]}" ;;
     tls)
       locked "$BROKERS_HOME/lock" make_tls
       echo "$TLS_DIR"
@@ -946,11 +979,6 @@ main() {
       for name in "${names[@]}"; do
         settings_kept "$name"
         case $command in
-          install)
-            settings_now "$name"
-            S[engine]=$(engine "$name")
-            install "$name"
-            ;;
           env) exports "$name" ;;
           down) stop "$name" ;;
           wipe) wipe "$name" ;;

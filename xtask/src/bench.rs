@@ -8,16 +8,16 @@ use clap::Args;
 use clap::builder::PossibleValuesParser;
 
 use crate::adapters;
-use crate::house::House;
 use crate::interrupt::Interrupt;
 use crate::set::Set;
+use crate::workspace::Workspace;
 
 /// Where the book's page has its pictures.
 const PLOTS: &str = "docs/src/brokers/growth";
 
 /// What to measure.
 #[expect(clippy::struct_excessive_bools, reason = "each is a switch of the command line")]
-#[derive(Args)]
+#[derive(Args, Default)]
 pub(crate) struct Options {
     /// Only this broker; may be given again
     #[arg(long, value_name = "BROKER", value_parser = PossibleValuesParser::new(adapters::names().collect::<Vec<_>>()))]
@@ -57,23 +57,36 @@ pub(crate) struct Options {
 
 /// Runs it; its exit code is ours.
 pub(crate) fn main(options: &Options) -> Result<ExitCode> {
-    let (house, interrupt) = (House::find()?, Interrupt::install()?);
+    run(&Workspace::find()?, &Interrupt::install()?, options)
+}
+
+/// The short run of all brokers, as a step of `cargo xtask nightly`.
+pub(crate) fn quick(workspace: &Workspace, interrupt: &Interrupt) -> Result<bool> {
+    let options = Options { quick: true, ..Options::default() };
+    Ok(run(workspace, interrupt, &options)? == ExitCode::SUCCESS)
+}
+
+fn run(workspace: &Workspace, interrupt: &Interrupt, options: &Options) -> Result<ExitCode> {
     let programs = ["postrider-bench", "postrider-bench-allocations"];
-    if !interrupt.run(&mut house.release(&programs))?.success() {
+    if !interrupt.run(&mut workspace.release(&programs))?.success() {
         bail!("the benches could not be built");
     }
     if let Some(file) = &options.markdown {
-        return Ok(code(interrupt.run(program(&house).arg("markdown").arg(file))?));
+        return Ok(code(interrupt.run(program(workspace).arg("markdown").arg(file))?));
     }
     if let Some(file) = &options.plots {
-        let folder = house.root.join(PLOTS);
-        return Ok(code(interrupt.run(program(&house).arg("plots").arg(file).arg(folder))?));
+        let folder = workspace.root.join(PLOTS);
+        return Ok(code(interrupt.run(program(workspace).arg("plots").arg(file).arg(folder))?));
     }
-    let mut bench = program(&house);
+    let mut bench = program(workspace);
     options.tell(&mut bench);
     let brokers = options.brokers()?;
-    let set =
-        Set::up(&house, &interrupt, "bench", &brokers.iter().map(|(_, chosen)| *chosen).collect::<Vec<_>>())?;
+    let set = Set::up(
+        workspace,
+        interrupt,
+        "bench",
+        &brokers.iter().map(|(_, chosen)| *chosen).collect::<Vec<_>>(),
+    )?;
     set.tell(&mut bench);
     for (first, chosen) in brokers {
         // the bench looks for a broker where its first version would be
@@ -120,8 +133,8 @@ fn url_of(broker: &str) -> String {
     format!("POSTRIDER_TEST_{}_URL", broker.to_uppercase())
 }
 
-fn program(house: &House) -> Command {
-    Command::new(house.target.join("release").join("postrider-bench"))
+fn program(workspace: &Workspace) -> Command {
+    Command::new(workspace.released("postrider-bench"))
 }
 
 fn code(status: ExitStatus) -> ExitCode {

@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result};
 use clap::Subcommand;
 use clap::builder::PossibleValuesParser;
 
-use crate::house::House;
+use crate::workspace::Workspace;
 
 /// A broker that the script knows.
 pub(crate) struct Broker {
@@ -30,9 +30,6 @@ group.consumer.min.heartbeat.interval.ms=100
 group.consumer.heartbeat.interval.ms=300
 ";
 
-/// What can list, which AMQP can't; the command line asks it.
-const MANAGEMENT: (&str, &str) = ("BROKERS_RABBITMQ_MANAGEMENT", "1");
-
 /// How long a message may be out before the broker takes its queue away: 60 s.
 const RABBITMQ_EXTRA: &str = "consumer_timeout = 60000\n";
 
@@ -52,7 +49,7 @@ pub(crate) const BROKERS: &[Broker] = &[
             "RABBITMQ_DIST_PORT",
             "RABBITMQ_EPMD_PORT",
         ],
-        settings: &[("BROKERS_RABBITMQ_EXTRA", RABBITMQ_EXTRA), MANAGEMENT],
+        settings: &[("BROKERS_RABBITMQ_EXTRA", RABBITMQ_EXTRA)],
     },
     Broker { name: "nats", ports: &["NATS_PORT", "NATS_MONITOR_PORT"], settings: &[] },
     Broker {
@@ -64,7 +61,7 @@ pub(crate) const BROKERS: &[Broker] = &[
             "RABBITMQ4_DIST_PORT",
             "RABBITMQ4_EPMD_PORT",
         ],
-        settings: &[("BROKERS_RABBITMQ_EXTRA", RABBITMQ_EXTRA), MANAGEMENT],
+        settings: &[("BROKERS_RABBITMQ_EXTRA", RABBITMQ_EXTRA)],
     },
 ];
 
@@ -161,7 +158,7 @@ impl Action {
 
 /// Calls the script; its output and its exit code are ours.
 pub(crate) fn main(action: &Action) -> Result<ExitCode> {
-    let status = script(&House::find()?.brokers_script())
+    let status = script(&Workspace::find()?.brokers_script())
         .args(action.arguments())
         .status()
         .context("bash could not be run; the script of the brokers needs it")?;
@@ -205,6 +202,25 @@ mod tests {
     fn a_misspelt_broker_is_answered_with_the_nearest() {
         let error = parse("up nast").expect_err("there is no such broker").to_string();
         assert!(error.contains("'nats'") && error.contains("similar"), "{error}");
+    }
+
+    #[test]
+    fn versions_have_one_source() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace's root");
+        let read = |name: &str| std::fs::read_to_string(root.join(name)).expect("the file is there");
+        let (versions, compose, script) = (read(".env"), read("compose.yaml"), read("xtask/brokers.sh"));
+        for broker in BROKERS {
+            let variable = format!("{}_VERSION", broker.name.to_uppercase());
+            let line = versions.lines().find_map(|line| line.strip_prefix(&format!("{variable}=")));
+            let version = line.unwrap_or_else(|| panic!(".env has no {variable}"));
+            assert!(compose.contains(&format!("${{{variable}}}")), "compose.yaml does not use {variable}");
+            for (name, text) in [("compose.yaml", &compose), ("brokers.sh", &script)] {
+                let own = text.lines().find(|line| {
+                    line.contains(&format!(":{version}")) || line.contains(&format!("={version}"))
+                });
+                assert_eq!(own, None, "{name} has a version of its own");
+            }
+        }
     }
 
     #[test]

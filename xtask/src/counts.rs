@@ -32,8 +32,13 @@ impl Counts {
         Ok(counts)
     }
 
-    /// From `cargo nextest list --message-format json`: what was not run.
-    pub(crate) fn skipped_in_list(list: &str) -> Result<Self> {
+    /// How many tests were run.
+    pub(crate) fn ran(self) -> usize {
+        self.passed + self.failed
+    }
+
+    /// From `cargo nextest list --message-format json`: how many tests the filter lets through, and how many it leaves out.
+    pub(crate) fn of_list(list: &str) -> Result<(usize, Self)> {
         #[derive(Deserialize)]
         #[serde(rename_all = "kebab-case")]
         struct List {
@@ -54,8 +59,23 @@ impl Counts {
         }
         let list: List = serde_json::from_str(list).context("nextest's list of tests could not be read")?;
         let cases = list.rust_suites.values().flat_map(|suite| suite.testcases.values());
-        let skipped = cases.filter(|case| case.filter_match.status != "matches").count();
-        Ok(Self { skipped, ..Self::default() })
+        let (through, skipped): (Vec<_>, Vec<_>) =
+            cases.partition(|case| case.filter_match.status == "matches");
+        Ok((through.len(), Self { skipped: skipped.len(), ..Self::default() }))
+    }
+
+    /// From nextest's JUnit report: the tests that failed, as `package::binary test`.
+    pub(crate) fn failures(report: &str) -> Result<Vec<String>> {
+        let document = roxmltree::Document::parse(report).context("nextest's report is not XML")?;
+        let failed = document.descendants().filter(|node| {
+            node.has_tag_name("testcase")
+                && node.children().any(|child| child.has_tag_name("failure") || child.has_tag_name("error"))
+        });
+        let name = |node: roxmltree::Node<'_, '_>| {
+            let part = |name| node.attribute(name).unwrap_or("?");
+            format!("{} {}", part("classname"), part("name"))
+        };
+        Ok(failed.map(name).collect())
     }
 
     /// From the output of `cargo test --doc`: the `test result:` line of each run in it.
@@ -113,6 +133,7 @@ mod tests {
             </testsuites>"#;
         let counts = Counts::from_junit(report).expect("it is a report");
         assert_eq!(counts, Counts { passed: 2, failed: 2, skipped: 0 });
+        assert_eq!(Counts::failures(report).expect("it is a report"), ["core b", "core c"]);
         Counts::from_junit("passed: 3").expect_err("it is no report");
     }
 
@@ -123,8 +144,8 @@ mod tests {
             "b": {"kind": "test", "ignored": true, "filter-match": {"status": "mismatch", "reason": "ignored"}},
             "c": {"kind": "test", "ignored": false, "filter-match": {"status": "mismatch", "reason": "expression"}}
         }}, "nats": {"testcases": {}}}}"#;
-        let counts = Counts::skipped_in_list(list).expect("it is a list");
-        assert_eq!(counts, Counts { passed: 0, failed: 0, skipped: 2 });
+        let counts = Counts::of_list(list).expect("it is a list");
+        assert_eq!(counts, (1, Counts { passed: 0, failed: 0, skipped: 2 }));
     }
 
     #[test]

@@ -8,9 +8,12 @@ use clap::Args;
 use clap::builder::PossibleValuesParser;
 
 use crate::adapters::{self, Adapter};
-use crate::house::House;
 use crate::interrupt::Interrupt;
 use crate::set::Set;
+use crate::workspace::Workspace;
+
+/// The program's name.
+const PROGRAM: &str = "faults";
 
 /// What to run.
 #[derive(Args)]
@@ -38,7 +41,7 @@ pub(crate) struct Options {
 /// Runs it; its exit code is ours.
 pub(crate) fn main(options: &Options) -> Result<ExitCode> {
     let adapter = adapters::find(&options.broker).context("the broker is none that is tested")?;
-    let house = House::find()?;
+    let workspace = Workspace::find()?;
     let interrupt = Interrupt::install()?;
     let mut arguments: Vec<String> = Vec::new();
     if options.short {
@@ -54,29 +57,50 @@ pub(crate) fn main(options: &Options) -> Result<ExitCode> {
         arguments.extend(["--json".to_owned(), json.to_string_lossy().into_owned()]);
     }
     arguments.extend(options.rest.iter().cloned());
-    let status = run(&house, &interrupt, adapter, &arguments)?;
+    let program = build(&workspace, &interrupt)?;
+    let status = run(&workspace, &interrupt, adapter, &program, &arguments)?;
     Ok(status.code().and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from))
 }
 
-/// The short run, as a step of `cargo xtask test`.
-pub(crate) fn short(house: &House, interrupt: &Interrupt, adapter: &Adapter) -> Result<bool> {
-    let json = house.target.join(format!("faults-{}.json", adapter.name));
-    let arguments = ["--short".to_owned(), "--json".to_owned(), json.to_string_lossy().into_owned()];
-    Ok(run(house, interrupt, adapter, &arguments)?.success())
-}
-
-fn run(house: &House, interrupt: &Interrupt, adapter: &Adapter, arguments: &[String]) -> Result<ExitStatus> {
-    // built as what is measured is built: a slow program is killed at other moments than a fast one; and once for all brokers
-    if !interrupt.run(&mut house.release(&["faults"]))?.success() {
+/// The short run, as a step of `cargo xtask test`: by the program that the tests were built with.
+pub(crate) fn short(workspace: &Workspace, interrupt: &Interrupt, adapter: &Adapter) -> Result<bool> {
+    if !interrupt.run(&mut workspace.tests())?.success() {
         bail!("the fault run could not be built");
     }
-    let set = Set::up(house, interrupt, "faults", adapter.brokers)?;
-    let mut faults = Command::new(program(&house.target));
+    let program = workspace.tested(PROGRAM);
+    Ok(run(workspace, interrupt, adapter, &program, &kept(workspace, adapter, "--short"))?.success())
+}
+
+/// The full run, as a step of `cargo xtask nightly`.
+pub(crate) fn long(workspace: &Workspace, interrupt: &Interrupt, adapter: &Adapter) -> Result<bool> {
+    let program = build(workspace, interrupt)?;
+    Ok(run(workspace, interrupt, adapter, &program, &kept(workspace, adapter, "--long"))?.success())
+}
+
+/// The arguments of a run whose totals are kept below the target directory.
+fn kept(workspace: &Workspace, adapter: &Adapter, length: &str) -> [String; 3] {
+    let json = workspace.target.join(format!("faults-{}.json", adapter.name));
+    [length.to_owned(), "--json".to_owned(), json.to_string_lossy().into_owned()]
+}
+
+/// Builds it as programs are shipped, once for all brokers.
+fn build(workspace: &Workspace, interrupt: &Interrupt) -> Result<PathBuf> {
+    if !interrupt.run(&mut workspace.release(&[PROGRAM]))?.success() {
+        bail!("the fault run could not be built");
+    }
+    Ok(workspace.released(PROGRAM))
+}
+
+fn run(
+    workspace: &Workspace,
+    interrupt: &Interrupt,
+    adapter: &Adapter,
+    program: &Path,
+    arguments: &[String],
+) -> Result<ExitStatus> {
+    let set = Set::up(workspace, interrupt, "faults", adapter.brokers)?;
+    let mut faults = Command::new(program);
     faults.args(["--broker", adapter.name]).args(arguments);
     set.tell(&mut faults);
     interrupt.run(&mut faults)
-}
-
-fn program(target: &Path) -> PathBuf {
-    target.join("release").join("faults")
 }

@@ -7,8 +7,8 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
 
-use crate::house::House;
 use crate::interrupt::Interrupt;
+use crate::workspace::Workspace;
 
 /// What libFuzzer needs of the compiler: the counters it steers by. They need no nightly; a sanitizer would, and code without `unsafe`
 /// has little for one to find.
@@ -16,8 +16,6 @@ const FLAGS: &str = "--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer
     -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table -Ccodegen-units=1";
 /// How long each target runs unless said otherwise, in seconds.
 const SECONDS: u32 = 60;
-/// How long each runs as a step of `cargo xtask test`.
-const SHORT: u32 = 5;
 
 /// What to run.
 #[derive(Args)]
@@ -37,14 +35,14 @@ pub(crate) struct Options {
 
 /// Runs them; ends with a failure when an input was found on which a target fails.
 pub(crate) fn main(options: &Options) -> Result<ExitCode> {
-    let (house, interrupt) = (House::find()?, Interrupt::install()?);
-    let targets = targets(&house)?;
+    let (workspace, interrupt) = (Workspace::find()?, Interrupt::install()?);
+    let targets = targets(&workspace)?;
     let chosen: Vec<_> = match &options.target {
         Some(name) if targets.contains(name) => vec![name.clone()],
         Some(name) => bail!("there is no target `{name}`; there are {}", targets.join(", ")),
         None => targets,
     };
-    let fuzz = Fuzz { program: build(&house, &interrupt)?, house: &house, interrupt: &interrupt };
+    let fuzz = Fuzz { program: build(&workspace, &interrupt)?, workspace: &workspace, interrupt: &interrupt };
     if let Some(input) = &options.input {
         let input = input.canonicalize().with_context(|| format!("there is no input {}", input.display()))?;
         let passed = fuzz.again(&chosen[0], &input)?;
@@ -57,15 +55,15 @@ pub(crate) fn main(options: &Options) -> Result<ExitCode> {
     Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// A few seconds of each target, as a step of `cargo xtask test`.
-pub(crate) fn short(house: &House, interrupt: &Interrupt) -> Result<bool> {
-    let fuzz = Fuzz { program: build(house, interrupt)?, house, interrupt };
-    fuzz.all(&targets(house)?, SHORT)
+/// Each target for its usual time, as a step of `cargo xtask nightly`.
+pub(crate) fn all(workspace: &Workspace, interrupt: &Interrupt) -> Result<bool> {
+    let fuzz = Fuzz { program: build(workspace, interrupt)?, workspace, interrupt };
+    fuzz.all(&targets(workspace)?, SECONDS)
 }
 
 /// Each target has a folder of inputs; that is their one list.
-fn targets(house: &House) -> Result<Vec<String>> {
-    let corpus = house.root.join("fuzz").join("corpus");
+fn targets(workspace: &Workspace) -> Result<Vec<String>> {
+    let corpus = workspace.root.join("fuzz").join("corpus");
     let folders = fs::read_dir(&corpus).with_context(|| format!("{} can't be read", corpus.display()))?;
     let mut names = Vec::new();
     for folder in folders {
@@ -77,14 +75,22 @@ fn targets(house: &House) -> Result<Vec<String>> {
 
 /// Builds the program into a folder of its own, so that the flags don't undo other builds. Named as a target, this machine's own
 /// triple keeps them from build scripts and macros.
-fn build(house: &House, interrupt: &Interrupt) -> Result<PathBuf> {
+fn build(workspace: &Workspace, interrupt: &Interrupt) -> Result<PathBuf> {
     let output =
         Command::new("rustc").arg("-vV").output().context("rustc could not be asked for its host")?;
     let text = String::from_utf8_lossy(&output.stdout);
     let host = text.lines().find_map(|line| line.strip_prefix("host: ")).context("rustc names no host")?;
-    let folder = house.target.join("fuzz");
-    let mut build =
-        house.cargo(["build", "--release", "--package", "postrider-fuzz", "--bin", "fuzz", "--target", host]);
+    let folder = workspace.target.join("fuzz");
+    let mut build = workspace.cargo([
+        "build",
+        "--release",
+        "--package",
+        "postrider-fuzz",
+        "--bin",
+        "fuzz",
+        "--target",
+        host,
+    ]);
     build.arg("--target-dir").arg(&folder).env("RUSTFLAGS", FLAGS);
     // a sum that overflows is a finding, too
     build
@@ -98,23 +104,23 @@ fn build(house: &House, interrupt: &Interrupt) -> Result<PathBuf> {
 
 struct Fuzz<'a> {
     program: PathBuf,
-    house: &'a House,
+    workspace: &'a Workspace,
     interrupt: &'a Interrupt,
 }
 
 impl Fuzz<'_> {
     /// What was found lies below `target/`, what is kept in the repository.
     fn found(&self, target: &str) -> PathBuf {
-        self.house.target.join("fuzz").join("found").join(target)
+        self.workspace.target.join("fuzz").join("found").join(target)
     }
 
     fn kept(&self, target: &str) -> PathBuf {
-        self.house.root.join("fuzz").join("corpus").join(target)
+        self.workspace.root.join("fuzz").join("corpus").join(target)
     }
 
     fn command(&self, target: &str) -> Command {
         let mut command = Command::new(&self.program);
-        command.env("POSTRIDER_FUZZ_TARGET", target).current_dir(&self.house.root);
+        command.env("POSTRIDER_FUZZ_TARGET", target).current_dir(&self.workspace.root);
         command
     }
 
@@ -134,7 +140,7 @@ impl Fuzz<'_> {
 
     fn run(&self, target: &str, seconds: u32) -> Result<bool> {
         let (found, crashes) =
-            (self.found(target), self.house.target.join("fuzz").join("crashes").join(target));
+            (self.found(target), self.workspace.target.join("fuzz").join("crashes").join(target));
         for folder in [&found, &crashes] {
             fs::create_dir_all(folder).with_context(|| format!("{} could not be made", folder.display()))?;
         }

@@ -9,8 +9,8 @@ use std::process::{Command, ExitCode, Stdio};
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
 
-use crate::house::House;
 use crate::interrupt::Interrupt;
+use crate::workspace::Workspace;
 
 const PROGRAM: &str = "postrider-instructions";
 /// How often the work is done in the two runs: what a run costs by itself is in both.
@@ -33,21 +33,21 @@ type Baseline = BTreeMap<String, u64>;
 
 /// Counts; fails where a message costs more than it did.
 pub(crate) fn main(options: &Options) -> Result<ExitCode> {
-    let (house, interrupt) = (House::find()?, Interrupt::install()?);
-    let passed = run(&house, &interrupt, options.bless)?;
+    let (workspace, interrupt) = (Workspace::find()?, Interrupt::install()?);
+    let passed = run(&workspace, &interrupt, options.bless)?;
     Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// As a step of `cargo xtask test`.
-pub(crate) fn compare(house: &House, interrupt: &Interrupt) -> Result<bool> {
-    run(house, interrupt, false)
+/// As a step of `cargo xtask nightly`.
+pub(crate) fn compare(workspace: &Workspace, interrupt: &Interrupt) -> Result<bool> {
+    run(workspace, interrupt, false)
 }
 
-fn run(house: &House, interrupt: &Interrupt, bless: bool) -> Result<bool> {
-    if !interrupt.run(&mut house.release(&[PROGRAM]))?.success() {
+fn run(workspace: &Workspace, interrupt: &Interrupt, bless: bool) -> Result<bool> {
+    if !interrupt.run(&mut workspace.release(&[PROGRAM]))?.success() {
         bail!("{PROGRAM} could not be built");
     }
-    let program = house.target.join("release").join(PROGRAM);
+    let program = workspace.released(PROGRAM);
     let list = Command::new(&program).arg("--list").output().context("it could not be run")?;
     if !list.status.success() {
         bail!("{PROGRAM} told no cases:\n{}", String::from_utf8_lossy(&list.stderr));
@@ -65,7 +65,7 @@ fn run(house: &House, interrupt: &Interrupt, bless: bool) -> Result<bool> {
         costs.sort_unstable();
         counted.insert(case.to_owned(), costs[TIMES / 2]);
     }
-    let file = house.root.join("benches").join("instructions.json");
+    let file = workspace.root.join("benches").join("instructions.json");
     if bless {
         let json = serde_json::to_string_pretty(&counted)? + "\n";
         fs::write(&file, json).with_context(|| format!("{} can't be written", file.display()))?;

@@ -1,6 +1,6 @@
 //! `cargo xtask`: the commands of postrider's developers, as words on the command line.
 //!
-//! What a command does stands in the room of its name. This crate depends on no other of the
+//! Each command is in the module of its name. This crate depends on no other of the
 //! workspace, so that it is built at once even while they don't compile.
 
 mod adapters;
@@ -11,15 +11,19 @@ mod counts;
 mod docs;
 mod faults;
 mod fuzz;
-mod house;
 mod instructions;
 mod interrupt;
+mod load;
+mod nextest;
+mod nightly;
 mod ports;
 mod set;
 mod simulate;
 mod steps;
+mod stress;
 mod test;
 mod tools;
+mod workspace;
 
 use std::process::ExitCode;
 
@@ -40,6 +44,10 @@ enum Command {
     Brokers(brokers::Action),
     /// Everything that a change has to pass, on brokers brought up for it
     Test(test::Options),
+    /// What takes long and guards little: fuzzing, long fault runs, features, benches, tests under load
+    Nightly(nightly::Options),
+    /// Tests again and again, beside a busy machine
+    Stress(stress::Options),
     /// The fault run: brokers and consumers are killed under load, and nothing may be lost
     Faults(faults::Options),
     /// Hostile input for everything that comes from outside, by libFuzzer
@@ -60,6 +68,8 @@ fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Brokers(action) => brokers::main(&action),
         Command::Test(options) => test::main(&options),
+        Command::Nightly(options) => nightly::main(&options),
+        Command::Stress(options) => stress::main(&options),
         Command::Faults(options) => faults::main(&options),
         Command::Fuzz(options) => fuzz::main(&options),
         Command::Simulate(options) => simulate::main(&options),

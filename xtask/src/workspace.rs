@@ -1,35 +1,29 @@
-//! Where things are: the workspace, its target directory, the script of the brokers; as cargo tells it.
+//! The workspace that a command works on: its folders, its packages, and cargo run in it.
 
 use std::env;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 use serde::Deserialize;
 
+use crate::tools;
+
 /// The workspace that the command was called in.
-pub(crate) struct House {
+pub(crate) struct Workspace {
     /// The workspace's root.
     pub(crate) root: PathBuf,
     /// The target directory, wherever the environment or a configuration puts it.
     pub(crate) target: PathBuf,
-    packages: Vec<Package>,
 }
 
-#[derive(Deserialize)]
-struct Package {
-    name: String,
-    features: std::collections::BTreeMap<String, Vec<String>>,
-}
-
-impl House {
+impl Workspace {
     /// Asks cargo.
     pub(crate) fn find() -> Result<Self> {
         #[derive(Deserialize)]
         struct Metadata {
             workspace_root: PathBuf,
             target_directory: PathBuf,
-            packages: Vec<Package>,
         }
         let output = Command::new(cargo_program())
             .args(["metadata", "--no-deps", "--format-version=1"])
@@ -43,17 +37,19 @@ impl House {
         }
         let metadata: Metadata = serde_json::from_slice(&output.stdout)
             .context("the output of `cargo metadata` could not be read")?;
-        Ok(Self {
-            root: metadata.workspace_root,
-            target: metadata.target_directory,
-            packages: metadata.packages,
-        })
+        Ok(Self { root: metadata.workspace_root, target: metadata.target_directory })
     }
 
-    /// A `cargo` command, run at the root.
+    /// A `cargo` command, run at the root. It finds the pinned tools before any that are installed.
     pub(crate) fn cargo<'a>(&self, arguments: impl IntoIterator<Item = &'a str>) -> Command {
         let mut command = Command::new(cargo_program());
         command.args(arguments).current_dir(&self.root);
+        if let Ok(tools) = tools::programs() {
+            let path = env::var_os("PATH").unwrap_or_default();
+            if let Ok(path) = env::join_paths(std::iter::once(tools).chain(env::split_paths(&path))) {
+                command.env("PATH", path);
+            }
+        }
         command
     }
 
@@ -66,14 +62,20 @@ impl House {
         command
     }
 
-    /// The features of a package, without `default`: the manifest is their one list.
-    pub(crate) fn features(&self, package: &str) -> Result<impl Iterator<Item = &str>> {
-        let package = self
-            .packages
-            .iter()
-            .find(|each| each.name == package)
-            .with_context(|| format!("the workspace has no package `{package}`"))?;
-        Ok(package.features.keys().map(String::as_str).filter(|feature| *feature != "default"))
+    /// Builds what the tests are built with, programs included. They lie in the folder that [`Workspace::tested`] names. Where
+    /// the tests have been run, nothing is left to build.
+    pub(crate) fn tests(&self) -> Command {
+        self.cargo(["test", "--workspace", "--all-features", "--no-run", "--quiet"])
+    }
+
+    /// A program as the tests have it.
+    pub(crate) fn tested(&self, program: &str) -> PathBuf {
+        self.target.join("debug").join(program)
+    }
+
+    /// A program as it is shipped, after [`Workspace::release`].
+    pub(crate) fn released(&self, program: &str) -> PathBuf {
+        self.target.join("release").join(program)
     }
 
     /// The script that fetches, starts, stops and harms brokers.
@@ -82,17 +84,21 @@ impl House {
     }
 }
 
-/// Where the script keeps what it fetched: outside the workspace, so that a clean checkout has it.
-/// The same default stands in the script.
-pub(crate) fn brokers_home() -> Result<PathBuf> {
-    if let Some(home) = env::var_os("BROKERS_HOME") {
-        return Ok(home.into());
-    }
+/// Where brokers and tools are kept: outside the workspace, so that a clean checkout has them.
+pub(crate) fn cache() -> Result<PathBuf> {
     let cache = env::var_os("XDG_CACHE_HOME")
         .map(PathBuf::from)
         .or_else(|| env::home_dir().map(|home| home.join(".cache")))
-        .context("there is no home directory to keep brokers in; set BROKERS_HOME")?;
-    Ok(cache.join(Path::new("postrider/brokers")))
+        .context("there is no home directory to keep brokers and tools in; set XDG_CACHE_HOME")?;
+    Ok(cache.join("postrider"))
+}
+
+/// Where the script keeps the brokers that it fetched. The script has the same default.
+pub(crate) fn brokers_home() -> Result<PathBuf> {
+    match env::var_os("BROKERS_HOME") {
+        Some(home) => Ok(home.into()),
+        None => Ok(cache()?.join("brokers")),
+    }
 }
 
 /// The cargo that runs this command, or the one on the path.
