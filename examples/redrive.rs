@@ -13,6 +13,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use postrider::prelude::*;
 use postrider::{Letters, Redrive, Redriven, Report};
 use serde::{Deserialize, Serialize};
+use tracing_subscriber::filter::LevelFilter;
 
 const ORDERS: u64 = 10_000;
 const WITH_A_BUG: u64 = ORDERS / 20;
@@ -59,6 +60,8 @@ async fn ship(_order: OrderPlaced) {}
 
 #[tokio::main]
 async fn main() -> postrider::Result<()> {
+    // what the library warns of goes to standard error; a service would log INFO as well
+    tracing_subscriber::fmt().with_max_level(LevelFilter::WARN).with_writer(std::io::stderr).init();
     let url = std::env::var("POSTRIDER_URL").unwrap_or_else(|_| "memory:".into());
     let since = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis());
     let joint = if url.contains('?') { '&' } else { '?' };

@@ -15,6 +15,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use postrider::prelude::*;
 use postrider::{MessageId, Report};
 use serde::{Deserialize, Serialize};
+use tracing_subscriber::filter::LevelFilter;
 
 const ORDERS: u64 = 100;
 
@@ -82,6 +83,8 @@ async fn track(packed: OrderPacked, State(tracking): State<Tracking>) -> Result<
 
 #[tokio::main]
 async fn main() -> postrider::Result<()> {
+    // what the library warns of goes to standard error; a service would log INFO as well
+    tracing_subscriber::fmt().with_max_level(LevelFilter::WARN).with_writer(std::io::stderr).init();
     let (events, jobs) = (connect("POSTRIDER_EVENTS_URL").await?, connect("POSTRIDER_JOBS_URL").await?);
     let world =
         World { events: Events(events.clone()), jobs: Jobs(jobs.clone()), tracking: Tracking::default() };

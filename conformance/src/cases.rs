@@ -86,23 +86,28 @@ macro_rules! for_each_case {
 }
 
 /// One test for each case, on what `$factory` makes.
+///
+/// `ignore = "…"` gives each test `#[ignore]` with that reason: `cargo test` skips them where no broker runs, and
+/// `cargo test -- --include-ignored` runs them.
 #[macro_export]
 macro_rules! conformance {
     ($factory:expr) => {
-        $crate::for_each_case! { $crate::__tests, $factory }
+        $crate::for_each_case! { $crate::__tests, [] $factory }
+    };
+    ($factory:expr, ignore = $reason:literal) => {
+        $crate::for_each_case! { $crate::__tests, [#[ignore = $reason]] $factory }
     };
 }
 
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __tests {
-    (($factory:expr) $($group:ident { $($case:ident [$($needs:ident)?],)* })*) => {
+    (($attributes:tt $factory:expr) $($group:ident { $($case:ident [$($needs:ident)?],)* })*) => {
         $(mod $group {
             #[allow(unused_imports, reason = "the factory may be named by a path of its own")]
             use super::*;
             $(
-                #[test]
-                fn $case() {
+                $crate::__test! { $attributes fn $case() {
                     $crate::__private::tokio::runtime::Builder::new_multi_thread()
                         .worker_threads(2)
                         .enable_all()
@@ -113,9 +118,19 @@ macro_rules! __tests {
                             $crate::Case::new(stringify!($group), stringify!($case), $crate::__needs!($($needs)?)),
                             $crate::groups::$group::$case,
                         ));
-                }
+                } }
             )*
         })*
+    };
+}
+
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __test {
+    ([$($attribute:tt)*] $($function:tt)*) => {
+        #[test]
+        $($attribute)*
+        $($function)*
     };
 }
 

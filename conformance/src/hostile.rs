@@ -14,7 +14,7 @@ use postrider_core::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::kit::options;
+use crate::kit::{DRAIN, options};
 
 /// How often a record is tried.
 const ATTEMPTS: u32 = 2;
@@ -137,7 +137,7 @@ pub async fn survive(broker: &Broker, channel: &str, sending: impl Future<Output
     );
     // what goes round and round would be counted once too often by now
     service.idle().await;
-    let report = only(service.stop(Duration::from_secs(10)).await.expect("it stops").routes);
+    let report = only(service.stop(DRAIN).await.expect("it stops").routes);
     reading.abort();
     let letters = read();
     assert_eq!(ended(&report), sent, "each record has one end: {report:?}");

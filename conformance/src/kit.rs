@@ -21,6 +21,11 @@ use crate::record::{Outcome, record};
 
 /// How long a case waits for what must happen.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(45);
+/// How long a service may take to stop. Only one that is stuck needs it.
+pub(crate) const DRAIN: Duration = Duration::from_secs(40);
+/// After how long a claim ends in cases where processes end and the next one waits for their claims. A member that lives keeps
+/// its claim also when a busy machine halts it for some seconds.
+pub(crate) const SHORT_CLAIM: Duration = Duration::from_secs(4);
 /// How long a case waits to see that something doesn't happen.
 pub(crate) const QUIET: Duration = Duration::from_millis(300);
 
@@ -116,6 +121,15 @@ pub(crate) async fn within<T>(what: &str, future: impl Future<Output = T>) -> T 
     value
 }
 
+/// Asserts that a wait which a broker measured was not cut short.
+///
+/// The broker's clock need not agree with this process's. It may be cut to the millisecond, and Erlang's runs up to 1 % faster
+/// while it catches up with the system's. What an adapter writes is checked to the millisecond by the adapter's own tests.
+pub(crate) fn assert_waited(waited: Duration, wait: Duration) {
+    let least = wait.mul_f64(0.99).saturating_sub(Duration::from_millis(1));
+    assert!(waited >= least, "a wait of {wait:?} ended after {waited:?}");
+}
+
 /// Waits until `condition` holds, for what no event tells.
 pub(crate) async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     within(what, async {
@@ -168,7 +182,9 @@ impl Bench {
         // the test runner names its threads after their tests
         let name = thread.name().expect("a test has a name");
         let mut process = std::process::Command::new(std::env::current_exe().expect("a test is a program"));
-        process.args([name, "--exact", "--nocapture"]).env(ROLE, format!("{} {role}", self.settings.tenant));
+        process
+            .args([name, "--exact", "--include-ignored", "--nocapture"])
+            .env(ROLE, format!("{} {role}", self.settings.tenant));
         let mut process = process.spawn().expect("a process starts");
         within("the process ends", async {
             loop {
@@ -183,16 +199,22 @@ impl Bench {
 
     /// One life of a service that may be ended at any point: in a process of its own, which is aborted; where the broker lives in this
     /// one, the service is dropped. `true`: it wasn't ended and did all there was to do.
-    pub(crate) async fn life<F>(&self, role: &str, start: impl FnOnce(Broker, Ender) -> F) -> bool
+    /// Its claim ends after `claim`.
+    pub(crate) async fn life<F>(
+        &self,
+        role: &str,
+        claim: Duration,
+        start: impl FnOnce(Broker, Ender) -> F,
+    ) -> bool
     where
         F: Future<Output = Running>,
     {
-        let broker = self.reconnect_with(|settings| settings.claim_timeout = Some(Duration::from_secs(1)));
+        let broker = self.reconnect_with(|settings| settings.claim_timeout = Some(claim));
         if self.role.is_some() {
             // this is the process
             let service = start(broker.await, Arc::new(|| std::process::abort())).await;
             within("nothing is left to do", service.idle()).await;
-            service.stop(Duration::from_secs(5)).await.expect("it stops");
+            service.stop(DRAIN).await.expect("it stops");
             return true;
         }
         if self.factory.has_processes() {
@@ -279,7 +301,7 @@ pub(crate) fn options(channel: &str, group: &str) -> SubscribeOptions {
 /// A group of one partition, whose claims end soon after its member: what [`Bench::life`] is for.
 pub(crate) fn one_at_a_time(options: &mut SubscribeOptions) {
     options.partitions = Some(1);
-    options.claim_timeout = Some(Duration::from_secs(1));
+    options.claim_timeout = Some(SHORT_CLAIM);
 }
 
 /// Declares a group and its channel.

@@ -68,6 +68,17 @@ impl Env {
         MessageId::Uuid(id.to_be_bytes())
     }
 
+    /// The time of the wall clock at which `wait` is over, in milliseconds since the Unix epoch: the due time to write with
+    /// a message or an entry. It is rounded up, so that a reader whose clock shows that time has waited long enough.
+    pub fn due_ms(&self, wait: Duration) -> u64 {
+        if wait.is_zero() {
+            return self.wall_ms();
+        }
+        let wait_ms = u64::try_from(wait.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX);
+        // the wall clock is cut to the millisecond: the true time may be almost a millisecond later
+        self.wall_ms().saturating_add(1).saturating_add(wait_ms)
+    }
+
     /// The `CloudEvents` source that published messages carry when they name none: `/postrider` unless set.
     pub fn origin(&self) -> &Arc<str> {
         &self.0.origin
@@ -181,6 +192,20 @@ impl Source for SeededSource {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_due_time_is_rounded_up_to_the_millisecond() {
+        let env = Env::seeded(1);
+        let due = |wait| env.due_ms(wait) - SeededSource::START_MS;
+        assert_eq!(due(Duration::ZERO), 0);
+        assert_eq!(due(Duration::from_nanos(1)), 2);
+        assert_eq!(due(Duration::from_secs(1)), 1001);
+        assert_eq!(due(Duration::from_micros(1_000_001)), 1002);
+        assert_eq!(env.due_ms(Duration::MAX), u64::MAX);
+        // 0.9 ms later the wall clock shows the same millisecond, and the due time is still not early
+        tokio::time::advance(Duration::from_micros(900)).await;
+        assert_eq!(due(Duration::from_secs(1)), 1001);
+    }
 
     #[test]
     fn ids_have_the_layout_of_uuid_v7_and_never_repeat() {

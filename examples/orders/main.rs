@@ -13,6 +13,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use postrider::prelude::*;
 use postrider::{Bytes, Report};
+use tracing_subscriber::filter::LevelFilter;
 
 use shop::{OrderPlaced, Shop};
 
@@ -29,6 +30,8 @@ async fn main() -> postrider::Result<()> {
         eprintln!("orders: {problem}\nusage: orders [--orders N] [--tenant NAME] [--serve]");
         std::process::exit(2)
     });
+    // what the library warns of goes to standard error; a service would log INFO as well
+    tracing_subscriber::fmt().with_max_level(LevelFilter::WARN).with_writer(std::io::stderr).init();
     // some orders make the handler panic: that is one line here, not a stack trace
     std::panic::set_hook(Box::new(|panic| eprintln!("{panic}")));
     let url = std::env::var("POSTRIDER_URL").unwrap_or_else(|_| "memory:".into());

@@ -90,9 +90,10 @@ async fn others_finish_while_one_key_is_stuck(broker: Broker) {
         (0..NUMBERS).map(|number| (STUCK, number)).collect::<Vec<_>>(),
         "in its order, after all others"
     );
-    for key in 1..KEYS {
-        let numbers = finished.iter().filter(|(of, _)| *of == key).map(|(_, number)| *number);
-        assert!(numbers.eq(0..NUMBERS), "key {key} is in order");
+    let mut next = vec![0; KEYS as usize];
+    for (key, number) in finished.iter().copied() {
+        assert_eq!(number, next[key as usize], "key {key} is in order");
+        next[key as usize] += 1;
     }
 }
 
@@ -107,6 +108,7 @@ mod memory {
 #[cfg(feature = "nats")]
 mod nats {
     #[tokio::test(flavor = "multi_thread")]
+    #[ignore = "needs a NATS server: cargo xtask test --only nats"]
     async fn a_blocked_key_does_not_delay_the_others() {
         let url = std::env::var("POSTRIDER_TEST_NATS_URL").expect("POSTRIDER_TEST_NATS_URL names a server");
         let tenant = format!("blocked-{:x}", postrider::Env::system().random());

@@ -31,7 +31,7 @@ struct Shared {
     reached: Notify,
 }
 
-#[handler(channel = "events", group = "slow", order = none)]
+#[handler(channel = "events", group = "slow", order = none, timeout = "1h")]
 async fn count(event: Envelope, State(world): State<World>) {
     assert_eq!(event.payload().len(), BODY);
     if world.0.handled.fetch_add(1, Relaxed) % BURST == 0 {

@@ -9,11 +9,12 @@ use std::time::{Duration, Instant};
 use postrider_core::{Error, ErrorKind, Result};
 use rdkafka::ClientConfig;
 use rdkafka::client::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::message::DeliveryResult;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer, ProducerContext};
 
-use crate::error;
+use crate::{connection, error};
 
 /// How long the marks of one call may take to be confirmed.
 const CONFIRMED: Duration = Duration::from_secs(30);
@@ -76,7 +77,15 @@ struct Ear(Mutex<Option<KafkaError>>);
 #[derive(Clone, Debug, Default)]
 struct Ears(Arc<Ear>);
 
-impl ClientContext for Ears {}
+impl ClientContext for Ears {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        connection::log(level, facility, message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        connection::log_error(&error, reason);
+    }
+}
 
 impl ProducerContext for Ears {
     type DeliveryOpaque = ();

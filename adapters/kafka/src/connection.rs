@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use postrider_core::{BrokerUrl, Env, Error, ErrorKind, Health, Receipt, Result, Window};
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::ConsumerContext;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::message::{DeliveryResult, Message};
 use rdkafka::producer::{Producer, ProducerContext, ThreadedProducer};
@@ -72,9 +73,8 @@ impl ClientContext for Ears {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        let code = error.rdkafka_error_code();
-        tracing::debug!(target: "postrider::connection", ?code, reason, "client error");
-        match code {
+        log_error(&error, reason);
+        match error.rdkafka_error_code() {
             Some(Code::AllBrokersDown) => {
                 self.up.send_if_modified(|up| std::mem::replace(up, false));
             }
@@ -100,6 +100,30 @@ impl ProducerContext for Ears {
         };
         self.sends.delivered(token as u64, outcome);
     }
+}
+
+/// A client that only asks or reads: what it logs becomes events of ours, and it needs nothing else of its callbacks.
+///
+/// The client's own default context logs each error event at ERROR, also the end of a partition, which is no error.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct ClientLog;
+
+impl ClientContext for ClientLog {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        log(level, facility, message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        log_error(&error, reason);
+    }
+}
+
+impl ConsumerContext for ClientLog {}
+
+/// An error event of a client. Callers get errors as results, so the event is detail.
+pub(crate) fn log_error(error: &KafkaError, reason: &str) {
+    let code = error.rdkafka_error_code();
+    tracing::debug!(target: "postrider::connection", ?code, reason, "client error");
 }
 
 /// librdkafka's log, as events of ours.

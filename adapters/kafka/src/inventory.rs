@@ -8,10 +8,10 @@ use postrider_core::{
     Channel, ChannelEntry, Error, ErrorKind, Finding, GroupEntry, GroupName, Inventory, Result, Scope,
 };
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
-use rdkafka::client::DefaultClientContext;
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode as Code};
 
 use crate::broker::KafkaBroker;
+use crate::connection::ClientLog;
 use crate::error;
 use crate::patience::ask_again;
 use crate::positions;
@@ -243,7 +243,7 @@ pub(crate) async fn examine(broker: &KafkaBroker) -> Vec<Finding> {
 async fn may_create(broker: &KafkaBroker) -> Result<()> {
     let mut config = broker.connection().common.clone();
     properties::native(&mut config, broker.config());
-    let admin: AdminClient<DefaultClientContext> = config.create().map_err(error::creation)?;
+    let admin: AdminClient<ClientLog> = config.create_with_context(ClientLog).map_err(error::creation)?;
     let unique = format!("postrider-doctor-{:016x}", broker.environment().random());
     let topic = broker.topology().naming().topic(&unique)?;
     let new = NewTopic::new(&topic, 1, TopicReplication::Fixed(-1));

@@ -184,7 +184,7 @@ pub(crate) fn producer(common: &ClientConfig, config: &KafkaConfig, header_room:
         .set("enable.idempotence", "true")
         .set("acks", "all")
         .set("linger.ms", "0")
-        .set("message.timeout.ms", config.send_deadline.as_millis().max(1).to_string())
+        .set("message.timeout.ms", millis(config.send_deadline))
         .set("request.timeout.ms", "10000")
         .set("retry.backoff.ms", "50")
         .set("retry.backoff.max.ms", "500")
@@ -215,7 +215,7 @@ pub(crate) fn consumer(
         .set("auto.offset.reset", "error")
         .set("check.crcs", "true")
         .set("allow.auto.create.topics", "false")
-        .set("max.poll.interval.ms", poll_interval.as_millis().to_string())
+        .set("max.poll.interval.ms", millis(poll_interval))
         .set("fetch.error.backoff.ms", "100")
         .set("fetch.queue.backoff.ms", "10")
         // there is one request at a time to a broker, and it leaves out partitions whose queue is full. The broker holds one that asks for
@@ -231,8 +231,8 @@ pub(crate) fn consumer(
         GroupProtocol::Classic => {
             client
                 .set("partition.assignment.strategy", "cooperative-sticky")
-                .set("session.timeout.ms", claim_timeout.as_millis().to_string())
-                .set("heartbeat.interval.ms", heartbeat(claim_timeout).as_millis().to_string());
+                .set("session.timeout.ms", millis(claim_timeout))
+                .set("heartbeat.interval.ms", millis(heartbeat(claim_timeout)));
         }
         GroupProtocol::Consumer => {
             client.set("group.protocol", "consumer");
@@ -240,6 +240,11 @@ pub(crate) fn consumer(
     }
     native(&mut client, config);
     client
+}
+
+/// A time in the client's resolution, rounded up: a time-out may be longer than asked for, never shorter.
+fn millis(time: Duration) -> String {
+    time.as_nanos().div_ceil(1_000_000).to_string()
 }
 
 /// How often a member shows that it lives; also how soon it hears of a rebalance.
@@ -262,6 +267,45 @@ mod tests {
         assert_eq!((config.claim_timeout, config.tenant.as_deref()), (Duration::from_secs(6), Some("a")));
         assert_eq!(config.native, [("linger.ms".into(), "5".into()), ("client.id".into(), "x&y".into())]);
         assert!(!format!("{config:?}").contains("x&y"));
+    }
+
+    fn producer_of(query: &str) -> ClientConfig {
+        let url = BrokerUrl::parse(&format!("kafka://h?{query}")).unwrap();
+        let config = config(query).unwrap();
+        producer(&common(&url, &config).unwrap(), &config, 0)
+    }
+
+    fn consumer_of(query: &str, claim_timeout: Duration) -> ClientConfig {
+        let url = BrokerUrl::parse(&format!("kafka://h?{query}")).unwrap();
+        let config = config(query).unwrap();
+        let window = Window { messages: 100, bytes: 1 << 20 };
+        consumer(&common(&url, &config).unwrap(), &config, "g", claim_timeout, window)
+    }
+
+    #[test]
+    fn a_single_publish_waits_for_no_timer() {
+        let client = producer_of("");
+        // the client's own default is 5 ms, in which it gathers a batch
+        assert_eq!(client.get("linger.ms"), Some("0"));
+        // with Nagle's algorithm a request waits for the acknowledgement of the one before
+        assert_eq!(client.get("socket.nagle.disable"), Some("true"));
+        let (queue, throughput) = ("queue.buffering.max.ms", "native.linger.ms=5");
+        assert_eq!(client.get(queue), None, "an older name of the same property would win");
+        assert_eq!(producer_of(throughput).get("linger.ms"), Some("5"), "who wants batches may ask for them");
+    }
+
+    #[test]
+    fn a_busy_partition_waits_at_most_50_ms_for_an_idle_one() {
+        // the broker holds a request for empty partitions that long, and the client has one request under way
+        assert_eq!(consumer_of("", Duration::from_secs(30)).get("fetch.wait.max.ms"), Some("50"));
+    }
+
+    #[test]
+    fn times_are_rounded_up_to_the_clients_milliseconds() {
+        let claim_timeout = Duration::from_micros(1_000_001);
+        assert_eq!(consumer_of("", claim_timeout).get("session.timeout.ms"), Some("1001"));
+        assert_eq!(millis(Duration::from_secs(6)), "6000");
+        assert_eq!(millis(Duration::from_nanos(1)), "1");
     }
 
     #[test]

@@ -94,7 +94,7 @@ impl ClientContext for Listener {
 
     fn error(&self, error: KafkaError, reason: &str) {
         self.called();
-        tracing::debug!(target: "postrider::connection", code = ?error.rdkafka_error_code(), reason, "client error");
+        connection::log_error(&error, reason);
     }
 }
 

@@ -8,6 +8,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::{ClientConfig, Offset};
 
+use crate::connection::ClientLog;
 use crate::error;
 use crate::positions::list;
 
@@ -21,7 +22,7 @@ const LOOK: Duration = Duration::from_millis(100);
 /// One topic and how far it is read.
 pub(crate) struct Scan {
     topic: String,
-    client: BaseConsumer,
+    client: BaseConsumer<ClientLog>,
     /// Where reading goes on, by partition.
     places: Vec<i64>,
 }
@@ -47,7 +48,7 @@ impl Scan {
             .set("auto.offset.reset", "earliest")
             .set("allow.auto.create.topics", "false")
             .set("fetch.wait.max.ms", "100");
-        let client: BaseConsumer = config.create().map_err(error::creation)?;
+        let client = config.create_with_context(ClientLog).map_err(error::creation)?;
         Ok(Self { topic: topic.into(), client, places: vec![0; partitions as usize] })
     }
 

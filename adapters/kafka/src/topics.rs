@@ -2,6 +2,7 @@
 //! out later.
 
 use std::collections::HashMap;
+use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -91,13 +92,28 @@ impl Topics {
 
     /// The topic, by what the broker says of it now. One at a time asks for a topic; the others find what it was told.
     pub(crate) async fn find(&self, connection: &Connection, env: &Env, topic: &str) -> Result<Arc<Topic>> {
+        let producer = || connection.sends.producer();
+        self.find_by(producer, env, topic, || connection.partitions("publish", topic)).await
+    }
+
+    /// The same, by `partitions`: how many the broker says that the topic has.
+    async fn find_by<F>(
+        &self,
+        producer: impl Fn() -> u64,
+        env: &Env,
+        topic: &str,
+        partitions: impl Fn() -> F,
+    ) -> Result<Arc<Topic>>
+    where
+        F: Future<Output = Result<Option<u32>>>,
+    {
         let asking = || self.asking.lock().unwrap_or_else(PoisonError::into_inner);
         let turn = Arc::clone(asking().entry(topic.to_owned()).or_default());
         let held = turn.lock().await;
-        let found = match self.current(topic, connection.sends.producer(), env.now()) {
+        let found = match self.current(topic, producer(), env.now()) {
             Some(found) => Ok(found),
             None if self.is_missing(topic, env.now()) => Err(missing(topic)),
-            None => self.ask(connection, env, topic).await,
+            None => self.ask(producer, env, topic, partitions).await,
         };
         drop(held);
         drop(turn);
@@ -111,11 +127,20 @@ impl Topics {
         missing.get(topic).is_some_and(|at| now < *at + FRESH)
     }
 
-    async fn ask(&self, connection: &Connection, env: &Env, topic: &str) -> Result<Arc<Topic>> {
+    async fn ask<F>(
+        &self,
+        producer: impl Fn() -> u64,
+        env: &Env,
+        topic: &str,
+        partitions: impl Fn() -> F,
+    ) -> Result<Arc<Topic>>
+    where
+        F: Future<Output = Result<Option<u32>>>,
+    {
         // a topic that was made this moment may not have reached the broker that is asked
         for wait in [20, 80, 0] {
-            if let Some(count) = connection.partitions("publish", topic).await? {
-                return Ok(self.renew(topic, count, connection.sends.producer(), env.now()));
+            if let Some(count) = partitions().await? {
+                return Ok(self.renew(topic, count, producer(), env.now()));
             }
             env.sleep(Duration::from_millis(wait)).await;
         }
@@ -136,6 +161,8 @@ fn missing(topic: &str) -> Error {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
     use proptest::prelude::*;
 
     use super::*;
@@ -212,6 +239,31 @@ mod tests {
                     }
                 }
             }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_asks_for_all_whether_the_topic_is_there_or_not() {
+        let env = Env::system();
+        // a topic that isn't there is asked for three times, since it may have been made this moment
+        for (count, expected) in [(Some(PARTITIONS), 1), (None, 3)] {
+            let (topics, asked) = (Arc::new(Topics::default()), Arc::new(AtomicU64::new(0)));
+            let (counted, waits) = (Arc::clone(&asked), env.clone());
+            let ask = move || {
+                counted.fetch_add(1, Relaxed);
+                let answered = waits.sleep(Duration::from_millis(10));
+                async move {
+                    answered.await;
+                    Ok(count)
+                }
+            };
+            let mut all = tokio::task::JoinSet::new();
+            for _ in 0..200 {
+                let (topics, env, ask) = (Arc::clone(&topics), env.clone(), ask.clone());
+                all.spawn(async move { topics.find_by(|| 1, &env, "t", ask).await.is_ok() });
+            }
+            assert_eq!(all.join_all().await, [count.is_some(); 200]);
+            assert_eq!(asked.load(Relaxed), expected, "{count:?}");
         }
     }
 

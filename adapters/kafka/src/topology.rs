@@ -4,11 +4,10 @@ use std::time::Duration;
 
 use postrider_core::{Env, Error, ErrorKind, RETRY_TIERS, Result};
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
-use rdkafka::client::DefaultClientContext;
 use rdkafka::error::RDKafkaErrorCode as Code;
 
 use crate::config::{DeclareMode, KafkaConfig};
-use crate::connection::Connection;
+use crate::connection::{ClientLog, Connection};
 use crate::error;
 use crate::naming::Naming;
 use crate::patience::ask_again;
@@ -104,7 +103,7 @@ impl Topology {
     async fn create(&self, wanted: &Wanted<'_>, topic: &str) -> Result<()> {
         let mut config = self.connection.common.clone();
         properties::native(&mut config, &self.config);
-        let admin: AdminClient<DefaultClientContext> = config.create().map_err(error::creation)?;
+        let admin: AdminClient<ClientLog> = config.create_with_context(ClientLog).map_err(error::creation)?;
         let replication = TopicReplication::Fixed(self.config.replicas.map_or(-1, |copies| copies as i32));
         let new = NewTopic::new(topic, wanted.made_with as i32, replication);
         let new = wanted.settings.iter().fold(new, |new, (name, value)| new.set(name, value));

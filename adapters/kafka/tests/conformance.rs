@@ -80,7 +80,7 @@ impl Factory for Kafka {
             let producer: BaseProducer = large.expect("a plain producer");
             let record: BaseRecord<'_, (), [u8]> = BaseRecord::to(&topic).payload(&body[..]).headers(all);
             producer.send(record).map_err(|(e, _)| e).expect("it is taken");
-            producer.flush(Duration::from_secs(10)).expect("it is stored");
+            producer.flush(Duration::from_mins(1)).expect("it is stored");
         })
     }
 
@@ -112,7 +112,7 @@ impl Factory for Kafka {
             let producer: BaseProducer = plain().create().expect("a plain producer");
             let mut list = TopicPartitionList::new();
             for partition in 0..PARTITIONS {
-                let edges = producer.client().fetch_watermarks(&topic, partition, Duration::from_secs(10));
+                let edges = producer.client().fetch_watermarks(&topic, partition, Duration::from_mins(1));
                 let (low, high) = edges.expect("the broker answers");
                 let from = Offset::Offset((low + count as i64).min(high));
                 list.add_partition_offset(&topic, partition, from).expect("a good offset");
@@ -208,11 +208,17 @@ impl Revocable for Account {
 mod classic {
     use super::Kafka;
 
-    postrider_conformance::conformance!(Kafka("classic"));
+    postrider_conformance::conformance!(
+        Kafka("classic"),
+        ignore = "needs a Kafka broker: cargo xtask test --only kafka"
+    );
 }
 
 mod consumer {
     use super::Kafka;
 
-    postrider_conformance::conformance!(Kafka("consumer"));
+    postrider_conformance::conformance!(
+        Kafka("consumer"),
+        ignore = "needs a Kafka broker: cargo xtask test --only kafka"
+    );
 }

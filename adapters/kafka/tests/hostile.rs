@@ -41,6 +41,7 @@ mod kafka {
     use super::*;
 
     #[tokio::test(flavor = "multi_thread")]
+    #[ignore = "needs a Kafka broker: cargo xtask test --only kafka"]
     async fn twenty_thousand_hostile_records_are_all_accounted_for() {
         let mut settings = Settings::default();
         settings.tenant = format!("hostile-{:x}", Env::system().random());

@@ -202,7 +202,7 @@ pub(crate) fn envelope(
 /// Makes a message one that the server keeps until `at_ms` (since the Unix epoch) and then publishes to `target`. Answers a name for
 /// it that no other has.
 pub(crate) fn schedule(map: &mut HeaderMap, at_ms: u64, target: &str) -> String {
-    append(map, "Nats-Schedule", &format!("@at {}", rfc3339(at_ms as i64)));
+    append(map, "Nats-Schedule", &format!("@at {}", rfc3339(i64::try_from(at_ms).unwrap_or(i64::MAX))));
     append(map, "Nats-Schedule-Target", target);
     map.get(MESSAGE_ID).map(ToString::to_string).unwrap_or_default()
 }
@@ -326,6 +326,19 @@ mod tests {
 
     fn through(envelope: &Envelope) -> Envelope {
         super::envelope(Some(&headers(envelope, None)), envelope.payload().clone(), "s", 1, 0)
+    }
+
+    #[test]
+    fn a_schedule_names_its_due_time_to_the_millisecond() {
+        let mut map = HeaderMap::new();
+        schedule(&mut map, 1_767_225_601_001, "t.redrive");
+        let text = |name: &str| map.get(name).map(ToString::to_string);
+        assert_eq!(text("Nats-Schedule").as_deref(), Some("@at 2026-01-01T00:00:01.001Z"));
+        assert_eq!(text("Nats-Schedule-Target").as_deref(), Some("t.redrive"));
+        // no date that is past, whatever is asked for
+        let mut map = HeaderMap::new();
+        schedule(&mut map, u64::MAX, "t.redrive");
+        assert_eq!(map.get("Nats-Schedule").map(ToString::to_string), Some(format!("@at {}", i64::MAX)));
     }
 
     #[test]

@@ -135,11 +135,8 @@ impl Outbox {
             (None, _) => naming.slot(channel, self.slot(envelope.key())),
             (Some(group), None) => naming.redrive(channel, group),
             (Some(group), Some(delay)) => {
-                let unique = convert::schedule(
-                    &mut headers,
-                    self.env.wall_ms().saturating_add(delay.as_millis() as u64),
-                    &naming.redrive(channel, group),
-                );
+                let unique =
+                    convert::schedule(&mut headers, self.env.due_ms(delay), &naming.redrive(channel, group));
                 naming.retry(channel, group, &unique)
             }
         };

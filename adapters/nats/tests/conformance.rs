@@ -146,4 +146,4 @@ impl Revocable for Account {
     }
 }
 
-postrider_conformance::conformance!(Nats);
+postrider_conformance::conformance!(Nats, ignore = "needs a NATS server: cargo xtask test --only nats");

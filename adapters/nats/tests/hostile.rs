@@ -43,6 +43,7 @@ mod nats {
     use super::*;
 
     #[tokio::test(flavor = "multi_thread")]
+    #[ignore = "needs a NATS server: cargo xtask test --only nats"]
     async fn twenty_thousand_hostile_records_are_all_accounted_for() {
         let mut settings = Settings::default();
         settings.tenant = format!("hostile-{:x}", Env::system().random());

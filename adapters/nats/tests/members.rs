@@ -27,8 +27,12 @@ struct World {
     count: watch::Sender<usize>,
 }
 
+/// How long a test waits for what must come. Nothing waits that long unless something is stuck.
+const PATIENCE: Duration = Duration::from_mins(1);
+
+/// A member that lives keeps its claims also when a busy machine halts it for some seconds.
 async fn connect(tenant: &str) -> Broker {
-    connect_with(tenant, "claim_timeout=3s").await
+    connect_with(tenant, "claim_timeout=15s").await
 }
 
 async fn connect_with(tenant: &str, options: &str) -> Broker {
@@ -77,20 +81,23 @@ async fn until_held(member: &Running, expected: usize) {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    let in_time = tokio::time::timeout(Duration::from_secs(20), all).await.is_ok();
+    let in_time = tokio::time::timeout(PATIENCE, all).await.is_ok();
     assert!(in_time, "held: {}", held(member));
+}
+
+/// How many messages a member has handled.
+fn handled_by(world: &World, number: u32) -> usize {
+    world.handled.lock().unwrap().iter().filter(|(member, ..)| *member == number).count()
 }
 
 async fn until_handled(world: &World, count: usize) {
     let mut counted = world.count.subscribe();
     let done = counted.wait_for(|handled| *handled >= count);
-    tokio::time::timeout(Duration::from_secs(30), done)
-        .await
-        .expect("all is handled")
-        .expect("the world is there");
+    tokio::time::timeout(PATIENCE, done).await.expect("all is handled").expect("the world is there");
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs a NATS server: cargo xtask test --only nats"]
 async fn members_that_come_and_go_share_the_partitions_and_keep_every_key_s_order() {
     let tenant = format!("members-{:x}", Env::system().random());
     let world = World { handled: Arc::default(), count: watch::channel(0).0 };
@@ -109,24 +116,25 @@ async fn members_that_come_and_go_share_the_partitions_and_keep_every_key_s_orde
         loop {
             let mut all = [&first, &second, &third].map(held);
             all.sort_unstable();
-            if all == [2, 3, 3] {
+            // each has work before two of them leave
+            if all == [2, 3, 3] && (1..=3).all(|member| handled_by(&world, member) > 100) {
                 break;
             }
             publish(&broker, rounds..rounds + 1).await;
             rounds += 1;
         }
     };
-    let in_time = tokio::time::timeout(Duration::from_secs(20), balanced).await.is_ok();
+    let in_time = tokio::time::timeout(PATIENCE, balanced).await.is_ok();
     assert!(in_time, "every member gets its share, held: {:?}", [&first, &second, &third].map(held));
     until_handled(&world, (rounds * KEYS) as usize).await;
 
     // two leave in good order, and the third goes on with everything
-    first.stop(Duration::from_secs(10)).await.expect("it drains");
-    second.stop(Duration::from_secs(10)).await.expect("it drains");
+    first.stop(PATIENCE).await.expect("it drains");
+    second.stop(PATIENCE).await.expect("it drains");
     publish(&broker, rounds..rounds + 20).await;
     until_handled(&world, ((rounds + 20) * KEYS) as usize).await;
     until_held(&third, 8).await;
-    third.stop(Duration::from_secs(10)).await.expect("it drains");
+    third.stop(PATIENCE).await.expect("it drains");
 
     let handled = world.handled.lock().unwrap();
     assert_eq!(handled.len(), ((rounds + 20) * KEYS) as usize, "none twice");
@@ -146,14 +154,15 @@ async fn members_that_come_and_go_share_the_partitions_and_keep_every_key_s_orde
     }
 }
 
-/// Not before its claim's time is over, which is half a minute here.
+/// Not only when its claim's time is over, which is ten minutes here.
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs a NATS server: cargo xtask test --only nats"]
 async fn a_member_that_leaves_as_its_first_messages_come_leaves_them_to_the_next_at_once() {
     const MESSAGES: usize = 200;
     let most = NonZeroUsize::new(256).unwrap();
     for _ in 0..5 {
         let tenant = format!("leaves-{:x}", Env::system().random());
-        let broker = connect_with(&tenant, "claim_timeout=30s").await;
+        let broker = connect_with(&tenant, "claim_timeout=10m").await;
         let group = Group::Named(GroupName::new("workers").unwrap());
         let mut options = SubscribeOptions::new(Channel::new("work").unwrap(), group);
         options.partitions = Some(32);
@@ -176,7 +185,7 @@ async fn a_member_that_leaves_as_its_first_messages_come_leaves_them_to_the_next
                 second.receive(most, &mut came).await.unwrap();
             }
         };
-        let in_time = tokio::time::timeout(Duration::from_secs(15), all).await.is_ok();
+        let in_time = tokio::time::timeout(PATIENCE, all).await.is_ok();
         assert!(in_time, "{} of {MESSAGES} came", came.len());
         second.close().await.unwrap();
     }

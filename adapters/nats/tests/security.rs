@@ -36,6 +36,7 @@ async fn refused(url: &str, secret: &str) -> String {
 }
 
 #[tokio::test]
+#[ignore = "needs a NATS server: cargo xtask test --only nats"]
 async fn a_token() {
     let server = PrivateServer::start(r#"authorization { token: "t0ps3cret" }"#).await;
     let address = server.address();
@@ -46,6 +47,7 @@ async fn a_token() {
 }
 
 #[tokio::test]
+#[ignore = "needs a NATS server: cargo xtask test --only nats"]
 async fn user_and_password_with_characters_that_a_url_escapes() {
     let server = PrivateServer::start(r#"authorization { user: "ann@shop", password: "p/s:w?d" }"#).await;
     let address = server.address();
@@ -54,6 +56,7 @@ async fn user_and_password_with_characters_that_a_url_escapes() {
 }
 
 #[tokio::test]
+#[ignore = "needs a NATS server: cargo xtask test --only nats"]
 async fn an_nkey() {
     let (key, other) = (KeyPair::new_user(), KeyPair::new_user());
     let extra = format!("authorization {{ users: [ {{ nkey: {} }} ] }}", key.public_key());
@@ -77,6 +80,7 @@ fn signed(by: &KeyPair, subject: &str, name: &str, claims: &Value) -> String {
 }
 
 #[tokio::test]
+#[ignore = "needs a NATS server: cargo xtask test --only nats"]
 async fn a_credentials_file() {
     let (operator, system, account, user) =
         (KeyPair::new_operator(), KeyPair::new_account(), KeyPair::new_account(), KeyPair::new_user());
@@ -129,6 +133,7 @@ fn test_variable(name: &str) -> String {
 }
 
 #[tokio::test]
+#[ignore = "needs a NATS server: cargo xtask test --only nats"]
 async fn tls_with_an_authority_of_our_own() {
     let (url, ca) = (test_variable("POSTRIDER_TEST_NATS_TLS_URL"), test_variable("POSTRIDER_TEST_TLS_CA"));
     let tenant = format!("tls-{:x}", Env::system().random());

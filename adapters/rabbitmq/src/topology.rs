@@ -1,6 +1,7 @@
 //! Exchanges, queues and bindings: created where they are missing, checked where they are not, never altered.
 
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use futures_util::future::join_all;
 use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
@@ -266,7 +267,7 @@ impl Session<'_> {
             };
             let quorum = self.topology.queue_type == QueueType::Quorum;
             put("x-queue-type", text(if quorum { "quorum" } else { "classic" }));
-            put("x-message-ttl", AMQPValue::LongLongInt(wait.as_millis() as i64));
+            put("x-message-ttl", AMQPValue::LongLongInt(time_to_live(*wait)));
             // the routing key stays what it was: the slot
             put("x-dead-letter-exchange", text(&redrive));
             put("x-overflow", text("reject-publish"));
@@ -408,6 +409,14 @@ fn text(text: &str) -> AMQPValue {
     AMQPValue::LongString(text.into())
 }
 
+/// The time to live, in milliseconds, of a message that waits for its retry.
+///
+/// A quorum queue cuts the time of arrival and the present time to the millisecond, and drops a message when they differ by
+/// that much. One millisecond more, and no wait ends early.
+fn time_to_live(wait: Duration) -> i64 {
+    i64::try_from(wait.as_nanos().div_ceil(1_000_000)).map_or(i64::MAX, |ms| ms.saturating_add(1))
+}
+
 /// Arguments as people read them.
 fn listed(arguments: &FieldTable) -> String {
     let mut out = String::new();
@@ -439,4 +448,16 @@ fn differs(error: lapin::Error, what: &'static str, name: &str, expected: &str) 
     );
     let differs = Error::new(ErrorKind::Mismatch, "declare", message).with(what, name);
     differs.with("expected", expected).with("found", found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_to_live_is_a_millisecond_longer_than_the_wait() {
+        assert_eq!(RETRY_TIERS.map(time_to_live)[0], 1_001);
+        assert_eq!(time_to_live(Duration::from_micros(1_000_001)), 1_002);
+        assert_eq!(time_to_live(Duration::MAX), i64::MAX);
+    }
 }

@@ -7,4 +7,7 @@ mod support;
 
 use support::Version;
 
-postrider_conformance::conformance!(Version::V3_10);
+postrider_conformance::conformance!(
+    Version::V3_10,
+    ignore = "needs a RabbitMQ broker: cargo xtask test --only rabbitmq"
+);

@@ -95,11 +95,13 @@ mod rabbitmq {
     use super::*;
 
     #[tokio::test(flavor = "multi_thread")]
+    #[ignore = "needs a RabbitMQ broker: cargo xtask test --only rabbitmq"]
     async fn twenty_thousand_hostile_records_are_all_accounted_for() {
         hostile_records(Version::V3_10).await;
     }
 
     #[tokio::test(flavor = "multi_thread")]
+    #[ignore = "needs a RabbitMQ broker: cargo xtask test --only rabbitmq"]
     async fn twenty_thousand_hostile_records_are_all_accounted_for_by_4_0() {
         hostile_records(Version::V4_0).await;
     }

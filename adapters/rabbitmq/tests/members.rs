@@ -20,6 +20,9 @@ use postrider_rabbitmq::{Naming, RabbitmqConnector};
 
 use support::{PrivateBroker, Version};
 
+/// How long a test waits for what must come. Nothing waits that long unless something is stuck.
+const PATIENCE: Duration = Duration::from_mins(1);
+
 fn unique(prefix: &str) -> String {
     let time = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
     format!("{prefix}{:x}-{:x}", std::process::id(), time.as_nanos())
@@ -52,11 +55,12 @@ async fn take(subscription: &mut impl Subscription, count: usize) -> Vec<Deliver
             let _: Signal = subscription.receive(max, &mut got).await.expect("it goes on");
         }
     };
-    tokio::time::timeout(Duration::from_secs(20), taking).await.expect("they come");
+    tokio::time::timeout(PATIENCE, taking).await.expect("they come");
     got
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs a RabbitMQ broker: cargo xtask test --only rabbitmq"]
 async fn a_member_that_joins_gets_its_share_and_no_key_loses_its_order() {
     type Log = Arc<Mutex<Vec<(usize, String, usize)>>>;
     let tenant = format!("tenant={}", unique("t"));
@@ -89,12 +93,12 @@ async fn a_member_that_joins_gets_its_share_and_no_key_loses_its_order() {
             publish(1).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(30), shared).await.expect("the second member gets its share");
+    tokio::time::timeout(PATIENCE, shared).await.expect("the second member gets its share");
     publish(20).await;
     first.idle().await;
     second.idle().await;
     for service in [second, first] {
-        service.stop(Duration::from_secs(10)).await.expect("it stops");
+        service.stop(PATIENCE).await.expect("it stops");
     }
     let log = log.lock().unwrap();
     let mut seen: BTreeMap<&str, usize> = BTreeMap::new();
@@ -107,6 +111,7 @@ async fn a_member_that_joins_gets_its_share_and_no_key_loses_its_order() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs a RabbitMQ broker: cargo xtask test --only rabbitmq"]
 async fn a_queue_that_is_deleted_comes_back_and_new_messages_flow() {
     let tenant = unique("t");
     let broker = connect(&format!("tenant={tenant}")).await;
@@ -122,7 +127,7 @@ async fn a_queue_that_is_deleted_comes_back_and_new_messages_flow() {
     channel.queue_delete(queue.as_str().into(), QueueDeleteOptions::default()).await.unwrap();
     // unroutable until the member has noticed
     let published = async { while broker.publish("orders", number(2).key("k")).await.is_err() {} };
-    tokio::time::timeout(Duration::from_secs(10), published).await.expect("it flows again");
+    tokio::time::timeout(PATIENCE, published).await.expect("it flows again");
     let next = take(&mut subscription, 1).await.pop().unwrap();
     assert_eq!(number_of(&next.envelope), 2);
     held.claim.settle(Settlement::Ack).expect_err("the claim went with the queue");
@@ -131,6 +136,7 @@ async fn a_queue_that_is_deleted_comes_back_and_new_messages_flow() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs a RabbitMQ broker: cargo xtask test --only rabbitmq"]
 async fn what_the_broker_gives_up_is_a_readable_dead_letter() {
     let broker = connect(&format!("tenant={}&delivery_limit=2", unique("t"))).await;
     assert!(broker.capabilities().has(Capability::DeliveryCount));
@@ -160,6 +166,7 @@ async fn what_the_broker_gives_up_is_a_readable_dead_letter() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs a RabbitMQ broker: cargo xtask test --only rabbitmq"]
 async fn other_arguments_are_refused_with_what_was_expected_and_found() {
     let tenant = unique("t");
     let broker = connect(&format!("tenant={tenant}")).await;
@@ -178,6 +185,7 @@ async fn other_arguments_are_refused_with_what_was_expected_and_found() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs a RabbitMQ broker: cargo xtask test --only rabbitmq"]
 async fn a_channel_that_nobody_reads_fails_and_shows_until_somebody_does() {
     let broker = connect(&format!("tenant={}", unique("t"))).await;
     broker.declare("orders").await.expect("it is declared");
@@ -192,9 +200,10 @@ async fn a_channel_that_nobody_reads_fails_and_shows_until_somebody_does() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs a RabbitMQ broker: cargo xtask test --only rabbitmq"]
 async fn an_alarm_holds_publishes_back_and_lets_acknowledgements_pass() {
     let server = PrivateBroker::start(Version::V3_10, "").await;
-    let url = format!("amqp://guest:guest@{}/?heartbeat=2s", server.address());
+    let url = format!("amqp://guest:guest@{}/?heartbeat=30s", server.address());
     let url = BrokerUrl::parse(&url).unwrap();
     let broker = RabbitmqConnector.connect(&url, Env::system()).await.expect("it connects");
     let mut options = options("orders", "g");
@@ -211,17 +220,17 @@ async fn an_alarm_holds_publishes_back_and_lets_acknowledgements_pass() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(20), degraded).await.expect("the alarm shows");
+    tokio::time::timeout(PATIENCE, degraded).await.expect("the alarm shows");
     assert!(broker.health().reason.is_some_and(|reason| reason.contains("alarm")));
     let more = broker.enqueue("orders", number(51).key("k")).await;
     for delivery in take(&mut subscription, 50).await {
         delivery.claim.settle(Settlement::Ack).expect("the claim holds");
     }
     let lag = async { while subscription.control().lag().await.expect("it is told") > 1 {} };
-    tokio::time::timeout(Duration::from_secs(20), lag).await.expect("acknowledgements pass");
+    tokio::time::timeout(PATIENCE, lag).await.expect("acknowledgements pass");
     server.ctl(&["set_vm_memory_high_watermark", "0.4"]).await;
     let confirmed = async { (waiting.await, more.await) };
-    let (first, second) = tokio::time::timeout(Duration::from_secs(20), confirmed).await.expect("they go on");
+    let (first, second) = tokio::time::timeout(PATIENCE, confirmed).await.expect("they go on");
     assert!(first.is_ok() && second.is_ok(), "{first:?} {second:?}");
     let numbers: BTreeSet<_> =
         take(&mut subscription, 2).await.iter().map(|delivery| number_of(&delivery.envelope)).collect();
@@ -230,6 +239,7 @@ async fn an_alarm_holds_publishes_back_and_lets_acknowledgements_pass() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs a RabbitMQ broker: cargo xtask test --only rabbitmq"]
 async fn an_attempt_that_may_outlast_the_consumer_time_out_is_refused() {
     let broker = connect(&format!("tenant={}&consumer_timeout=60s", unique("t"))).await;
     let mut options = options("orders", "g");
@@ -248,6 +258,7 @@ async fn an_attempt_that_may_outlast_the_consumer_time_out_is_refused() {
 
 /// A route that waits for long, here for its breaker, gives back what it holds before the broker takes the queue away.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs a RabbitMQ broker: cargo xtask test --only rabbitmq"]
 async fn what_is_held_for_most_of_the_consumer_time_out_goes_back_and_nothing_is_cancelled() {
     for order in [Order::Key, Order::None] {
         let broker = connect(&format!("tenant={}&consumer_timeout=5s", unique("t"))).await;
@@ -259,17 +270,17 @@ async fn what_is_held_for_most_of_the_consumer_time_out_goes_back_and_nothing_is
             std::future::ready(if log.len() == 1 { Err("no answer") } else { Ok(()) })
         };
         let breaker =
-            BreakerPolicy::new().consecutive_failures(1).open_for(Duration::from_secs(10)).probes(1);
+            BreakerPolicy::new().consecutive_failures(1).open_for(Duration::from_secs(20)).probes(1);
         let retry = Retry::new().attempts(2).backoff(Backoff::Fixed(Duration::from_millis(10)));
         let options = RouteOptions::new("orders", "g").order(order).concurrency(1).crash_limit(20);
         let options = options.retry(retry).timeout(Duration::from_secs(1)).breaker(breaker);
         let service = Router::new().route(options.handle(handler)).start(&broker).await.expect("it starts");
         let messages = (0..20).map(|n| number(n).key(format!("k{}", n % 4)));
         assert!(broker.publish_all("orders", messages).await.iter().all(Result::is_ok));
-        tokio::time::timeout(Duration::from_secs(40), service.idle()).await.expect("all is handled");
-        let report = service.stop(Duration::from_secs(5)).await.expect("it stops").routes.remove(0);
+        tokio::time::timeout(3 * PATIENCE, service.idle()).await.expect("all is handled");
+        let report = service.stop(PATIENCE).await.expect("it stops").routes.remove(0);
         assert_eq!((report.handled, report.dead_lettered, report.cancelled), (20, 0, 0), "{order:?}");
-        // all 20 at least twice: the breaker is open for longer than two budgets
+        // all 20 at least twice: the breaker is open for five budgets, so halts of the machine may take up three of them
         assert!(report.given_back >= 40, "{order:?}: {report:?}");
         let calls = calls.lock().unwrap();
         assert!(
@@ -286,6 +297,7 @@ async fn what_is_held_for_most_of_the_consumer_time_out_goes_back_and_nothing_is
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs a RabbitMQ broker: cargo xtask test --only rabbitmq"]
 async fn what_is_known_of_suspects_every_member_knows_and_it_outlives_them() {
     let tenant = format!("tenant={}", unique("t"));
     let (one, two) = (connect(&tenant).await, connect(&tenant).await);
@@ -303,13 +315,11 @@ async fn what_is_known_of_suspects_every_member_knows_and_it_outlives_them() {
     mine.set_strikes(suspect(1), 0).await.unwrap();
     assert_eq!(theirs.strikes(suspect(1)).await.unwrap(), 0);
     // many, as when a member is killed that had much prefetched
-    let began = std::time::Instant::now();
     for n in 10..510 {
         assert_eq!(mine.strikes(suspect(n)).await.unwrap(), 0);
         mine.set_strikes(suspect(n), 1).await.unwrap();
         mine.set_strikes(suspect(n), 0).await.unwrap();
     }
-    println!("500 suspects in {:.1?}", began.elapsed());
     drop((first, second, mine, theirs));
     let later = connect(&tenant).await;
     let third = later.subscribe(&options("orders", "g")).await.expect("it subscribes");

@@ -143,9 +143,7 @@ impl IdempotencyStore for RedbStore {
 
     fn end<'a>(&'a self, endings: &'a [End]) -> BoxFuture<'a, Result<()>> {
         Box::pin(async move {
-            let now_ms = self.env.wall_ms();
-            let until =
-                |ttl: Duration| now_ms.saturating_add(u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX));
+            let until = |ttl| self.env.due_ms(ttl);
             let mut entries = Vec::with_capacity(endings.len());
             for end in endings {
                 let entry = match end.how {
@@ -180,4 +178,50 @@ fn granted<'a>(
 
 fn unreadable(error: redb::Error) -> Error {
     Error::new(ErrorKind::Broker, "read", "the store's file can't be read").because(error).temporary(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+    use std::time::Instant;
+
+    use postrider_core::Source;
+
+    use super::*;
+
+    /// A wall clock that stands until the test moves it.
+    struct ByHand(Arc<AtomicU64>);
+
+    impl Source for ByHand {
+        fn now(&self) -> Instant {
+            Instant::now()
+        }
+
+        fn wall_ms(&self) -> u64 {
+            self.0.load(Relaxed)
+        }
+
+        fn random(&self) -> u64 {
+            7
+        }
+
+        fn sleep(&self, _: Duration) -> BoxFuture<'static, ()> {
+            Box::pin(std::future::pending())
+        }
+    }
+
+    #[tokio::test]
+    async fn what_was_handled_is_known_for_its_whole_time() {
+        let (folder, wall_ms) = (tempfile::tempdir().unwrap(), Arc::new(AtomicU64::new(5_000)));
+        let env = Env::new(ByHand(Arc::clone(&wall_ms)));
+        let store = RedbStore::open_with(folder.path().join("handled.redb"), env).unwrap();
+        let identity = Identity::new(&[b"a"]);
+        store.end(&[End::new(identity.clone(), 1, Ending::Completed(Duration::from_secs(1)))]).await.unwrap();
+        // handled at 5,000.9 it is to be known until 6,000.9: the clock shows no more than 6,000 then
+        for (now_ms, expected) in [(6_000, Reserved::Completed), (6_001, Reserved::Granted)] {
+            wall_ms.store(now_ms, Relaxed);
+            let request = Reserve::new(identity.clone(), 2, Duration::from_secs(30));
+            assert_eq!(store.reserve(&[request]).await.unwrap(), [expected], "{now_ms}");
+        }
+    }
 }

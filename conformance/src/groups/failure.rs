@@ -14,7 +14,7 @@ use postrider_core::{
 use serde::{Deserialize, Serialize};
 
 use crate::factory::Doomed;
-use crate::kit::{Bench, Ender, Reader, declare_group, number, number_of, one_at_a_time, within};
+use crate::kit::{Bench, DRAIN, Ender, Reader, declare_group, number, number_of, within};
 use crate::record::Outcome::{self, Passed};
 pub use guards::{
     breaker_open_and_drain, breaker_pauses_probes_and_closes, full_bulkhead_leaves_the_others,
@@ -68,7 +68,7 @@ where
 {
     let service = Router::new().route(options.handle(handler)).start(&bench.broker).await.expect("it starts");
     within("nothing is left to do", service.idle()).await;
-    service.stop(Duration::from_secs(5)).await.expect("it stops")
+    service.stop(DRAIN).await.expect("it stops")
 }
 
 pub(super) fn text(envelope: &Envelope, header: &str) -> String {
@@ -398,7 +398,7 @@ pub async fn dead_letter_channel_comes_back(bench: Bench) -> Outcome {
     within("nothing is left to do", service.idle()).await;
     let health = service.health();
     assert!(health.routes.iter().all(|route| route.health.state < HealthState::Degraded), "{health:?}");
-    let report = service.stop(Duration::from_secs(5)).await.expect("it stops");
+    let report = service.stop(DRAIN).await.expect("it stops");
     assert_eq!((report.routes[0].handled, report.routes[0].dead_lettered), (3, 1));
     let mut reader = bench.broker.letters(&letters).await.expect("the letters can be opened");
     let mut all = Vec::new();
@@ -409,6 +409,8 @@ pub async fn dead_letter_channel_comes_back(bench: Bench) -> Outcome {
 
 /// How often a message may be handed out in these cases: a broker that gives up on messages by itself must not do so here.
 const CRASH_LIMIT: u32 = 23;
+/// After how long the claim of a process that has ended ends. There are many of them, one after the other.
+const CRASH_CLAIM: Duration = Duration::from_secs(2);
 /// The message that ends every process.
 const KILLER: usize = 2;
 
@@ -416,7 +418,7 @@ const KILLER: usize = 2;
 async fn deadly(broker: Broker, end: Ender, channel: &str) -> Running {
     let options =
         RouteOptions::new(channel, "g").publishes(format!("{channel}.effects")).crash_limit(CRASH_LIMIT);
-    let options = options.partitions(1).claim_timeout(Duration::from_secs(1));
+    let options = options.partitions(1).claim_timeout(CRASH_CLAIM);
     let handler = move |envelope: Envelope| {
         let end = Arc::clone(&end);
         async move {
@@ -432,16 +434,20 @@ async fn deadly(broker: Broker, end: Ender, channel: &str) -> Running {
 
 pub async fn crash_loop_is_judged(bench: Bench) -> Outcome {
     if let Some(channel) = &bench.role {
-        bench.life(channel, |broker, end| deadly(broker, end, channel)).await;
+        bench.life(channel, CRASH_CLAIM, |broker, end| deadly(broker, end, channel)).await;
         return Passed;
     }
-    let channel = channel_with(&bench, one_at_a_time).await;
+    let soon = |options: &mut SubscribeOptions| {
+        options.partitions = Some(1);
+        options.claim_timeout = Some(CRASH_CLAIM);
+    };
+    let channel = channel_with(&bench, soon).await;
     let effects = format!("{channel}.effects");
     bench.broker.declare(&effects).await.expect("it is declared");
     declare_group(&bench.broker, &effects, "look", |options| options.partitions = Some(1)).await;
     bench.publish_keys(&channel, &["a", "b", "c", "d", "c", "a"]).await;
     let mut ended = 0;
-    while !bench.life(&channel, |broker, end| deadly(broker, end, &channel)).await {
+    while !bench.life(&channel, CRASH_CLAIM, |broker, end| deadly(broker, end, &channel)).await {
         ended += 1;
         assert!(ended < 2 * CRASH_LIMIT, "the message is judged at some time");
     }

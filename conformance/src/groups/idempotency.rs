@@ -15,7 +15,8 @@ use tokio::sync::Notify;
 
 use super::failure;
 use crate::kit::{
-    Bench, Ender, append, appended, declare_group, number, number_of, one_at_a_time, scratch, within,
+    Bench, DRAIN, Ender, SHORT_CLAIM, append, appended, declare_group, number, number_of, one_at_a_time,
+    scratch, within,
 };
 use crate::record::Outcome::{self, Passed};
 
@@ -56,7 +57,7 @@ where
 
 async fn finish(service: Running) -> Report {
     within("nothing is left to do", service.idle()).await;
-    service.stop(Duration::from_secs(5)).await.expect("it stops")
+    service.stop(DRAIN).await.expect("it stops")
 }
 
 pub async fn completed_duplicate_is_skipped(bench: Bench) -> Outcome {
@@ -218,7 +219,7 @@ async fn deadly(broker: Broker, end: Ender, channel: &str, point: Point) -> Runn
     .await;
     let (runs, store) = (file.with_extension("runs"), Deadly { store, point, end });
     let options = once(channel).publishes(format!("{channel}.out")).concurrency(1).partitions(1);
-    let options = options.claim_timeout(Duration::from_secs(1));
+    let options = options.claim_timeout(SHORT_CLAIM);
     let handler = move |envelope: Envelope| {
         append(&runs, number_of(&envelope));
         std::future::ready(failure::Order { number: number_of(&envelope) as u64 })
@@ -232,7 +233,7 @@ async fn ended_at(bench: &Bench, point: Point) -> Option<(Vec<usize>, Vec<Envelo
     if let Some(role) = &bench.role {
         let (channel, last) = role.split_once(' ').expect("a channel, and whether it is the last life");
         let point = if last == "last" { Point::Nowhere } else { point };
-        bench.life(role, |broker, end| deadly(broker, end, channel, point)).await;
+        bench.life(role, SHORT_CLAIM, |broker, end| deadly(broker, end, channel, point)).await;
         return None;
     }
     let channel = channel_with(bench, one_at_a_time).await;
@@ -242,7 +243,8 @@ async fn ended_at(bench: &Bench, point: Point) -> Option<(Vec<usize>, Vec<Envelo
     bench.publish_keys(&channel, &["k", "k", "k"]).await;
     for (life, point) in [("first", point), ("last", Point::Nowhere)] {
         let role = format!("{channel} {life}");
-        let through = bench.life(&role, |broker, end| deadly(broker, end, &channel, point)).await;
+        let through =
+            bench.life(&role, SHORT_CLAIM, |broker, end| deadly(broker, end, &channel, point)).await;
         assert_eq!(through, point == Point::Nowhere, "the {life} one");
     }
     let file = scratch(&channel);

@@ -11,7 +11,7 @@ use postrider_core::{
 };
 use tokio::sync::Semaphore;
 
-use crate::kit::{Bench, number, number_of, options, settle, subscribe, within};
+use crate::kit::{Bench, DRAIN, SHORT_CLAIM, number, number_of, options, settle, subscribe, within};
 use crate::record::Outcome::{self, Passed};
 
 type Log = Arc<Mutex<Vec<(String, usize)>>>;
@@ -54,7 +54,7 @@ pub async fn sixteen_keys_stay_in_order(bench: Bench) -> Outcome {
     let service = Router::new().route(route).start(&bench.broker).await.expect("it starts");
     publish_interleaved(&bench, &channel, 16, 200).await;
     within("all are handled", service.idle()).await;
-    service.stop(Duration::from_secs(5)).await.expect("it stops");
+    service.stop(DRAIN).await.expect("it stops");
     assert_in_order(&log, 16, 200);
     Passed
 }
@@ -79,7 +79,7 @@ pub async fn retried_key_keeps_its_order(bench: Bench) -> Outcome {
     let service = Router::new().route(route).start(&bench.broker).await.expect("it starts");
     publish_interleaved(&bench, &channel, 8, 40).await;
     within("all are handled", service.idle()).await;
-    let report = service.stop(Duration::from_secs(5)).await.expect("it stops");
+    let report = service.stop(DRAIN).await.expect("it stops");
     assert_in_order(&log, 8, 40);
     assert_eq!((report.routes[0].retried, report.routes[0].dead_lettered), (8 * 4 * 2, 0));
     Passed
@@ -116,7 +116,7 @@ pub async fn blocked_key_delays_no_other(bench: Bench) -> Outcome {
     assert_eq!(stuck.load(Relaxed), 0, "the stuck key has not moved");
     gate.add_permits(1000);
     within("the stuck key is handled", service.idle()).await;
-    service.stop(Duration::from_secs(5)).await.expect("it stops");
+    service.stop(DRAIN).await.expect("it stops");
     assert!(stuck.load(Relaxed) == 20 && order.load(Relaxed));
     Passed
 }
@@ -144,10 +144,10 @@ pub async fn graceful_hand_over_has_no_overlap(bench: Bench) -> Outcome {
 }
 
 pub async fn killed_holder_hands_over(bench: Bench) -> Outcome {
-    let broker = bench.reconnect_with(|settings| settings.claim_timeout = Some(Duration::from_secs(1))).await;
+    let broker = bench.reconnect_with(|settings| settings.claim_timeout = Some(SHORT_CLAIM)).await;
     let short = |options: &mut postrider_core::SubscribeOptions| {
         options.partitions = Some(1);
-        options.claim_timeout = Some(Duration::from_secs(1));
+        options.claim_timeout = Some(SHORT_CLAIM);
     };
     let channel = bench.channel_with("g", short).await;
     bench.publish_keys(&channel, &["k"; 50]).await;

@@ -11,7 +11,7 @@ use postrider_core::{
     Signal, Start, SubscribeOptions, Subscriber, Subscription,
 };
 
-use crate::kit::{Bench, QUIET, declare_group, number, number_of, settle, subscribe, within};
+use crate::kit::{Bench, DRAIN, QUIET, declare_group, number, number_of, settle, subscribe, within};
 use crate::record::Outcome::{self, Passed, Skipped};
 
 pub async fn new_group_reads_what_was_there(bench: Bench) -> Outcome {
@@ -244,7 +244,7 @@ pub async fn full_window_stops_and_settling_resumes(bench: Bench) -> Outcome {
 
 pub async fn long_handler_runs_once(bench: Bench) -> Outcome {
     /// Long enough that a busy machine's halts are not taken for a member's end.
-    const CLAIM: Duration = Duration::from_secs(2);
+    const CLAIM: Duration = Duration::from_secs(6);
     let broker = bench.reconnect_with(|settings| settings.claim_timeout = Some(CLAIM)).await;
     let channel = bench.channel().await;
     let runs = Arc::new(AtomicUsize::new(0));
@@ -255,7 +255,7 @@ pub async fn long_handler_runs_once(bench: Bench) -> Outcome {
             counted.fetch_add(1, Relaxed);
             // the second one waits behind it
             if number_of(&envelope) == 1 {
-                tokio::time::sleep(4 * CLAIM).await;
+                tokio::time::sleep(3 * CLAIM).await;
             }
         }
     };
@@ -264,11 +264,11 @@ pub async fn long_handler_runs_once(bench: Bench) -> Outcome {
     broker.publish(&*channel, number(1).key("k")).await.expect("it is confirmed");
     broker.publish(&*channel, number(2).key("k")).await.expect("it is confirmed");
     within("both are handled", service.idle()).await;
-    let report = service.stop(Duration::from_secs(10)).await.expect("it stops");
+    let report = service.stop(DRAIN).await.expect("it stops");
     assert_eq!(
         (runs.load(Relaxed), report.routes[0].handled),
         (2, 2),
-        "four times the claim time-out, and run once each"
+        "three times the claim time-out, and run once each"
     );
     Passed
 }

@@ -10,7 +10,7 @@ use postrider_core::{
 
 use super::failure::{channel_of, handle, text};
 use super::letters::{fail_all, open, read};
-use crate::kit::{Bench, number, number_of, within};
+use crate::kit::{Bench, DRAIN, number, number_of, within};
 use crate::record::Outcome::{self, Passed};
 
 /// Sends back all that is open; answers how many were sent.
@@ -291,7 +291,7 @@ pub async fn its_identity_is_opened_again(bench: Bench) -> Outcome {
         let router = Router::new().route(options.handle(handler)).idempotency(Arc::clone(&store));
         let service = router.start(&bench.broker).await.expect("it starts");
         within("nothing is left to do", service.idle()).await;
-        let report = service.stop(std::time::Duration::from_secs(5)).await.expect("it stops");
+        let report = service.stop(DRAIN).await.expect("it stops");
         let route = &report.routes[0];
         reports.push((route.handled, route.duplicates, route.dead_lettered));
     }

@@ -14,8 +14,9 @@ use crate::history::{Step, Target, now};
 const MEMBERS: u32 = 5;
 /// The time between one that leaves and one that comes.
 const PACE: Duration = Duration::from_secs(1);
-/// The longest time without any effect.
-const STANDSTILL: Duration = Duration::from_secs(10);
+/// The longest time without any effect. A group that rebalances needs a few seconds; the rest is for
+/// a machine that stands still.
+const STANDSTILL: Duration = Duration::from_secs(30);
 /// What each member handles at least, of all messages.
 const SHARE: f64 = 0.01;
 /// How long a member that leaves in good order may take.

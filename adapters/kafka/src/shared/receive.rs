@@ -20,6 +20,13 @@ struct Shares<'a> {
     elsewhere: InFlight,
 }
 
+/// How much is left at `now_ms` of the wait of a record that was sent at `sent_ms`.
+///
+/// Both times are cut to the millisecond. So the record counts as sent at the end of its millisecond, and no wait ends early.
+fn remaining(wait: Duration, sent_ms: u64, now_ms: u64) -> Duration {
+    wait.saturating_sub(Duration::from_millis(now_ms.saturating_sub(sent_ms.saturating_add(1))))
+}
+
 impl Shares<'_> {
     fn all(&self) -> InFlight {
         let InFlight { messages, bytes } = *self.own;
@@ -172,10 +179,8 @@ impl<Q: Queue> Shared<Q> {
 
     /// When a message that waits for its retry may be handed out; `None`: now.
     fn due(&self, sent_ms: u64, number: i32) -> Option<Instant> {
-        let wait = self.source.wait(number)?;
         // a copy bears the time when it was sent, not that of the message
-        let since = self.env.wall_ms().saturating_sub(sent_ms);
-        let left = wait.saturating_sub(Duration::from_millis(since));
+        let left = remaining(self.source.wait(number)?, sent_ms, self.env.wall_ms());
         (!left.is_zero()).then(|| self.env.now() + left)
     }
 
@@ -196,5 +201,23 @@ impl<Q: Queue> Shared<Q> {
             drop(queues);
             std::thread::park();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wait_counts_from_the_end_of_the_millisecond_in_which_the_record_was_sent() {
+        let wait = Duration::from_secs(1);
+        let left = |now_ms| remaining(wait, 5_000, now_ms);
+        assert_eq!([left(5_000), left(5_001)], [wait; 2]);
+        assert_eq!(left(5_002), Duration::from_millis(999));
+        // sent at 5,000.9 it has waited for 999.1 ms at 6,000.0
+        assert_eq!(left(6_000), Duration::from_millis(1));
+        assert_eq!([left(6_001), left(u64::MAX)], [Duration::ZERO; 2]);
+        assert_eq!(left(4_000), wait, "the sender's clock is ahead");
+        assert_eq!(remaining(wait, u64::MAX, u64::MAX), wait);
     }
 }

@@ -91,10 +91,10 @@ fn read_ahead(shared: &Shared<Log>) {
     queue.read(1, || {});
 }
 
-/// Whether it comes true within a time that is long enough for a thread to run.
+/// Whether it comes true within a time in which a thread runs also on a busy machine.
 fn soon(holds: impl Fn() -> bool) -> bool {
     let begun = Instant::now();
-    while !holds() && begun.elapsed() < Duration::from_secs(10) {
+    while !holds() && begun.elapsed() < Duration::from_mins(1) {
         thread::yield_now();
     }
     holds()

@@ -172,7 +172,7 @@ fn the_wire_format_s_vectors_hold() {
 }
 
 #[test]
-fn many_headers_are_written_as_few_are_and_in_no_time() {
+fn many_headers_are_written_as_few_are_and_each_name_is_looked_up_once() {
     let envelope = |names: &dyn Fn(usize) -> String, count: usize| {
         let mut headers = postrider_core::HeadersMut::new();
         for n in 0..count {
@@ -189,9 +189,9 @@ fn many_headers_are_written_as_few_are_and_in_no_time() {
     let many = table(&envelope(&|n| format!("h{}", n / 2), 18));
     assert_eq!(few.inner().get("h7"), many.inner().get("h7"));
     assert!(matches!(many.inner().get("h8"), Some(AMQPValue::FieldArray(_))), "{many:?}");
-    let began = std::time::Instant::now();
-    let hostile = table(&envelope(&|n| format!("{n}"), 15_000));
-    assert!(hostile.inner().contains_key("14999"));
-    // looking for each name each time would take many times as long, also here
-    assert!(began.elapsed() < std::time::Duration::from_secs(5), "{:?}", began.elapsed());
+    let hostile = envelope(&|n| format!("{n}"), 15_000);
+    assert!(table(&hostile).inner().contains_key("14999"));
+    // the names are grouped first: a look through all headers for each name would be 15,000 times 15,000 comparisons
+    assert!(super::Many::of(hostile.headers()).is_some_and(|many| many.values.len() == 15_000));
+    assert!(super::Many::of(envelope(&|n| format!("{n}"), 16).headers()).is_none());
 }
