@@ -205,8 +205,13 @@ lacks() {
 }
 docker_answers() { have docker && docker compose version && timeout 10 docker info; } &>/dev/null
 
-# engine NAME: native or docker.
+# engine NAME: native or docker. It is chosen once for each broker: asking docker takes time.
+declare -A ENGINE
 engine() {
+  [[ -n ${ENGINE[$1]:-} ]] || ENGINE[$1]=$(choose_engine "$1")
+  S[engine]=${ENGINE[$1]}
+}
+choose_engine() {
   local why
   case ${S[engine]} in
     native | docker) echo "${S[engine]}" && return ;;
@@ -831,16 +836,17 @@ install() {
 }
 # Warns when a distribution has another version than the one that is tested.
 check_version() {
-  local wanted=${1^^}_VERSION found
+  local tested found
   found=$(version "$1")
-  [[ $found == "${!wanted}"* ]] || say "$1 is version $found here; postrider is tested on ${!wanted}"
+  tested=$(sed -n "s/^${1^^}_VERSION=//p" "$ROOT/.env")
+  [[ $found == "$tested"* ]] || say "$1 is version $found here; postrider is tested on $tested"
 }
 # install_all NAME...: fetches all of them at the same time; fails if one of them failed.
 install_all() {
   local name pid pids=() failed=0
   for name in "$@"; do
     settings_now "$name"
-    S[engine]=$(engine "$name")
+    engine "$name"
     install "$name" &
     pids+=($!)
   done
@@ -850,13 +856,11 @@ install_all() {
 
 up() {
   local name launched=() since
-  local -A engines
   for name in "$@"; do
     settings_kept "$name"
     if alive "$name"; then continue; fi
     settings_now "$name"
-    S[engine]=$(engine "$name")
-    engines[$name]=${S[engine]}
+    engine "$name"
     mkdir -p "$(dir "$name")"
     if [[ ${S[tls]:-0} == 1 ]]; then
       locked "$BROKERS_HOME/lock" make_tls
@@ -869,7 +873,7 @@ up() {
   since=$EPOCHREALTIME
   for name in "${launched[@]}"; do
     settings_now "$name"
-    S[engine]=${engines[$name]}
+    engine "$name"
     if ! contained || [[ $name == nats ]]; then "configure_$name" "$name"; fi
     keep_settings "$name"
     begin "$name"
@@ -913,7 +917,7 @@ status() {
     printf '%-10s %-8s %-8s %-8s %-8s %s\n' NAME STATE PID MEMORY VERSION URL
     printf '%s\n' "${rows[@]}"
   fi
-  ((up == 1)) || echo "no broker is up; to start one: cargo xtask brokers up NAME (${ALL[*]})"
+  ((up == 1)) || echo "no broker is up${ASKED:+ among $ASKED}; to start one: cargo xtask brokers up NAME (${ALL[*]})"
 }
 
 known() {
@@ -935,7 +939,7 @@ main() {
   local names=("$@")
   case $command in
     install | up) (($#)) || names=("${DEFAULT[@]}") ;;
-    down | wipe | status) (($#)) || mapfile -t names < <(with_data) ;;
+    down | wipe | status) ASKED=$* && (($#)) || mapfile -t names < <(with_data) ;;
     env) (($#)) || mapfile -t names < <(printf '%s\n' "${DEFAULT[@]}" && with_data | grep -vxF "$(printf '%s\n' "${DEFAULT[@]}")") ;;
     kill | start | pause | resume | log | ctl) (($#)) || die "$command needs a name: ${ALL[*]}" ;;
     tls) ;;

@@ -68,8 +68,8 @@ impl Env {
         MessageId::Uuid(id.to_be_bytes())
     }
 
-    /// The time of the wall clock at which `wait` is over, in milliseconds since the Unix epoch: the due time to write with
-    /// a message or an entry. It is rounded up, so that a reader whose clock shows that time has waited long enough.
+    /// The due time of a wait that begins now, in milliseconds since the Unix epoch. It is rounded up, so a reader whose clock
+    /// shows this time has waited long enough.
     pub fn due_ms(&self, wait: Duration) -> u64 {
         if wait.is_zero() {
             return self.wall_ms();

@@ -87,6 +87,7 @@ mod memory {
 
     #[test]
     fn the_quickstart_publishes_handles_and_settles() {
+        // it logs to nobody, so only a panic could show
         let text = run(&mut example("quickstart"), &[]);
         // it may be handled before its publisher has printed that it is published
         let mut lines: Vec<_> = text.lines().collect();

@@ -10,8 +10,7 @@ use postrider::prelude::*;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
-/// Twice as long as a claim lasts on NATS and Kafka without a sign of life. That is long enough for a
-/// machine which stands still for some seconds to lose no claim.
+/// Twice the claim time-out on NATS and Kafka. That time-out is long enough to survive a halt of some seconds.
 const LONG: Duration = Duration::from_secs(30);
 
 #[derive(Clone, Debug, Message, Serialize, Deserialize)]

@@ -22,6 +22,11 @@ pub(crate) fn names() -> impl Iterator<Item = &'static str> {
     ADAPTERS.iter().map(|adapter| adapter.name)
 }
 
+/// The adapters of these names; all of them if none is named.
+pub(crate) fn chosen(only: &[String]) -> impl Iterator<Item = &'static Adapter> {
+    ADAPTERS.iter().filter(move |adapter| only.is_empty() || only.iter().any(|name| name == adapter.name))
+}
+
 /// The adapter of that name.
 pub(crate) fn find(name: &str) -> Option<&'static Adapter> {
     ADAPTERS.iter().find(|adapter| adapter.name == name)

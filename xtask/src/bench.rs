@@ -1,7 +1,7 @@
 //! `cargo xtask bench`: brokers of its own for the bench, which is the package `postrider-bench`, built as it is shipped.
 
 use std::path::PathBuf;
-use std::process::{Command, ExitCode, ExitStatus};
+use std::process::{Command, ExitCode};
 
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
@@ -10,6 +10,7 @@ use clap::builder::PossibleValuesParser;
 use crate::adapters;
 use crate::interrupt::Interrupt;
 use crate::set::Set;
+use crate::steps::exit_code_of;
 use crate::workspace::Workspace;
 
 /// Where the book's page has its pictures.
@@ -72,11 +73,11 @@ fn run(workspace: &Workspace, interrupt: &Interrupt, options: &Options) -> Resul
         bail!("the benches could not be built");
     }
     if let Some(file) = &options.markdown {
-        return Ok(code(interrupt.run(program(workspace).arg("markdown").arg(file))?));
+        return Ok(exit_code_of(interrupt.run(program(workspace).arg("markdown").arg(file))?));
     }
     if let Some(file) = &options.plots {
         let folder = workspace.root.join(PLOTS);
-        return Ok(code(interrupt.run(program(workspace).arg("plots").arg(file).arg(folder))?));
+        return Ok(exit_code_of(interrupt.run(program(workspace).arg("plots").arg(file).arg(folder))?));
     }
     let mut bench = program(workspace);
     options.tell(&mut bench);
@@ -93,7 +94,7 @@ fn run(workspace: &Workspace, interrupt: &Interrupt, options: &Options) -> Resul
         let url = set.variable(&url_of(chosen)).context("the broker has no URL")?;
         bench.env(url_of(first), url);
     }
-    Ok(code(interrupt.run(&mut bench)?))
+    Ok(exit_code_of(interrupt.run(&mut bench)?))
 }
 
 impl Options {
@@ -135,10 +136,6 @@ fn url_of(broker: &str) -> String {
 
 fn program(workspace: &Workspace) -> Command {
     Command::new(workspace.released("postrider-bench"))
-}
-
-fn code(status: ExitStatus) -> ExitCode {
-    status.code().and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from)
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result};
 use clap::Subcommand;
 use clap::builder::PossibleValuesParser;
 
+use crate::steps::exit_code_of;
 use crate::workspace::Workspace;
 
 /// A broker that the script knows.
@@ -162,7 +163,7 @@ pub(crate) fn main(action: &Action) -> Result<ExitCode> {
         .args(action.arguments())
         .status()
         .context("bash could not be run; the script of the brokers needs it")?;
-    Ok(status.code().and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from))
+    Ok(exit_code_of(status))
 }
 
 /// The script, without arguments yet.
@@ -215,9 +216,10 @@ mod tests {
             let version = line.unwrap_or_else(|| panic!(".env has no {variable}"));
             assert!(compose.contains(&format!("${{{variable}}}")), "compose.yaml does not use {variable}");
             for (name, text) in [("compose.yaml", &compose), ("brokers.sh", &script)] {
-                let own = text.lines().find(|line| {
-                    line.contains(&format!(":{version}")) || line.contains(&format!("={version}"))
-                });
+                let names = |line: &&str| {
+                    [":", "=", ":-", ":-v"].iter().any(|before| line.contains(&format!("{before}{version}")))
+                };
+                let own = text.lines().find(names);
                 assert_eq!(own, None, "{name} has a version of its own");
             }
         }

@@ -4,6 +4,7 @@ use std::fmt;
 use std::ops::AddAssign;
 
 use anyhow::{Context as _, Result};
+use roxmltree::Node;
 use serde::Deserialize;
 
 /// The counts of one or more test runs.
@@ -20,10 +21,9 @@ impl Counts {
         let document = roxmltree::Document::parse(report).context("nextest's report is not XML")?;
         let mut counts = Self::default();
         for case in document.descendants().filter(|node| node.has_tag_name("testcase")) {
-            let has = |tag| case.children().any(|child| child.has_tag_name(tag));
-            if has("failure") || has("error") {
+            if has_failed(&case) {
                 counts.failed += 1;
-            } else if has("skipped") {
+            } else if has(&case, "skipped") {
                 counts.skipped += 1;
             } else {
                 counts.passed += 1;
@@ -67,11 +67,8 @@ impl Counts {
     /// From nextest's JUnit report: the tests that failed, as `package::binary test`.
     pub(crate) fn failures(report: &str) -> Result<Vec<String>> {
         let document = roxmltree::Document::parse(report).context("nextest's report is not XML")?;
-        let failed = document.descendants().filter(|node| {
-            node.has_tag_name("testcase")
-                && node.children().any(|child| child.has_tag_name("failure") || child.has_tag_name("error"))
-        });
-        let name = |node: roxmltree::Node<'_, '_>| {
+        let failed = document.descendants().filter(|node| node.has_tag_name("testcase")).filter(has_failed);
+        let name = |node: Node<'_, '_>| {
             let part = |name| node.attribute(name).unwrap_or("?");
             format!("{} {}", part("classname"), part("name"))
         };
@@ -100,6 +97,14 @@ impl Counts {
         }
         counts
     }
+}
+
+fn has(case: &Node<'_, '_>, tag: &str) -> bool {
+    case.children().any(|child| child.has_tag_name(tag))
+}
+
+fn has_failed(case: &Node<'_, '_>) -> bool {
+    has(case, "failure") || has(case, "error")
 }
 
 impl AddAssign for Counts {

@@ -10,6 +10,7 @@ use clap::builder::PossibleValuesParser;
 use crate::adapters::{self, Adapter};
 use crate::interrupt::Interrupt;
 use crate::set::Set;
+use crate::steps::exit_code_of;
 use crate::workspace::Workspace;
 
 /// The program's name.
@@ -59,15 +60,12 @@ pub(crate) fn main(options: &Options) -> Result<ExitCode> {
     arguments.extend(options.rest.iter().cloned());
     let program = build(&workspace, &interrupt)?;
     let status = run(&workspace, &interrupt, adapter, &program, &arguments)?;
-    Ok(status.code().and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from))
+    Ok(exit_code_of(status))
 }
 
 /// The short run, as a step of `cargo xtask test`: by the program that the tests were built with.
 pub(crate) fn short(workspace: &Workspace, interrupt: &Interrupt, adapter: &Adapter) -> Result<bool> {
-    if !interrupt.run(&mut workspace.tests())?.success() {
-        bail!("the fault run could not be built");
-    }
-    let program = workspace.tested(PROGRAM);
+    let program = workspace.tested(interrupt, PROGRAM)?;
     Ok(run(workspace, interrupt, adapter, &program, &kept(workspace, adapter, "--short"))?.success())
 }
 

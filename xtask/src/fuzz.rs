@@ -8,6 +8,7 @@ use anyhow::{Context as _, Result, bail};
 use clap::Args;
 
 use crate::interrupt::Interrupt;
+use crate::steps::exit_code;
 use crate::workspace::Workspace;
 
 /// What libFuzzer needs of the compiler: the counters it steers by. They need no nightly; a sanitizer would, and code without `unsafe`
@@ -46,13 +47,13 @@ pub(crate) fn main(options: &Options) -> Result<ExitCode> {
     if let Some(input) = &options.input {
         let input = input.canonicalize().with_context(|| format!("there is no input {}", input.display()))?;
         let passed = fuzz.again(&chosen[0], &input)?;
-        return Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+        return Ok(exit_code(passed));
     }
     let passed = fuzz.all(&chosen, options.seconds)?;
     if passed && options.keep {
         fuzz.keep(&chosen[0])?;
     }
-    Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(exit_code(passed))
 }
 
 /// Each target for its usual time, as a step of `cargo xtask nightly`.

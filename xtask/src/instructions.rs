@@ -10,6 +10,7 @@ use anyhow::{Context as _, Result, bail};
 use clap::Args;
 
 use crate::interrupt::Interrupt;
+use crate::steps::exit_code;
 use crate::workspace::Workspace;
 
 const PROGRAM: &str = "postrider-instructions";
@@ -35,7 +36,7 @@ type Baseline = BTreeMap<String, u64>;
 pub(crate) fn main(options: &Options) -> Result<ExitCode> {
     let (workspace, interrupt) = (Workspace::find()?, Interrupt::install()?);
     let passed = run(&workspace, &interrupt, options.bless)?;
-    Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(exit_code(passed))
 }
 
 /// As a step of `cargo xtask nightly`.

@@ -44,7 +44,7 @@ enum Command {
     Brokers(brokers::Action),
     /// Everything that a change has to pass, on brokers brought up for it
     Test(test::Options),
-    /// What takes long and guards little: fuzzing, long fault runs, features, benches, tests under load
+    /// Slow checks that rarely fail: fuzzing, long fault runs, features, benches, tests under load
     Nightly(nightly::Options),
     /// Tests again and again, beside a busy machine
     Stress(stress::Options),
@@ -60,7 +60,7 @@ enum Command {
     Instructions(instructions::Options),
     /// The reference and the book
     Docs,
-    /// Install the cargo tools that `test` needs, where they are missing
+    /// Install the pinned cargo tools that `test`, `stress` and `nightly` need
     Tools,
 }
 

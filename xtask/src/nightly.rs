@@ -1,4 +1,4 @@
-//! `cargo xtask nightly`: what takes long and guards little, one step after the other.
+//! `cargo xtask nightly`: slow checks that rarely fail, one step after the other.
 
 use std::process::ExitCode;
 
@@ -6,8 +6,9 @@ use anyhow::Result;
 use clap::{Args, ValueEnum};
 
 use crate::adapters::ADAPTERS;
-use crate::interrupt::{Interrupt, Interrupted};
-use crate::steps::Steps;
+use crate::interrupt::Interrupt;
+use crate::steps::{Steps, exit_code};
+use crate::test::tell;
 use crate::workspace::Workspace;
 use crate::{bench, faults, fuzz, instructions, simulate, stress, tools};
 
@@ -48,15 +49,11 @@ pub(crate) fn main(options: &Options) -> Result<ExitCode> {
     let chosen = all.filter(|step| options.only.is_empty() || options.only.contains(step));
     tools::install(&nightly.workspace, &nightly.interrupt)?;
     for step in chosen {
-        if let Err(error) = nightly.step(step) {
-            if error.is::<Interrupted>() {
-                return Err(error);
-            }
-            eprintln!("error: {error:#}\n");
-        }
+        // only an interrupt ends the command
+        nightly.step(step)?;
     }
     println!("{}", nightly.steps.times());
-    Ok(if nightly.steps.failed() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    Ok(exit_code(!nightly.steps.failed()))
 }
 
 struct Nightly {
@@ -86,7 +83,12 @@ impl Nightly {
 
     fn cargo(&mut self, name: &str, arguments: &[&str]) -> Result<()> {
         let Self { workspace, interrupt, steps } = self;
-        steps.step(name, || Ok(interrupt.run(&mut workspace.cargo(arguments.iter().copied()))?.success()))
+        steps.step(name, || {
+            let mut command = workspace.cargo(arguments.iter().copied());
+            // no broker is up for these
+            tell(&mut command, None);
+            Ok(interrupt.run(&mut command)?.success())
+        })
     }
 
     fn plain(&mut self) -> Result<()> {

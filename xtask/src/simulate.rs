@@ -1,12 +1,13 @@
 //! `cargo xtask simulate`: runs the simulation, a program of the package `postrider-simulation`.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use anyhow::{Result, bail};
 use clap::Args;
 
 use crate::interrupt::Interrupt;
+use crate::steps::exit_code;
 use crate::workspace::Workspace;
 
 /// How many seeds run as a step of `cargo xtask test`.
@@ -24,20 +25,18 @@ pub(crate) struct Options {
     rest: Vec<String>,
 }
 
-/// Runs it; its exit code is ours.
+/// Runs it; fails if the simulation fails.
 pub(crate) fn main(options: &Options) -> Result<ExitCode> {
     let (workspace, interrupt) = (Workspace::find()?, Interrupt::install()?);
     let program = build(&workspace, &interrupt)?;
     let passed = run(&workspace, &interrupt, &program, &options.rest)?;
-    Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(exit_code(passed))
 }
 
 /// Some seeds, as a step of `cargo xtask test`: by the program that the tests were built with.
 pub(crate) fn short(workspace: &Workspace, interrupt: &Interrupt) -> Result<bool> {
-    if !interrupt.run(&mut workspace.tests())?.success() {
-        bail!("the simulation could not be built");
-    }
-    run(workspace, interrupt, &workspace.tested(PROGRAM), &seeds(SHORT))
+    let program = workspace.tested(interrupt, PROGRAM)?;
+    run(workspace, interrupt, &program, &seeds(SHORT))
 }
 
 /// Many seeds, as a step of `cargo xtask nightly`.
@@ -51,7 +50,7 @@ fn seeds(count: u32) -> [String; 2] {
 }
 
 /// Builds it as programs are shipped.
-fn build(workspace: &Workspace, interrupt: &Interrupt) -> Result<std::path::PathBuf> {
+fn build(workspace: &Workspace, interrupt: &Interrupt) -> Result<PathBuf> {
     let mut build = workspace.cargo(["build", "--release", "--package", "postrider-simulation"]);
     if !interrupt.run(&mut build)?.success() {
         bail!("the simulation could not be built");

@@ -1,5 +1,6 @@
 //! Steps of a longer command, one after the other, each with its time.
 
+use std::process::{ExitCode, ExitStatus};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
@@ -81,6 +82,16 @@ impl Steps {
         });
         lines.collect()
     }
+}
+
+/// The exit code of a command that passed, or did not.
+pub(crate) fn exit_code(passed: bool) -> ExitCode {
+    if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// The exit code of a command that passes on the one of a program.
+pub(crate) fn exit_code_of(status: ExitStatus) -> ExitCode {
+    status.code().and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from)
 }
 
 fn word(verdict: Verdict) -> &'static str {

@@ -3,16 +3,17 @@
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use clap::builder::PossibleValuesParser;
 
-use crate::adapters::{self, ADAPTERS, Adapter};
+use crate::adapters;
 use crate::counts::Counts;
 use crate::interrupt::Interrupt;
 use crate::load::Load;
 use crate::nextest::{Needs, Nextest};
 use crate::set::Set;
+use crate::steps;
 use crate::test::tell;
 use crate::tools;
 use crate::workspace::Workspace;
@@ -42,7 +43,7 @@ pub(crate) fn main(options: &Options) -> Result<ExitCode> {
     let (workspace, interrupt) = (Workspace::find()?, Interrupt::install()?);
     tools::install(&workspace, &interrupt)?;
     let passed = run(&workspace, &interrupt, options)?;
-    Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(steps::exit_code(passed))
 }
 
 /// All tests beside a busy machine, as a step of `cargo xtask nightly`.
@@ -51,9 +52,7 @@ pub(crate) fn all(workspace: &Workspace, interrupt: &Interrupt) -> Result<bool> 
 }
 
 fn run(workspace: &Workspace, interrupt: &Interrupt, options: &Options) -> Result<bool> {
-    let wanted =
-        |adapter: &&Adapter| options.only.is_empty() || options.only.iter().any(|name| name == adapter.name);
-    let adapters: Vec<_> = ADAPTERS.iter().filter(wanted).collect();
+    let adapters: Vec<_> = adapters::chosen(&options.only).collect();
     let brokers: Vec<_> = adapters.iter().flat_map(|adapter| adapter.brokers).copied().collect();
     let set = Set::up(workspace, interrupt, "test", &brokers)?;
     let nextest = Nextest::new(workspace, adapters::filter(&adapters));
@@ -73,12 +72,15 @@ fn run(workspace: &Workspace, interrupt: &Interrupt, options: &Options) -> Resul
         let (run_passed, report) = nextest.run(interrupt, &mut command)?;
         drop(load);
         passed &= run_passed;
-        if let Some(report) = report {
-            counts += Counts::from_junit(&report)?;
-            for test in Counts::failures(&report)? {
-                failures.entry(test).or_default().push(number);
-            }
+        let report =
+            report.with_context(|| format!("run {number}: cargo-nextest wrote no report; see above"))?;
+        counts += Counts::from_junit(&report)?;
+        for test in Counts::failures(&report)? {
+            failures.entry(test).or_default().push(number);
         }
+    }
+    if counts.ran() == 0 {
+        bail!("no test has a name that contains {}", options.tests.join(" or "));
     }
     println!("{}", table(&failures, options.runs));
     println!("{counts}");

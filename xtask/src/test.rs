@@ -74,12 +74,8 @@ pub(crate) fn main(options: &Options) -> Result<ExitCode> {
 }
 
 fn tested(options: &Options) -> Vec<&'static Adapter> {
-    let wanted = |adapter: &&Adapter| match &*options.only {
-        [] => true,
-        only => only.iter().any(|name| name == adapter.name),
-    };
     let possible = |adapter: &&Adapter| adapter.brokers.is_empty() || !(options.no_brokers || options.quick);
-    ADAPTERS.iter().filter(wanted).filter(possible).collect()
+    adapters::chosen(&options.only).filter(possible).collect()
 }
 
 struct Run {
@@ -258,8 +254,7 @@ fn run(interrupt: &Interrupt, command: &mut Command) -> Result<bool> {
     Ok(interrupt.run(command)?.success())
 }
 
-/// Passes the variables of the brokers that are up, and removes those of the caller: a test must not reach a broker that
-/// was not brought up for it.
+/// Passes the variables of the running brokers and removes the caller's. A test must not reach another broker.
 pub(crate) fn tell(command: &mut Command, set: Option<&Set>) {
     for (name, _) in env::vars_os() {
         if name.to_str().is_some_and(|name| name.starts_with("POSTRIDER_")) {

@@ -1,6 +1,7 @@
 //! The cargo tools of the tests: packages with binaries, pinned by hash in `tools.txt`, kept outside the workspace.
 
 use std::fs;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
@@ -20,12 +21,14 @@ pub(crate) fn main() -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The folder of the tools' programs. It need not exist.
-pub(crate) fn folder() -> Result<PathBuf> {
-    Ok(workspace::cache()?.join("tools"))
+/// The folder of the installed packages. Another `tools.txt` has another folder, so checkouts don't disturb each other.
+fn folder() -> Result<PathBuf> {
+    let mut hasher = DefaultHasher::new();
+    REQUIREMENTS.hash(&mut hasher);
+    Ok(workspace::cache()?.join(format!("tools-{:016x}", hasher.finish())))
 }
 
-/// The folder to put on the path.
+/// The folder to put on the path. It need not exist.
 pub(crate) fn programs() -> Result<PathBuf> {
     Ok(folder()?.join("bin"))
 }
@@ -36,15 +39,10 @@ pub(crate) fn programs() -> Result<PathBuf> {
 /// is. One that is missing there as well is built by `cargo install`, which takes minutes.
 pub(crate) fn install(workspace: &Workspace, interrupt: &Interrupt) -> Result<()> {
     let folder = folder()?;
-    let stamp = folder.join("tools.txt");
-    if fs::read_to_string(&stamp).is_ok_and(|installed| installed == REQUIREMENTS) {
+    if folder.exists() || packages(workspace, interrupt, &folder)? {
         return Ok(());
     }
-    if packages(workspace, interrupt, &folder)? {
-        return fs::write(&stamp, REQUIREMENTS)
-            .with_context(|| format!("{} could not be written", stamp.display()));
-    }
-    eprintln!("the pinned packages could not be installed by pip (see above); using installed tools");
+    eprintln!("the pinned packages could not be installed by pip; using the tools that are there");
     for (name, version) in tools() {
         let subcommand = name.strip_prefix("cargo-").unwrap_or(name);
         let mut ask = workspace.cargo([subcommand, "--version"]);
@@ -60,28 +58,33 @@ pub(crate) fn install(workspace: &Workspace, interrupt: &Interrupt) -> Result<()
     Ok(())
 }
 
-/// Installs by pip; `false` where that can't be done here.
+/// Installs by pip into a folder of this process's own, which then gets its name; `false` where that can't be done here.
 fn packages(workspace: &Workspace, interrupt: &Interrupt, folder: &Path) -> Result<bool> {
-    // what is there may be of another version
-    if folder.exists() {
-        fs::remove_dir_all(folder).with_context(|| format!("{} could not be removed", folder.display()))?;
-    }
-    for python in ["python3", "python"] {
-        let mut pip = Command::new(python);
-        pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input"])
-            .args(["--require-hashes", "--no-deps", "--only-binary", ":all:", "--target"])
-            .arg(folder)
-            .arg("--requirement")
-            .arg(workspace.root.join("xtask").join("tools.txt"))
-            .env("PIP_ROOT_USER_ACTION", "ignore");
-        match interrupt.run(&mut pip) {
-            Ok(status) if status.success() => return Ok(true),
-            Err(error) if error.is::<Interrupted>() => return Err(error),
-            // there is no such program, or pip said why it failed
-            Ok(_) | Err(_) => {}
+    let own = folder.with_extension(std::process::id().to_string());
+    let mut pip = Command::new("python3");
+    pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input"])
+        .args(["--require-hashes", "--no-deps", "--only-binary", ":all:", "--target"])
+        .arg(&own)
+        .arg("--requirement")
+        .arg(workspace.root.join("xtask").join("tools.txt"))
+        .env("PIP_ROOT_USER_ACTION", "ignore");
+    match interrupt.run(&mut pip) {
+        Ok(status) if status.success() => {}
+        Ok(_) => return Ok(false),
+        Err(error) if error.is::<Interrupted>() => return Err(error),
+        Err(error) => {
+            eprintln!("{error:#}");
+            return Ok(false);
         }
     }
-    Ok(false)
+    if let Err(error) = fs::rename(&own, folder) {
+        // another process was faster, or the folder can't be named so
+        let _ = fs::remove_dir_all(&own);
+        if !folder.exists() {
+            return Err(error).with_context(|| format!("{} could not be made", folder.display()));
+        }
+    }
+    Ok(true)
 }
 
 /// The tools by their names, with their versions.

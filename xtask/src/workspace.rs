@@ -7,6 +7,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result, bail};
 use serde::Deserialize;
 
+use crate::interrupt::Interrupt;
 use crate::tools;
 
 /// The workspace that the command was called in.
@@ -62,15 +63,13 @@ impl Workspace {
         command
     }
 
-    /// Builds what the tests are built with, programs included. They lie in the folder that [`Workspace::tested`] names. Where
-    /// the tests have been run, nothing is left to build.
-    pub(crate) fn tests(&self) -> Command {
-        self.cargo(["test", "--workspace", "--all-features", "--no-run", "--quiet"])
-    }
-
-    /// A program as the tests have it.
-    pub(crate) fn tested(&self, program: &str) -> PathBuf {
-        self.target.join("debug").join(program)
+    /// A program as the tests have it. Where the tests have been run, nothing is left to build.
+    pub(crate) fn tested(&self, interrupt: &Interrupt, program: &str) -> Result<PathBuf> {
+        let mut build = self.cargo(["test", "--workspace", "--all-features", "--no-run", "--quiet"]);
+        if !interrupt.run(&mut build)?.success() {
+            bail!("`{program}` could not be built");
+        }
+        Ok(self.target.join("debug").join(program))
     }
 
     /// A program as it is shipped, after [`Workspace::release`].

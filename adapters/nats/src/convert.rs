@@ -199,10 +199,13 @@ pub(crate) fn envelope(
     reader.finish()
 }
 
+/// The latest time that fits the server's 64-bit nanoseconds.
+const LATEST_MS: u64 = 9_223_372_036_854;
+
 /// Makes a message one that the server keeps until `at_ms` (since the Unix epoch) and then publishes to `target`. Answers a name for
 /// it that no other has.
 pub(crate) fn schedule(map: &mut HeaderMap, at_ms: u64, target: &str) -> String {
-    append(map, "Nats-Schedule", &format!("@at {}", rfc3339(i64::try_from(at_ms).unwrap_or(i64::MAX))));
+    append(map, "Nats-Schedule", &format!("@at {}", rfc3339(at_ms.min(LATEST_MS) as i64)));
     append(map, "Nats-Schedule-Target", target);
     map.get(MESSAGE_ID).map(ToString::to_string).unwrap_or_default()
 }
@@ -335,10 +338,11 @@ mod tests {
         let text = |name: &str| map.get(name).map(ToString::to_string);
         assert_eq!(text("Nats-Schedule").as_deref(), Some("@at 2026-01-01T00:00:01.001Z"));
         assert_eq!(text("Nats-Schedule-Target").as_deref(), Some("t.redrive"));
-        // no date that is past, whatever is asked for
+        // the latest date, whatever is asked for
         let mut map = HeaderMap::new();
         schedule(&mut map, u64::MAX, "t.redrive");
-        assert_eq!(map.get("Nats-Schedule").map(ToString::to_string), Some(format!("@at {}", i64::MAX)));
+        let latest = map.get("Nats-Schedule").map(ToString::to_string);
+        assert_eq!(latest.as_deref(), Some("@at 2262-04-11T23:47:16.854Z"));
     }
 
     #[test]

@@ -154,7 +154,7 @@ async fn members_that_come_and_go_share_the_partitions_and_keep_every_key_s_orde
     }
 }
 
-/// Not only when its claim's time is over, which is ten minutes here.
+/// The next member does not wait for the claim to expire, which takes ten minutes here.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs a NATS server: cargo xtask test --only nats"]
 async fn a_member_that_leaves_as_its_first_messages_come_leaves_them_to_the_next_at_once() {

@@ -409,7 +409,8 @@ pub async fn dead_letter_channel_comes_back(bench: Bench) -> Outcome {
 
 /// How often a message may be handed out in these cases: a broker that gives up on messages by itself must not do so here.
 const CRASH_LIMIT: u32 = 23;
-/// After how long the claim of a process that has ended ends. There are many of them, one after the other.
+/// Shorter than [`SHORT_CLAIM`](crate::kit::SHORT_CLAIM): each of some 24 processes waits for the claim of the one before. A claim
+/// that a halt of the machine costs only repeats messages, which this case allows.
 const CRASH_CLAIM: Duration = Duration::from_secs(2);
 /// The message that ends every process.
 const KILLER: usize = 2;

@@ -17,7 +17,7 @@ use crate::kit::{
 use crate::record::Outcome::{self, Passed, Skipped};
 
 /// How soon a claim ends here.
-const CLAIM: Duration = Duration::from_secs(2);
+const CLAIM: Duration = SHORT_CLAIM;
 
 /// The numbers of all messages that were handled.
 #[derive(Clone, Default)]
@@ -152,25 +152,11 @@ pub async fn connection_reset_each_second(bench: Bench) -> Outcome {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
         // a busy machine may need longer than a second to connect
-        let one = async {
-            loop {
-                n += 1;
-                if enqueue(&broker, &channel, n - 1).await.await.is_ok() {
-                    break n - 1;
-                }
-            }
-        };
+        let one = one_confirmed(&broker, &channel, &mut n);
         between.insert(within("a message is confirmed before the next reset", one).await);
         controls.proxy().reset();
     }
-    let last = async {
-        loop {
-            n += 1;
-            if enqueue(&broker, &channel, n).await.await.is_ok() {
-                break n;
-            }
-        }
-    };
+    let last = one_confirmed(&broker, &channel, &mut n);
     let last = within("publishing goes on after the last reset", last).await;
     let mut confirmed = confirmed(confirms).await;
     let connections = controls.proxy().connections();
@@ -226,6 +212,17 @@ pub async fn half_open_connection_is_found(bench: Bench) -> Outcome {
     }
     stop(service).await;
     Passed
+}
+
+/// Publishes further numbers until one is confirmed, and answers that.
+async fn one_confirmed(broker: &Broker, channel: &str, next: &mut usize) -> usize {
+    loop {
+        let number = *next;
+        *next += 1;
+        if enqueue(broker, channel, number).await.await.is_ok() {
+            return number;
+        }
+    }
 }
 
 pub async fn members_come_and_go(bench: Bench) -> Outcome {

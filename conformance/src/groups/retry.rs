@@ -67,7 +67,7 @@ async fn send(
     bench.broker.send(Outgoing::new(to, envelope).with(options)).await.await
 }
 
-/// Every attempt is made, none before its time by the broker's clock, and the dead letter tells of them all.
+/// Every attempt is made, none early by the broker's clock, and the dead letter records all of them.
 pub async fn broker_keeps_the_message(bench: Bench) -> Outcome {
     let (channel, mut letters) = channel_of(&bench).await;
     let attempts = Attempts::default();
