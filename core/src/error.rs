@@ -2,9 +2,16 @@
 //!
 //! How an error is *treated* (retry, dead letter) is decided in `policy`; here is only what it says.
 
+mod text;
+
 use std::error::Error as StdError;
 use std::fmt;
 use std::time::Duration;
+
+pub(crate) use text::{chain, contained, text_of};
+
+/// How many errors of a chain are looked at, the first included: a `source` may lead back to where it came from.
+pub(crate) const MAX_CHAIN: usize = 32;
 
 /// Any error that a handler, a codec or a client library may hand over.
 pub type BoxError = Box<dyn StdError + Send + Sync>;
@@ -112,6 +119,12 @@ impl Error {
         self
     }
 
+    /// The same with sources that are text: nothing in it is the user's code.
+    pub(crate) fn contained(mut self) -> Self {
+        self.0.source = self.0.source.take().map(contained);
+        self
+    }
+
     /// What kind of failure this is.
     pub fn kind(&self) -> ErrorKind {
         self.0.kind
@@ -148,10 +161,9 @@ impl fmt::Display for Error {
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{self}")?;
-        let mut next = self.source();
-        while let Some(source) = next {
-            write!(f, "\n  because: {source}")?;
-            next = source.source();
+        // the sources may be the user's
+        for source in chain(self).skip(1) {
+            write!(f, "\n  because: {}", text_of(source))?;
         }
         Ok(())
     }
@@ -174,16 +186,11 @@ pub enum Class {
 }
 
 impl Class {
-    /// The class that was marked in the error or anywhere in its source chain; `Retry(None)` if none was.
+    /// The class that was marked in the error or in one of its sources; `Retry(None)` if none was. At most 32 errors of a chain are
+    /// looked at.
     pub fn of(error: &(dyn StdError + 'static)) -> Self {
-        let mut next = Some(error);
-        while let Some(error) = next {
-            if let Some(Mark(class, _)) = error.downcast_ref::<Mark>() {
-                return *class;
-            }
-            next = error.source();
-        }
-        Self::Retry(None)
+        let mark = chain(error).find_map(|error| error.downcast_ref::<Mark>());
+        mark.map_or(Self::Retry(None), |Mark(class, _)| *class)
     }
 }
 
@@ -259,10 +266,14 @@ fn mark(class: Class, error: BoxError) -> HandlerError {
 pub(crate) fn unmarked<'a>(
     error: &'a (dyn StdError + Send + Sync + 'static),
 ) -> &'a (dyn StdError + 'static) {
-    match error.downcast_ref::<Classified>() {
-        Some(Classified(Mark(_, inner))) => unmarked(&**inner),
-        None => error,
+    let mut error = error;
+    for _ in 0..MAX_CHAIN {
+        match error.downcast_ref::<Classified>() {
+            Some(Classified(Mark(_, inner))) => error = &**inner,
+            None => break,
+        }
     }
+    error
 }
 
 /// Reads like the error it wraps; its `source()` is the [`Mark`], a node of its own, because `anyhow` hides the

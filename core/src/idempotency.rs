@@ -5,13 +5,18 @@ mod memory;
 
 pub use memory::MemoryStore;
 
+use std::any::Any;
 use std::fmt;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
+
 use crate::env::BoxFuture;
 use crate::envelope::Envelope;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
+use crate::panics::panic_text;
 
 /// How long what was handled is remembered, unless said otherwise.
 const TTL: Duration = Duration::from_hours(7 * 24);
@@ -188,6 +193,23 @@ pub trait IdempotencyStore: Send + Sync + 'static {
     /// # Errors
     /// When it could not be written down; the runner tries again.
     fn end<'a>(&'a self, endings: &'a [End]) -> BoxFuture<'a, Result<()>>;
+}
+
+/// Asks a store, which may be the user's: one that panics fails.
+pub(crate) async fn reserve(store: &dyn IdempotencyStore, requests: &[Reserve]) -> Result<Vec<Reserved>> {
+    let asked = AssertUnwindSafe(async { store.reserve(requests).await }).catch_unwind();
+    asked.await.unwrap_or_else(|panic| Err(store_panicked("reserve", panic))).map_err(Error::contained)
+}
+
+/// Tells a store, which may be the user's, what became of a message: one that panics fails.
+pub(crate) async fn end(store: &dyn IdempotencyStore, ending: &End) -> Result<()> {
+    let told = AssertUnwindSafe(async { store.end(std::slice::from_ref(ending)).await }).catch_unwind();
+    told.await.unwrap_or_else(|panic| Err(store_panicked("end", panic))).map_err(Error::contained)
+}
+
+fn store_panicked(operation: &'static str, panic: Box<dyn Any + Send>) -> Error {
+    let message = format!("the idempotency store panicked: {}", panic_text(panic));
+    Error::new(ErrorKind::Broker, operation, message).temporary(true)
 }
 
 /// A store that several routers share.

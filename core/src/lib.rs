@@ -25,6 +25,7 @@ mod layer;
 mod letters;
 mod message;
 mod outcome;
+mod panics;
 mod pending;
 mod policy;
 mod publish;

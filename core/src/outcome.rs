@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::env::Env;
 use crate::envelope::{Envelope, derived_id};
-use crate::error::{BoxError, Class};
+use crate::error::{BoxError, Class, contained};
 use crate::id::MessageId;
 use crate::message::{DecodeError, EnvelopeContext, IntoEnvelope, Message};
 
@@ -102,6 +102,16 @@ impl Outcome {
         match Class::of(&*error) {
             Class::Permanent => Self::Reject(Reason::Rejected, error),
             Class::Retry(after) => Self::Retry(error, after),
+        }
+    }
+
+    /// The same without any code of the user's: an error is its text from here on.
+    pub(crate) fn contained(self) -> Self {
+        match self {
+            Self::Retry(error, after) => Self::Retry(contained(error), after),
+            Self::Reject(reason, error) => Self::Reject(reason, contained(error)),
+            Self::Each(each) => Self::Each(each.into_iter().map(Self::contained).collect()),
+            done @ Self::Done(_) => done,
         }
     }
 

@@ -1,8 +1,10 @@
 //! Many messages in one call.
 
 use super::{Declaration, FromIncoming, Incoming, Rejection, RouteContext};
+use crate::error::{BoxError, text_of};
 use crate::message::{Message, decode};
 use crate::outcome::Outcome;
+use crate::panics::drop_caught;
 
 /// Consecutive messages, handled in one call. One that can't be decoded goes to the dead letters by itself and is not in
 /// here, so a batch may be empty. Return one outcome for all, or `Vec<Result<_, _>>` with one for each in order.
@@ -62,12 +64,12 @@ impl Incoming {
                 all
             }
             Outcome::Retry(error, after) => {
-                let text = error.to_string();
+                let text = taken(error);
                 let spread = (self.rejected.len()..total).map(|_| Outcome::Retry(text.clone().into(), after));
                 spread.collect()
             }
             Outcome::Reject(reason, error) => {
-                let text = error.to_string();
+                let text = taken(error);
                 let spread =
                     (self.rejected.len()..total).map(|_| Outcome::Reject(reason, text.clone().into()));
                 spread.collect()
@@ -78,4 +80,11 @@ impl Incoming {
         }
         Outcome::Each(each)
     }
+}
+
+/// The text of the function's error, which is dropped.
+fn taken(error: BoxError) -> String {
+    let text = text_of(&*error);
+    drop_caught(error);
+    text
 }

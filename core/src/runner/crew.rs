@@ -2,7 +2,6 @@
 //! wait; and what they return to be published, until it is confirmed. What an outcome means for the message is the dispatcher's.
 
 use std::future::Future;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -20,6 +19,7 @@ use crate::extract::Incoming;
 use crate::handler::DynHandler;
 use crate::idempotency::IdempotencyStore;
 use crate::outcome::{Outcome, Reason};
+use crate::panics::{caught, drop_caught};
 use crate::policy::OnlyIf;
 
 /// What a crew needs to know of its route.
@@ -91,9 +91,9 @@ impl<'a> Crew<'a> {
         cx: &mut Context<'_>,
     ) -> Begun {
         let (orders, handler) = (self.orders, &*self.orders.handler);
-        let mut future = match catch_unwind(AssertUnwindSafe(|| handler.dyn_handle(incoming))) {
+        let mut future = match caught(|| handler.dyn_handle(incoming)) {
             Ok(future) => Guarded::new(HANDLER, future),
-            Err(panic) => return Begun::Ended(panicked(HANDLER, &*panic)),
+            Err(panic) => return Begun::Ended(panicked(HANDLER, &panic)),
         };
         let polled = if has_turn(cx) { future.poll_handler(orders, cx) } else { Poll::Pending };
         let stage = match polled {
@@ -323,9 +323,9 @@ impl<F> Guarded<F> {
         let Some(work) = &mut self.work else {
             return Err(Outcome::Retry("it has ended already".into(), None));
         };
-        catch_unwind(AssertUnwindSafe(|| with(work))).map_err(|panic| {
+        caught(|| with(work)).map_err(|panic| {
             self.leave();
-            panicked(self.name, &*panic)
+            panicked(self.name, &panic)
         })
     }
 
@@ -341,15 +341,15 @@ impl<F> Guarded<F> {
 
     /// Drops what is at work.
     fn leave(&mut self) {
-        let ended = self.work.take();
-        let _ = catch_unwind(AssertUnwindSafe(|| drop(ended)));
+        drop_caught(self.work.take());
     }
 }
 
 impl Guarded<BoxFuture<'_, Outcome>> {
     fn poll_handler(&mut self, orders: &Orders, cx: &mut Context<'_>) -> Poll<Outcome> {
         self.poll_with(|future| {
-            future.as_mut().poll(cx).map(|outcome| judged(outcome, orders.only_if.as_ref()))
+            // inside the guard: from here on nothing of the outcome is the user's
+            future.as_mut().poll(cx).map(|outcome| judged(outcome, orders.only_if.as_ref()).contained())
         })
     }
 }
@@ -367,7 +367,10 @@ impl<F> Drop for Guarded<F> {
 fn judged(outcome: Outcome, only_if: Option<&OnlyIf>) -> Outcome {
     let Some(only_if) = only_if else { return outcome };
     match outcome {
-        Outcome::Retry(error, _) if !only_if.holds(&error) => Outcome::Reject(Reason::Rejected, error),
+        // a predicate that panics decides nothing
+        Outcome::Retry(error, _) if caught(|| only_if.holds(&error)) == Ok(false) => {
+            Outcome::Reject(Reason::Rejected, error)
+        }
         Outcome::Each(each) => {
             Outcome::Each(each.into_iter().map(|outcome| judged(outcome, Some(only_if))).collect())
         }
@@ -375,7 +378,6 @@ fn judged(outcome: Outcome, only_if: Option<&OnlyIf>) -> Outcome {
     }
 }
 
-fn panicked(who: &str, panic: &(dyn std::any::Any + Send)) -> Outcome {
-    let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(|s| &**s));
-    Outcome::Retry(format!("{who} panicked: {}", text.unwrap_or("no message")).into(), None)
+fn panicked(who: &str, panic: &str) -> Outcome {
+    Outcome::Retry(format!("{who} panicked: {panic}").into(), None)
 }

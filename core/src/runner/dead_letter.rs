@@ -2,6 +2,7 @@
 
 use crate::delivery::Delivery;
 use crate::envelope::Envelope;
+use crate::error::{chain, text_of};
 use crate::letters::{MAX_VALUE, PREFIX, RETRY_PREFIX, copied, cut, keep_id, redrives};
 use crate::outcome::Reason;
 
@@ -26,8 +27,8 @@ pub(crate) fn dead_letter(delivery: &Delivery, failure: &Failure<'_>) -> (Envelo
     let mut headers = copied(source, |name| name.starts_with(PREFIX) || name.starts_with(RETRY_PREFIX));
     let mut put = |name: &str, value: &str| headers.insert_system(&format!("{PREFIX}{name}"), &*cut(value));
     put("reason", failure.reason.as_str());
-    put("error", &failure.error.to_string());
-    put("error-chain", &chain(failure.error));
+    put("error", &text_of(failure.error));
+    put("error-chain", &chain_text(failure.error));
     put("attempts", &failure.attempts.to_string());
     if let Some(deliveries) = delivery.deliveries {
         put("deliveries", &deliveries.to_string());
@@ -44,13 +45,14 @@ pub(crate) fn dead_letter(delivery: &Delivery, failure: &Failure<'_>) -> (Envelo
     (source.clone().with_headers(headers.freeze()), hop)
 }
 
-fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(source) = next {
-        text.push_str(": ");
-        text.push_str(&source.to_string());
-        next = source.source();
+/// The error and its sources as one text.
+fn chain_text(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = String::new();
+    for (index, error) in chain(error).enumerate() {
+        if index > 0 {
+            text.push_str(": ");
+        }
+        text.push_str(&text_of(error));
         if text.len() > MAX_VALUE {
             break;
         }

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::copies::{CopySent, Sent};
 use super::{Dispatcher, Held, Items, Pass};
 use crate::error::Result;
-use crate::idempotency::{End, Ending, IdempotencyStore, Identity, Reserve, Reserved};
+use crate::idempotency::{self, End, Ending, Identity, Reserve, Reserved};
 use crate::letters::redrives;
 use crate::outcome::Reason;
 use crate::runner::events;
@@ -107,7 +107,7 @@ impl Dispatcher<'_> {
             .map(|r| Reserve { identity: r.identity.clone(), token: r.token, lease, redrives: r.redrives })
             .collect();
         self.asked.push(Box::pin(async move {
-            let answers = store.reserve(&requests).await;
+            let answers = idempotency::reserve(&*store, &requests).await;
             Answered { items: known, pass, answers }
         }));
     }
@@ -225,7 +225,7 @@ impl Dispatcher<'_> {
         let lost = self.hold_for_copy(&held);
         self.copies.push(Box::pin(async move {
             for again in 0..TELLING {
-                match tell(&*store, &end).await {
+                match idempotency::end(&*store, &end).await {
                     Ok(()) => break,
                     Err(error) => events::store_failed(&plan.names, &error.to_string()),
                 }
@@ -246,12 +246,8 @@ impl Dispatcher<'_> {
         let (store, identity, token) = (Arc::clone(store), reservation.identity.clone(), reservation.token);
         self.copies.push(Box::pin(async move {
             // what can't be told lapses with the lease
-            let _ = tell(&*store, &End { identity, token, how: Ending::Released }).await;
+            let _ = idempotency::end(&*store, &End { identity, token, how: Ending::Released }).await;
             CopySent { held: None, sent: Sent::Ended }
         }));
     }
-}
-
-async fn tell(store: &dyn IdempotencyStore, end: &End) -> Result<()> {
-    store.end(std::slice::from_ref(end)).await
 }
