@@ -57,6 +57,15 @@ impl Backoff {
         }
     }
 
+    /// After this many attempts the wait stays the same. (The factor of an exponential back-off has 32 bits.)
+    fn steps(&self) -> u32 {
+        match self {
+            Self::Fixed(_) => 0,
+            Self::Exponential { .. } => u32::BITS,
+            Self::List(waits) => u32::try_from(waits.len()).unwrap_or(u32::MAX),
+        }
+    }
+
     pub(crate) fn longest(&self) -> Duration {
         match self {
             Self::Fixed(wait) => *wait,
@@ -251,13 +260,17 @@ impl Retry {
     /// [advises](crate::Classify::retry_after) beyond the back-off isn't known before, and only bounded by
     /// [`max_elapsed`](Self::max_elapsed).
     pub fn worst_case(&self, timeout: Duration) -> Duration {
-        let waits = (1..self.attempts).fold(Duration::ZERO, |sum, attempt| {
-            let wait = match self.jitter {
-                Jitter::Decorrelated => self.backoff.longest(),
-                Jitter::Full | Jitter::None => self.backoff.after(attempt),
-            };
-            sum.saturating_add(self.kept(wait))
-        });
+        let waits = self.attempts - 1;
+        let waits = match self.jitter {
+            Jitter::Decorrelated => self.kept(self.backoff.longest()).saturating_mul(waits),
+            Jitter::Full | Jitter::None => {
+                let (steps, last) = (waits.min(self.backoff.steps()), self.backoff.after(u32::MAX));
+                let first: Duration = (1..=steps).fold(Duration::ZERO, |sum, attempt| {
+                    sum.saturating_add(self.kept(self.backoff.after(attempt)))
+                });
+                first.saturating_add(self.kept(last).saturating_mul(waits - steps))
+            }
+        };
         let whole = timeout.saturating_mul(self.attempts).saturating_add(waits);
         // the ceiling bounds when the last attempt begins, which may then take its time-out
         self.max_elapsed.map_or(whole, |ceiling| whole.min(ceiling.saturating_add(timeout)))
@@ -289,8 +302,10 @@ impl Retry {
 /// A duration from `low` to `high`, both included, that `random` picks.
 fn between(low: Duration, high: Duration, random: u64) -> Duration {
     let span = high.saturating_sub(low).as_nanos();
-    let part = (span * u128::from(random)) / u128::from(u64::MAX);
-    low + Duration::from_nanos(u64::try_from(part).unwrap_or(u64::MAX))
+    let (random, whole) = (u128::from(random), u128::from(u64::MAX));
+    // the longest durations times the largest number are more than 128 bits
+    let part = span / whole * random + span % whole * random / whole;
+    low.saturating_add(Duration::from_nanos(u64::try_from(part).unwrap_or(u64::MAX)))
 }
 
 #[cfg(test)]
@@ -336,6 +351,24 @@ mod tests {
         }
 
         #[test]
+        fn the_worst_case_is_the_sum_of_all_waits(retry in any_retry(), durable in any::<bool>(), attempts in 1..200_u32, many in 200..=u32::MAX, took in 0..1000_u64) {
+            let retry = if durable { retry.durable() } else { retry };
+            let mut retry = Retry { max_elapsed: None, ..retry };
+            let timeout = Duration::from_millis(took);
+            let wait = |retry: &Retry, attempt| match retry.jitter {
+                Jitter::Decorrelated => retry.kept(retry.backoff.longest()),
+                Jitter::Full | Jitter::None => retry.kept(retry.backoff.after(attempt)),
+            };
+            retry = retry.attempts(attempts);
+            let sum = (1..attempts).fold(timeout * attempts, |sum, attempt| sum + wait(&retry, attempt));
+            prop_assert_eq!(retry.worst_case(timeout), sum);
+            // added one by one, so many would take minutes for each case
+            let more = (timeout + wait(&retry, u32::MAX)) * (many - 200);
+            let few = retry.clone().attempts(200).worst_case(timeout);
+            prop_assert_eq!(retry.attempts(many).worst_case(timeout), few + more);
+        }
+
+        #[test]
         fn advice_is_never_undercut_and_permanent_never_retried(retry in any_retry(), advice in 0..10_000_u64, random in any::<u64>()) {
             let advice = Duration::from_millis(advice);
             if let Verdict::Again(wait) = retry.verdict(1, Duration::ZERO, Duration::ZERO, Class::Retry(Some(advice)), random) {
@@ -356,6 +389,32 @@ mod tests {
             assert_eq!(verdict, Verdict::Again(s(tier)));
             assert_eq!(retry.attempts(2).worst_case(s(5)), s(10 + tier));
         }
+    }
+
+    #[test]
+    fn the_worst_case_of_attempts_without_end_is_found_in_few_steps() {
+        let exponential = Backoff::exponential(Duration::from_millis(200), Duration::from_secs(30));
+        assert!(exponential.steps() <= 32 && Backoff::Fixed(Duration::MAX).steps() == 0);
+        let retry = Retry::new().attempts(u32::MAX).backoff(exponential);
+        // 0.2 + 0.4 + … + 25.6 s, and from there on 30 s each; the time-outs
+        let waits = Duration::from_secs(51) + Duration::from_secs(30) * (u32::MAX - 1 - 8);
+        assert_eq!(retry.worst_case(Duration::from_secs(1)), waits + Duration::from_secs(1) * u32::MAX);
+        assert_eq!(retry.worst_case(Duration::MAX), Duration::MAX);
+        assert_eq!(retry.backoff(Backoff::Fixed(Duration::MAX)).worst_case(Duration::ZERO), Duration::MAX);
+    }
+
+    #[test]
+    fn jitter_spreads_the_longest_waits_too() {
+        let most = Duration::from_nanos(u64::MAX);
+        assert_eq!(between(Duration::ZERO, Duration::MAX, u64::MAX), most);
+        assert_eq!(between(Duration::MAX, Duration::MAX, u64::MAX), Duration::MAX);
+        assert_eq!(
+            between(Duration::ZERO, Duration::from_secs(8), u64::MAX / 4),
+            Duration::from_nanos(1_999_999_999)
+        );
+        let retry = Retry::new().backoff(Backoff::Fixed(Duration::MAX)).jitter(Jitter::Decorrelated);
+        let verdict = retry.verdict(1, Duration::MAX, Duration::MAX, Class::Retry(None), u64::MAX);
+        assert_eq!(verdict, Verdict::Again(Duration::MAX));
     }
 
     #[test]
