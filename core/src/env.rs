@@ -11,6 +11,9 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::id::MessageId;
 
+/// What stands for a wait without a limit; tokio's timers do the same.
+const FOREVER: Duration = Duration::from_hours(24 * 365 * 30);
+
 /// A boxed future that can move between threads.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
@@ -79,6 +82,19 @@ impl Env {
         self.wall_ms().saturating_add(1).saturating_add(wait_ms)
     }
 
+    /// When `wait` is over, by the monotonic clock. What is longer than 30 years, such as `Duration::MAX` for "no limit", ends in 30 years:
+    /// clocks can't count all durations.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use postrider_core::Env;
+    /// let env = Env::system();
+    /// assert!(env.deadline(Duration::MAX) > env.deadline(Duration::from_hours(24 * 365)));
+    /// ```
+    pub fn deadline(&self, wait: Duration) -> Instant {
+        deadline_from(self.now(), wait)
+    }
+
     /// The `CloudEvents` source that published messages carry when they name none: `/postrider` unless set.
     pub fn origin(&self) -> &Arc<str> {
         &self.0.origin
@@ -109,6 +125,11 @@ impl Env {
             counter: AtomicU64::new(0),
         }))
     }
+}
+
+/// [`Env::deadline`] for a wait that began at `from`.
+pub fn deadline_from(from: Instant, wait: Duration) -> Instant {
+    from + wait.min(FOREVER)
 }
 
 impl Deref for Env {
@@ -205,6 +226,14 @@ mod tests {
         // 0.9 ms later the wall clock shows the same millisecond, and the due time is still not early
         tokio::time::advance(Duration::from_micros(900)).await;
         assert_eq!(due(Duration::from_secs(1)), 1001);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_deadline_without_a_limit_is_far_away() {
+        let env = Env::seeded(1);
+        let left = |wait| env.deadline(wait) - env.now();
+        assert_eq!(left(Duration::from_nanos(7)), Duration::from_nanos(7));
+        assert_eq!((left(FOREVER), left(Duration::MAX)), (FOREVER, FOREVER));
     }
 
     #[test]

@@ -47,7 +47,7 @@ pub use bytes::Bytes;
 pub use capability::{Capabilities, Capability};
 pub use chunk::chunked;
 pub use delivery::{Delivery, Origin};
-pub use env::{BoxFuture, Env, SeededSource, Source, SystemSource};
+pub use env::{BoxFuture, Env, SeededSource, Source, SystemSource, deadline_from};
 pub use envelope::{Envelope, EnvelopeBuilder, WireReader, derived_id};
 pub use error::{BoxError, Class, Classify, Error, ErrorKind, HandlerError, Result};
 pub use extract::{

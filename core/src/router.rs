@@ -187,7 +187,7 @@ impl<S, L> Router<S, L> {
             error = running.failed() => Some(error),
         };
         let report = running.stop(DRAIN).await;
-        broker.close(broker.env().now() + DRAIN).await;
+        broker.close(broker.env().deadline(DRAIN)).await;
         failed.map_or(report, Err)
     }
 

@@ -180,7 +180,7 @@ impl Connection {
     async fn first_answer(&self, url: &BrokerUrl, config: &KafkaConfig, env: &Env) -> Result<()> {
         let listed: Vec<_> = url.hosts().iter().map(|host| host.address(9092)).collect();
         let listed = listed.join(", ");
-        let deadline = env.now() + config.connect_timeout;
+        let deadline = env.deadline(config.connect_timeout);
         loop {
             let left = deadline.saturating_duration_since(env.now());
             let asked =

@@ -7,7 +7,7 @@ use std::sync::mpsc;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use postrider_core::{Env, Error, ErrorKind, Result, Signal, Start};
+use postrider_core::{Env, Error, ErrorKind, Result, Signal, Start, deadline_from};
 use rdkafka::consumer::Consumer;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::topic_partition_list::Offset;
@@ -228,7 +228,7 @@ impl Work {
         if !claims.is_empty() {
             self.member.shared.event(Signal::Revoking(claims));
         }
-        let deadline = Instant::now() + self.member.release_timeout;
+        let deadline = deadline_from(Instant::now(), self.member.release_timeout);
         self.revoking = Some(Revoking { partitions, deadline, drained: None });
     }
 
@@ -303,7 +303,7 @@ impl Work {
         if commits.is_empty() {
             return;
         }
-        self.next_commit = now + self.member.commit_interval;
+        self.next_commit = deadline_from(now, self.member.commit_interval);
         self.member.committer.write(commits.clone());
         self.committing = Some(commits);
     }
@@ -353,7 +353,7 @@ impl Work {
             rest = rest.min(self.next_commit.saturating_duration_since(now));
         }
         if let Some(since) = self.unwritten {
-            let behind = since + self.member.commit_interval + UNWRITTEN;
+            let behind = deadline_from(since, self.member.commit_interval.saturating_add(UNWRITTEN));
             rest = rest.min(behind.saturating_duration_since(now).max(Duration::from_millis(20)));
         }
         rest

@@ -19,7 +19,7 @@ pub(crate) async fn ask_again<T, Asked>(
 where
     Asked: Future<Output = Result<T>>,
 {
-    let until = env.now() + patience;
+    let until = env.deadline(patience);
     loop {
         match ask().await {
             Err(error) if again(&error) && env.now() < until => env.sleep(PAUSE).await,

@@ -190,7 +190,7 @@ pub(crate) fn producer(common: &ClientConfig, config: &KafkaConfig, header_room:
         .set("retry.backoff.max.ms", "500")
         .set("message.max.bytes", largest_record(config, header_room).to_string())
         // our own bound is the one that holds
-        .set("queue.buffering.max.messages", (config.max_pending * 2).max(100_000).to_string())
+        .set("queue.buffering.max.messages", config.max_pending.saturating_mul(2).max(100_000).to_string())
         .set("queue.buffering.max.kbytes", "2097151")
         .set("topic.metadata.propagation.max.ms", "1000")
         .set("statistics.interval.ms", "250");
@@ -207,7 +207,8 @@ pub(crate) fn consumer(
     window: Window,
 ) -> ClientConfig {
     let mut client = common.clone();
-    let poll_interval = Duration::from_mins(5).max(claim_timeout * 2).max(config.release_timeout * 2);
+    let twice = |time: Duration| time.saturating_mul(2);
+    let poll_interval = Duration::from_mins(5).max(twice(claim_timeout)).max(twice(config.release_timeout));
     client
         .set("group.id", group)
         .set("enable.auto.commit", "false")
@@ -224,7 +225,7 @@ pub(crate) fn consumer(
         .set("fetch.wait.max.ms", "50")
         // each partition has a queue of its own, to which these bounds apply. One that is full isn't fetched for until the back-off is
         // over, so it holds what is handled meanwhile; with fewer messages one busy partition is read at half of its rate
-        .set("queued.min.messages", (window.messages * 20).clamp(1_000, 100_000).to_string())
+        .set("queued.min.messages", window.messages.saturating_mul(20).clamp(1_000, 100_000).to_string())
         .set("queued.max.messages.kbytes", (window.bytes / 1024).clamp(1_024, 4_096).to_string())
         .set("coordinator.query.interval.ms", "1000");
     match config.group_protocol {
@@ -244,7 +245,8 @@ pub(crate) fn consumer(
 
 /// A time in the client's resolution, rounded up: a time-out may be longer than asked for, never shorter.
 fn millis(time: Duration) -> String {
-    time.as_nanos().div_ceil(1_000_000).to_string()
+    // the client counts in 31 bits
+    time.as_nanos().div_ceil(1_000_000).min(i32::MAX as u128).to_string()
 }
 
 /// How often a member shows that it lives; also how soon it hears of a rebalance.

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use postrider_core::{
     Capabilities, Channel, Confirm, Confirms, DrainReport, Env, Error, ErrorKind, NewSend, Outgoing, Pending,
-    PublishError, PublishOrder, Publisher, RETRY_TIERS, Result, check_address, check_size, fit_copy,
-    retry_tier,
+    PublishError, PublishOrder, Publisher, RETRY_TIERS, Result, check_address, check_size, deadline_from,
+    fit_copy, retry_tier,
 };
 use rdkafka::error::RDKafkaErrorCode as Code;
 use rdkafka::producer::BaseRecord;
@@ -196,7 +196,7 @@ impl Outbox {
             Err(error) => return Confirm::failed(error),
         };
         let allowed = message.options.deadline.unwrap_or(self.deadline);
-        let deadline = self.env.now() + allowed;
+        let deadline = self.env.deadline(allowed);
         let (bytes, key) = (message.envelope.byte_len(), self.key(&message));
         let ready = async {
             let mut held = None;
@@ -289,7 +289,7 @@ impl Outbox {
             }
             Err(Barred::FirstUnderWay | Barred::NoSuchPartition) => return Err(message),
         };
-        let deadline = now + message.options.deadline.unwrap_or(self.deadline);
+        let deadline = deadline_from(now, message.options.deadline.unwrap_or(self.deadline));
         match self.hand_over(&message, key, Target { topic, place }, deadline, Pending::try_open) {
             Ok(confirm) => Ok(confirm),
             Err(Refused::Failed(error)) => Ok(Confirm::failed(error)),

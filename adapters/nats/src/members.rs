@@ -76,7 +76,7 @@ impl Presence {
         let (here, gone) = (format!("+{:016x}", members.me), format!("-{:016x}", members.me));
         let mut link = self.connection.link();
         self.tell(&here).await;
-        let mut due = self.env.now() + self.patience / 3;
+        let mut due = self.env.deadline(self.patience / 3);
         let mut share = self.partitions;
         loop {
             tokio::select! {
@@ -97,7 +97,7 @@ impl Presence {
                     None => return,
                 },
                 () = self.env.sleep(due.saturating_duration_since(self.env.now())) => {
-                    due = self.env.now() + self.patience / 3;
+                    due = self.env.deadline(self.patience / 3);
                     self.tell(&here).await;
                 }
             }

@@ -187,7 +187,7 @@ impl Puller {
         };
         let waited = now.saturating_duration_since(gathering.since);
         gathering.missing = found.count.saturating_sub(self.shared.held_of(self.shard, found.delivered));
-        if gathering.missing > 0 && waited > self.claim_timeout * 3 {
+        if gathering.missing > 0 && waited > self.claim_timeout.saturating_mul(3) {
             tracing::warn!(target: "postrider::claim", stream = self.plan.stream, consumer = self.plan.name,
                 missing = gathering.missing, "the server doesn't redeliver all that an earlier holder left; going on");
             gathering.missing = 0;

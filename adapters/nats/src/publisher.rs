@@ -195,7 +195,7 @@ impl Outbox {
 
     fn entry(&self, message: &Outgoing<'_>) -> NewSend<Sent> {
         NewSend {
-            deadline: self.env.now() + message.options.deadline.unwrap_or(self.deadline),
+            deadline: self.env.deadline(message.options.deadline.unwrap_or(self.deadline)),
             key: self.key(message),
             bytes: message.envelope.byte_len(),
             sent: Sent::default(),

@@ -162,7 +162,7 @@ impl Outbox {
     fn made(&self, message: &Outgoing<'_>, routing_key: RoutingKey) -> NewSend<Sent> {
         let content = Message { routing_key, envelope: message.envelope.clone() };
         NewSend {
-            deadline: self.env.now() + message.options.deadline.unwrap_or(self.deadline),
+            deadline: self.env.deadline(message.options.deadline.unwrap_or(self.deadline)),
             key: self.key(message),
             bytes: message.envelope.byte_len(),
             sent: Sent::new(content, message.options.hop.is_some()),

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use indicatif::ProgressBar;
-use postrider::{BoxLetters, Broker, Error, Letter, Letters, Publisher, Redrive, Redriven};
+use postrider::{BoxLetters, Broker, Error, Letter, Letters, Publisher, Redrive, Redriven, deadline_from};
 use serde::Serialize;
 
 use super::chosen::{BATCH, Filters, Walk};
@@ -166,7 +166,7 @@ impl Run<'_> {
                 }
                 if let Some(each) = self.options.rate {
                     tokio::select! {
-                        () = tokio::time::sleep_until((began + each * sent).into()) => {}
+                        () = tokio::time::sleep_until(deadline_from(began, each.saturating_mul(sent)).into()) => {}
                         () = interrupt.wait() => {}
                     }
                 }

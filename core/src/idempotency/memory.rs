@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use super::{End, Ending, IdempotencyStore, Identity, Reserve, Reserved};
-use crate::env::{BoxFuture, Env};
+use crate::env::{BoxFuture, Env, deadline_from};
 use crate::error::{Error, ErrorKind, Result};
 
 /// How many messages are remembered, unless said otherwise.
@@ -130,7 +130,7 @@ impl Table {
             None if self.make_room(capacity) => {}
             None => return None,
         }
-        self.put(request.identity.clone(), State::Running(request.token), now + request.lease);
+        self.put(request.identity.clone(), State::Running(request.token), deadline_from(now, request.lease));
         Some(Reserved::Granted)
     }
 
@@ -142,9 +142,11 @@ impl Table {
             Some((State::DeadLettered(_), _)) | None => true,
         };
         match end.how {
-            Ending::Completed(ttl) => self.put(end.identity.clone(), State::Completed, now + ttl),
+            Ending::Completed(ttl) => {
+                self.put(end.identity.clone(), State::Completed, deadline_from(now, ttl));
+            }
             Ending::DeadLettered(ttl, redrives) if held => {
-                self.put(end.identity.clone(), State::DeadLettered(redrives), now + ttl);
+                self.put(end.identity.clone(), State::DeadLettered(redrives), deadline_from(now, ttl));
             }
             // somebody who was refused may say so, too: that opens nothing that is closed
             Ending::Released

@@ -172,7 +172,7 @@ impl RouteOptions {
         self
     }
 
-    /// How many tasks run handlers, from 1; 1 unless set. More than one lets handlers that compute use several cores.
+    /// How many tasks run handlers, from 1 to 1,024; 1 unless set. More than one lets handlers that compute use several cores.
     pub fn workers(mut self, workers: usize) -> Self {
         self.workers = workers;
         self

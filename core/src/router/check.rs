@@ -15,6 +15,9 @@ use crate::subscribe::{Group, Order, Start, SubscribeOptions};
 /// The most partitions of a group: as many as there are key slots.
 const MAX_PARTITIONS: u32 = crate::address::KEY_SLOTS;
 
+/// The most workers of a route: more than there are cores on any machine.
+const MAX_WORKERS: usize = 1024;
+
 /// For how long a publisher may send again what had no answer.
 const RESEND: Duration = Duration::from_mins(10);
 
@@ -42,6 +45,12 @@ pub(super) fn plan(options: &RouteOptions, declaration: &Declaration) -> Result<
         return refuse(format!(
             "it publishes to `{}`, which it reads: that never ends; choose another channel",
             options.channel
+        ));
+    }
+    if options.workers > MAX_WORKERS {
+        return refuse(format!(
+            "`workers` is {}, it must be at most {MAX_WORKERS}: each is a task",
+            options.workers
         ));
     }
     let least_one = [
@@ -225,7 +234,13 @@ pub(super) fn store(plan: &Plan, has_store: bool) -> Result<()> {
             "`idempotency` is for a group, an ephemeral one forgets with its process; name a group".into(),
         );
     }
-    let least = plan.retry.worst_case(plan.timeout) + RESEND;
+    let least = plan.retry.worst_case(plan.timeout).saturating_add(RESEND);
+    if policy.ttl < least && least == Duration::MAX {
+        return refuse(format!(
+            "`idempotency` remembers for {:?}, but nothing limits how long a message takes: its time-out, its waits or its attempts have no end; limit them, or remember for `Duration::MAX`",
+            policy.ttl
+        ));
+    }
     if policy.ttl < least {
         return refuse(format!(
             "`idempotency` remembers for {:?}, but a message may come again for {least:?} (all attempts and waits, and 10 minutes of sending again); remember longer",

@@ -47,7 +47,7 @@ pub struct RouteDescription {
     pub attempts: u32,
     /// How long one attempt may take, in milliseconds.
     pub timeout_ms: u64,
-    /// How long one message can take in the worst case, waits included, in milliseconds.
+    /// How long one message can take in the worst case, waits included, in milliseconds; `u64::MAX` where nothing limits it.
     pub worst_case_ms: u64,
 }
 
@@ -96,7 +96,10 @@ impl fmt::Display for Description {
             ["ROUTE", "READS", "GROUP", "PUBLISHES", "DEAD LETTERS", "ORDER", "ATTEMPTS", "WORST CASE"];
         let mut rows = vec![head.map(String::from)];
         for r in &self.routes {
-            let seconds = Duration::from_millis(r.worst_case_ms).as_secs_f64();
+            let worst_case = match r.worst_case_ms {
+                u64::MAX => "no limit".to_owned(),
+                ms => format!("{:.1} s", Duration::from_millis(ms).as_secs_f64()),
+            };
             rows.push([
                 r.route.clone(),
                 r.channel.clone(),
@@ -105,7 +108,7 @@ impl fmt::Display for Description {
                 letters(r),
                 r.order.clone(),
                 r.attempts.to_string(),
-                format!("{seconds:.1} s"),
+                worst_case,
             ]);
         }
         let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);

@@ -5,9 +5,14 @@ use crate::extract::RouteNames;
 use crate::outcome::Reason;
 use crate::settle::ClaimId;
 
+/// Whole milliseconds; the most that can be said for more.
+fn millis(duration: std::time::Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
 /// `start`: the route's consumer is attached.
 pub(crate) fn started(route: &RouteNames, broker: &str, worst_case: std::time::Duration) {
-    tracing::info!(target: "postrider::route", route = route.handler, channel = route.channel, group = route.group, broker, worst_case_ms = worst_case.as_millis() as u64, "route started");
+    tracing::info!(target: "postrider::route", route = route.handler, channel = route.channel, group = route.group, broker, worst_case_ms = millis(worst_case), "route started");
 }
 
 /// `retry`: an attempt failed and another follows.
@@ -18,7 +23,7 @@ pub(crate) fn retry(
     wait: std::time::Duration,
     error: &dyn std::error::Error,
 ) {
-    tracing::debug!(target: "postrider::retry", route = route.handler, channel = route.channel, group = route.group, id = %delivery.envelope.id(), attempt, wait_ms = wait.as_millis() as u64, error = %error, "attempt failed, to be retried");
+    tracing::debug!(target: "postrider::retry", route = route.handler, channel = route.channel, group = route.group, id = %delivery.envelope.id(), attempt, wait_ms = millis(wait), error = %error, "attempt failed, to be retried");
 }
 
 /// `retry`: the broker may not have the copy that was to wait there; the message waits in this process.
@@ -84,7 +89,7 @@ pub(crate) fn drained(route: &RouteNames, given_back: usize, in_time: bool) {
 
 /// `breaker`: too many attempts failed, nothing starts for this time.
 pub(crate) fn breaker_opened(route: &RouteNames, left: std::time::Duration) {
-    tracing::warn!(target: "postrider::breaker", route = route.handler, channel = route.channel, group = route.group, open_ms = left.as_millis() as u64, "circuit breaker open, the route waits");
+    tracing::warn!(target: "postrider::breaker", route = route.handler, channel = route.channel, group = route.group, open_ms = millis(left), "circuit breaker open, the route waits");
 }
 
 /// `breaker`: a few attempts are let through, to see.

@@ -12,6 +12,7 @@ use super::stop::StopOrder;
 use super::task::RouteEnd;
 use crate::breaker::{Breaker, BreakerState};
 use crate::broker::Broker;
+use crate::env::deadline_from;
 use crate::error::{Error, ErrorKind, Result};
 use crate::publish::Publisher;
 use crate::subscribe::{Control, HealthState};
@@ -129,7 +130,7 @@ impl Running {
     }
 
     /// Stops: nothing new starts, running handlers have until the deadline, then they are cancelled and their messages
-    /// given back; settlements and publishes are flushed. The broker stays connected.
+    /// given back; settlements and publishes are flushed. The broker stays connected. With `Duration::MAX` there is no deadline.
     ///
     /// # Errors
     /// A route that had ended by itself before, with its reason.
@@ -140,7 +141,7 @@ impl Running {
         let env = self.broker.env().clone();
         let began = env.now();
         // a second order can't come: `stop` takes the service by value
-        let _ = self.stop.deadline.set(began + deadline);
+        let _ = self.stop.deadline.set(deadline_from(began, deadline));
         self.stop.token.cancel();
         let (mut drained, mut first_error) = (true, None);
         let mut ends = std::mem::take(&mut self.ended);

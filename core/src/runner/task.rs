@@ -55,7 +55,7 @@ pub(crate) async fn run(
     let result =
         serve(&plan, &orders, &mut dispatcher, &mut subscription, &status, &stop, &mut tracker).await;
     dispatcher.stop();
-    let deadline = stop.deadline.get().copied().unwrap_or_else(|| orders.env.now() + plan.timeout);
+    let deadline = stop.deadline.get().copied().unwrap_or_else(|| orders.env.deadline(plan.timeout));
     let drained = finish(&orders, &mut dispatcher, &mut subscription, deadline).await;
     let given_back = dispatcher.give_all_back();
     tokio::select! {

@@ -46,7 +46,7 @@ impl<Q: Queue> Shared<Q> {
                     }
                 }
                 if let Some(after) = after {
-                    let due = self.env.now() + *after;
+                    let due = self.env.deadline(*after);
                     wake |= state.timers.first().is_none_or(|(first, ..)| due < *first);
                     state.timers.insert((due, number, partition.epoch, token.seq));
                 }

@@ -100,7 +100,7 @@ impl Dispatcher<'_> {
         }
         // held in place until its next attempt, a message may wait for its back-off besides
         let wait = if plan.retry.is_durable() { Duration::ZERO } else { plan.retry.longest_wait() };
-        let lease = plan.timeout + wait + MARGIN;
+        let lease = plan.timeout.saturating_add(wait).saturating_add(MARGIN);
         let requests: Vec<_> = known
             .iter()
             .filter_map(|held| held.reservation.as_ref())
