@@ -283,10 +283,10 @@ fn structured(number: u64, record: &mut Record, dice: &mut Dice) {
     record.content_type = Some("application/cloudevents+json".into());
     record.body = match dice.below(4) {
         0 => format!(
-            "{{\"id\":\"s{number}\",\"type\":\"order\",\"schemaversion\":2,\"data\":{{\"number\":{number}}}}}"
+            "{{\"specversion\":\"1.0\",\"source\":\"/s\",\"id\":\"s{number}\",\"type\":\"order\",\"schemaversion\":2,\"data\":{{\"number\":{number}}}}}"
         )
         .into_bytes(),
-        1 => b"{\"id\":\"1\",\"data_base64\":\"not base64!\"}".to_vec(),
+        1 => b"{\"specversion\":\"1.0\",\"source\":\"/s\",\"id\":\"1\",\"type\":\"order\",\"data_base64\":\"not base64!\"}".to_vec(),
         2 => [&b"{\"odd\":"[..], &vec![b'['; 3_000]].concat(),
         _ => b"{\"id\":7,\"type\":null,\"time\":{},\"data\":[]}".to_vec(),
     };

@@ -91,6 +91,9 @@ pub(crate) enum Outcome {
 impl MemoryBroker {
     /// The channel of what may be sent; of a copy, leaves out what has no room in the bound of a whole channel.
     fn checked(&self, message: &mut Outgoing<'_>) -> Result<Arc<Channel>, Error> {
+        if let Some(read) = message.envelope.read_structured() {
+            message.envelope = read;
+        }
         let most = self.config().max_bytes.saturating_sub(message.envelope.payload().len());
         fit_copy(message, most, |envelope| envelope.headers().byte_len())?;
         let message = &*message;

@@ -20,12 +20,27 @@ struct Structured<'a> {
     attributes: BTreeMap<String, serde_json::Value>,
 }
 
-/// Gives the attributes to `reader` and answers the body; `None` if the body is no such event.
+/// What every event has; without one of them, a body is none, whatever its content type says.
+const REQUIRED: [&str; 4] = ["specversion", "id", "source", "type"];
+
+impl Structured<'_> {
+    fn is_event(&self) -> bool {
+        let text = |name| self.attributes.get(name).and_then(serde_json::Value::as_str);
+        REQUIRED.into_iter().all(|name| text(name).is_some_and(|text| !text.is_empty()))
+    }
+}
+
+/// Whether a content type says that the body is such an event.
+pub(super) fn is_structured(content_type: &str) -> bool {
+    content_type.starts_with("application/cloudevents+json")
+}
+
+/// Gives the attributes to `reader` and answers the body; `None`, and nothing is given, if the body is no such event.
 pub(super) fn take_apart(body: &Bytes, reader: &mut WireReader<'_>) -> Option<Bytes> {
-    let event: Structured<'_> = match serde_json::from_slice(body) {
-        Ok(event) => event,
-        Err(_) => return None,
-    };
+    let event: Structured<'_> = serde_json::from_slice(body).ok()?;
+    if !event.is_event() {
+        return None;
+    }
     let data = match (&event.data_base64, event.data) {
         (Some(text), _) => Bytes::from(STANDARD.decode(text).ok()?),
         (None, Some(data)) => json_data(&event, data)?,
@@ -45,8 +60,9 @@ pub(super) fn take_apart(body: &Bytes, reader: &mut WireReader<'_>) -> Option<By
                 }
             }
             serde_json::Value::Bool(b) => reader.header(name, *b),
-            // the specification has no other types; null means absent
-            _ => {}
+            serde_json::Value::Null => {}
+            // the specification has no other types; that of an extension is kept as it is
+            other => reader.header(name, &*other.to_string()),
         }
     }
     Some(data)

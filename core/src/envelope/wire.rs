@@ -6,6 +6,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 
+use super::structured::{self, is_structured};
 use super::{Envelope, EnvelopeBuilder};
 use crate::headers::{Attribute, HeaderValue};
 use crate::id::MessageId;
@@ -61,6 +62,27 @@ impl Envelope {
         if let Some(text) = content_type {
             write(Attribute::ContentType.as_str(), text);
         }
+    }
+}
+
+impl Envelope {
+    /// For adapters without a wire: what a consumer reads of a structured `CloudEvent`, which is taken apart as by
+    /// [`WireReader::finish`]. `None` for any other message, which is read as it is.
+    pub fn read_structured(&self) -> Option<Self> {
+        if !self.content_type().is_some_and(is_structured) {
+            return None;
+        }
+        let mut reader = WireReader::new((!self.null).then(|| self.payload.clone()));
+        self.write_attributes(|name, text| {
+            let text = String::from_utf8_lossy(text).into_owned();
+            if name == Attribute::ContentType.as_str() {
+                reader.content_type(text);
+            } else if !reader.attribute(name, text.clone()) {
+                reader.header(name, &*text);
+            }
+        });
+        self.headers.iter().for_each(|(name, value)| reader.header(name, value));
+        Some(reader.finish())
     }
 }
 
@@ -154,13 +176,11 @@ impl<'a> WireReader<'a> {
         self.builder.time_ms.get_or_insert(time_ms);
     }
 
-    /// The envelope. A structured `CloudEvent` (`application/cloudevents+json`) is taken apart first; one that can't be is left
-    /// as it is, so that decoding fails and the bytes are kept.
+    /// The envelope. A structured `CloudEvent` (`application/cloudevents+json`) is taken apart first. A body that is none, because it
+    /// is not JSON or lacks `specversion`, `id`, `source` or `type`, is a plain message: its bytes stay as they came.
     pub fn finish(mut self) -> Envelope {
-        let structured =
-            self.content_type.as_ref().is_some_and(|text| text.starts_with("application/cloudevents+json"));
-        if structured
-            && let Some(body) = super::structured::take_apart(&self.builder.payload.clone(), &mut self)
+        if self.content_type.as_deref().is_some_and(is_structured)
+            && let Some(body) = structured::take_apart(&self.builder.payload.clone(), &mut self)
         {
             self.builder.payload = body;
         }
@@ -313,6 +333,50 @@ mod tests {
     }
 
     #[test]
+    fn a_body_that_is_no_event_stays_as_it_came_whatever_its_content_type() {
+        const TYPE: &str = "application/cloudevents+json";
+        let read = |body: String| {
+            let mut reader = WireReader::new(Some(Bytes::from(body)));
+            assert!(reader.attribute("id", "7") && reader.attribute("type", "order"));
+            reader.content_type(TYPE);
+            reader.finish()
+        };
+        let members = [r#""specversion":"1.0""#, r#""id":"1""#, r#""source":"/s""#, r#""type":"t""#];
+        let data = r#""data":{"a":1},"lines":[{"sku":1}],"total":12.50"#;
+        let whole = format!("{{{},{data}}}", members.join(","));
+        assert_eq!(read(whole).payload(), &Bytes::from_static(br#"{"a":1}"#));
+        let mut bodies = vec![r#"{"order_id":"o-1","lines":[{"sku":1}],"total":12.50}"#.to_owned(), "[]".into(), "7".into()];
+        for lacking in 0..members.len() {
+            for instead in ["\"other\":\"x\"".to_owned(), members[lacking].split(':').next().unwrap().to_owned() + ":7", members[lacking].split(':').next().unwrap().to_owned() + ":\"\""] {
+                let mut members = members.map(str::to_owned);
+                members[lacking] = instead;
+                bodies.push(format!("{{{},{data}}}", members.join(",")));
+            }
+        }
+        for body in bodies {
+            let e = read(body.clone());
+            assert_eq!(e.payload(), &body.clone().into_bytes(), "{body}");
+            assert_eq!((e.id().to_string().as_str(), e.type_name()), ("7", "order"), "{body}");
+            assert_eq!((e.content_type(), e.headers().len()), (Some(TYPE), 0), "{body}");
+        }
+    }
+
+    #[test]
+    fn a_structured_cloud_event_is_read_without_a_wire_as_with_one() {
+        let env = Env::seeded(1);
+        let body = r#"{"specversion":"1.0","id":"7","source":"/s","type":"t","schemaversion":2,"partitionkey":"k","data":{"a":1}}"#;
+        let build = |content_type: &str| {
+            let builder = Envelope::builder(Bytes::from(body)).attribute(Attribute::ContentType, content_type);
+            builder.header("tenant", "acme").build(&env).unwrap()
+        };
+        let e = build("application/cloudevents+json").read_structured().unwrap();
+        assert_eq!((e.id().to_string().as_str(), e.type_name(), e.version()), ("7", "t", 2));
+        assert_eq!((e.key(), e.payload().as_ref()), (Some(&b"k"[..]), &br#"{"a":1}"#[..]));
+        assert_eq!(e.headers().get("tenant"), Some(HeaderValue::Text("acme")));
+        assert_eq!(build("application/json").read_structured(), None);
+    }
+
+    #[test]
     fn a_structured_cloud_event_is_taken_apart() {
         let read = |body: &'static str| {
             let mut reader = WireReader::new(Some(Bytes::from_static(body.as_bytes())));
@@ -330,7 +394,9 @@ mod tests {
         assert_eq!(e.content_type(), Some("application/json"));
         assert_eq!(e.payload(), &Bytes::from_static(br#"{"a":1}"#));
         assert_eq!(e.headers().get("odd"), Some(HeaderValue::Bool(true)));
-        assert_eq!(read(r#"{"data_base64":"AP8=","id":"1"}"#).payload(), &Bytes::from_static(&[0, 255]));
+        let base64 = read(r#"{"specversion":"1.0","data_base64":"AP8=","id":"1","source":"/s","type":"t","tags":[1]}"#);
+        assert_eq!(base64.payload(), &Bytes::from_static(&[0, 255]));
+        assert_eq!(base64.headers().get("tags"), Some(HeaderValue::Text("[1]")), "nothing is lost");
         let broken = read(r#"{"id":"#);
         assert_eq!(broken.payload(), &Bytes::from_static(br#"{"id":"#));
     }
