@@ -47,9 +47,14 @@ impl<T> Envelope<T> {
         self.time_ms
     }
 
-    /// The version of the message type; 0 when a foreign message names none.
+    /// The version of the message type; 0 when a foreign message names none, or one that is [no number](Self::unreadable_version).
     pub fn version(&self) -> u32 {
         self.version
+    }
+
+    /// The version of the message type as it came off the wire, where that is no number up to 4,294,967,295.
+    pub fn unreadable_version(&self) -> Option<&str> {
+        if self.version > 0 { None } else { self.text(Attribute::SchemaVersion) }
     }
 
     /// The name of the message type; empty when a foreign message names none.
@@ -266,6 +271,11 @@ impl<T> EnvelopeBuilder<T> {
     /// Any attribute. A text attribute may not contain control characters.
     pub fn attribute<'a>(mut self, attribute: Attribute, value: impl Into<HeaderValue<'a>>) -> Self {
         let value = value.into();
+        if attribute == Attribute::SchemaVersion
+            && let Some(version) = value.as_text().and_then(|text| text.parse().ok())
+        {
+            return self.version(version);
+        }
         if attribute != Attribute::Key
             && value.as_text().is_some_and(|text| text.chars().any(char::is_control))
         {

@@ -61,6 +61,13 @@ pub enum DecodeError {
         /// What the handler takes.
         expected: &'static str,
     },
+    /// What the message has for a version is no number up to 4,294,967,295.
+    UnreadableVersion {
+        /// What it says, cut to 64 characters.
+        found: String,
+        /// What this program reads.
+        expected: u32,
+    },
     /// The message is of a version that this program doesn't read.
     UnknownVersion {
         /// What it says it is.
@@ -78,6 +85,10 @@ impl std::fmt::Display for DecodeError {
             Self::UnknownType { found, expected } => {
                 write!(f, "the message is a `{found}`, the handler takes `{expected}`")
             }
+            Self::UnreadableVersion { found, expected } => write!(
+                f,
+                "the message has version `{found}`, which is no number up to 4294967295; this program reads version {expected}"
+            ),
             Self::UnknownVersion { found, expected } => {
                 write!(f, "the message has version {found}, this program reads version {expected}")
             }
@@ -89,10 +100,13 @@ impl std::error::Error for DecodeError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Self::Undecodable(error) => Some(&**error),
-            Self::UnknownType { .. } | Self::UnknownVersion { .. } => None,
+            Self::UnknownType { .. } | Self::UnreadableVersion { .. } | Self::UnknownVersion { .. } => None,
         }
     }
 }
+
+/// How much of a version that can't be read is told, in characters.
+const MAX_FOUND: usize = 64;
 
 /// Reads a message out of an envelope, checking type and version.
 ///
@@ -101,6 +115,10 @@ impl std::error::Error for DecodeError {
 pub fn decode<T: Message>(envelope: &Envelope) -> Result<T, DecodeError> {
     if !envelope.may_be(T::NAME) {
         return Err(DecodeError::UnknownType { found: envelope.type_name().into(), expected: T::NAME });
+    }
+    if let Some(found) = envelope.unreadable_version() {
+        let found = found.chars().take(MAX_FOUND).collect();
+        return Err(DecodeError::UnreadableVersion { found, expected: T::VERSION });
     }
     T::decode(envelope.version(), envelope.payload())
 }

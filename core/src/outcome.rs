@@ -130,7 +130,9 @@ impl From<DecodeError> for Outcome {
         let reason = match &error {
             DecodeError::Undecodable(_) => Reason::Undecodable,
             DecodeError::UnknownType { .. } => Reason::UnknownType,
-            DecodeError::UnknownVersion { .. } => Reason::UnknownVersion,
+            DecodeError::UnreadableVersion { .. } | DecodeError::UnknownVersion { .. } => {
+                Reason::UnknownVersion
+            }
         };
         Self::Reject(reason, error.into())
     }

@@ -191,6 +191,27 @@ async fn what_cannot_be_read_never_reaches_the_handler_and_keeps_its_bytes() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_version_that_is_no_number_is_unknown_and_told_as_it_came() {
+    for found in ["two", "4294967296", "-1", ""] {
+        let (_, broker) = broker();
+        let route = billing().handle(async |_: Placed| ());
+        let service = Router::new().route(route).start(&broker).await.unwrap();
+        let body = Bytes::from_static(b"{\"customer\":\"ann\",\"number\":1}");
+        let message = Envelope::builder(body).type_name("order.placed");
+        broker.publish("orders", message.attribute(Attribute::SchemaVersion, found)).await.unwrap();
+        assert_eq!(finish(service).await.dead_lettered, 1, "{found}");
+        let letters = look(&broker, LETTERS).await;
+        assert_eq!(header(&letters[0], "postrider-dlq-reason"), "unknown-version");
+        let error = header(&letters[0], "postrider-dlq-error");
+        assert!(
+            error.contains(&format!("version `{found}`")) && error.ends_with("reads version 2"),
+            "{error}"
+        );
+        assert_eq!(letters[0].unreadable_version(), Some(found), "and the letter has it");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_message_whose_time_has_passed_is_dead_lettered_or_dropped_as_the_route_says() {
     for (policy, letters, dropped) in [(OnExpired::DeadLetter, 1, 0), (OnExpired::Drop, 0, 1)] {
         let (_, broker) = broker();

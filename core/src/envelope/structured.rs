@@ -59,8 +59,10 @@ pub(super) fn take_apart(body: &Bytes, reader: &mut WireReader<'_>) -> Option<By
                     reader.header(name, n.as_i64().map_or(HeaderValue::Text(&text), HeaderValue::Int));
                 }
             }
-            serde_json::Value::Bool(b) => reader.header(name, *b),
             serde_json::Value::Null => {}
+            // no version, and to be known as such
+            other if name == "schemaversion" => _ = reader.attribute(name, other.to_string()),
+            serde_json::Value::Bool(b) => reader.header(name, *b),
             // the specification has no other types; that of an extension is kept as it is
             other => reader.header(name, &*other.to_string()),
         }

@@ -40,6 +40,9 @@ impl Envelope {
                 continue;
             }
             seen |= 1 << attribute as u32;
+            if attribute == Attribute::SchemaVersion && self.version > 0 {
+                continue;
+            }
             let is_text = kind == HeaderValue::TEXT;
             debug_assert!(!is_text || std::str::from_utf8(value).is_ok(), "what was kept as text was `str`");
             if attribute == Attribute::ContentType {
@@ -120,7 +123,8 @@ impl<'a> WireReader<'a> {
             },
             "schemaversion" => match text.parse() {
                 Ok(version) => self.builder.version = version,
-                Err(_) => return false,
+                // whoever decodes it has to know that there is one
+                Err(_) => self.builder.headers.set(Attribute::SchemaVersion, &*text),
             },
             "partitionkey" => self.key = Some(text),
             KEY_ENCODING => self.key_is_base64 = text == "base64",
@@ -303,6 +307,48 @@ mod tests {
     }
 
     #[test]
+    fn a_version_that_is_no_number_is_kept_as_it_came() {
+        let read = |text: &str| {
+            let mut reader = WireReader::new(Some(Bytes::from_static(b"{}")));
+            assert!(reader.attribute("schemaversion", text.to_owned()), "{text}");
+            reader.finish()
+        };
+        for number in ["0", "1", "4294967295"] {
+            let e = read(number);
+            assert_eq!((e.version().to_string().as_str(), e.unreadable_version()), (number, None));
+        }
+        for text in ["two", "4294967296", "-1", "1.0", "", " 1", "18446744073709551616"] {
+            let e = read(text);
+            assert_eq!((e.version(), e.unreadable_version()), (0, Some(text)));
+            // and every copy has it, once
+            let mut written = Vec::new();
+            e.write_attributes(|name, value| written.push((name.to_owned(), value.to_vec())));
+            written.retain(|(name, _)| name == "schemaversion");
+            assert_eq!(written, [("schemaversion".to_owned(), text.as_bytes().to_vec())]);
+            assert_eq!(through_the_wire(&e).unreadable_version(), Some(text));
+        }
+        let structured = |version: &str| {
+            let body = format!(
+                r#"{{"specversion":"1.0","id":"7","source":"/s","type":"t","schemaversion":{version}}}"#
+            );
+            let mut reader = WireReader::new(Some(body.into()));
+            reader.content_type("application/cloudevents+json");
+            reader.finish()
+        };
+        for (version, found) in [
+            ("2", None),
+            ("null", None),
+            ("2.5", Some("2.5")),
+            ("true", Some("true")),
+            ("4294967296", Some("4294967296")),
+            ("[1]", Some("[1]")),
+            ("\"x\"", Some("x")),
+        ] {
+            assert_eq!(structured(version).unreadable_version(), found, "{version}");
+        }
+    }
+
+    #[test]
     fn times_are_read_with_any_offset() {
         assert_eq!(parse_rfc3339("1970-01-01T01:00:00.001+01:00"), Some(1));
         assert_eq!(rfc3339(1), "1970-01-01T00:00:00.001Z");
@@ -345,9 +391,17 @@ mod tests {
         let data = r#""data":{"a":1},"lines":[{"sku":1}],"total":12.50"#;
         let whole = format!("{{{},{data}}}", members.join(","));
         assert_eq!(read(whole).payload(), &Bytes::from_static(br#"{"a":1}"#));
-        let mut bodies = vec![r#"{"order_id":"o-1","lines":[{"sku":1}],"total":12.50}"#.to_owned(), "[]".into(), "7".into()];
+        let mut bodies = vec![
+            r#"{"order_id":"o-1","lines":[{"sku":1}],"total":12.50}"#.to_owned(),
+            "[]".into(),
+            "7".into(),
+        ];
         for lacking in 0..members.len() {
-            for instead in ["\"other\":\"x\"".to_owned(), members[lacking].split(':').next().unwrap().to_owned() + ":7", members[lacking].split(':').next().unwrap().to_owned() + ":\"\""] {
+            for instead in [
+                "\"other\":\"x\"".to_owned(),
+                members[lacking].split(':').next().unwrap().to_owned() + ":7",
+                members[lacking].split(':').next().unwrap().to_owned() + ":\"\"",
+            ] {
                 let mut members = members.map(str::to_owned);
                 members[lacking] = instead;
                 bodies.push(format!("{{{},{data}}}", members.join(",")));
@@ -366,7 +420,8 @@ mod tests {
         let env = Env::seeded(1);
         let body = r#"{"specversion":"1.0","id":"7","source":"/s","type":"t","schemaversion":2,"partitionkey":"k","data":{"a":1}}"#;
         let build = |content_type: &str| {
-            let builder = Envelope::builder(Bytes::from(body)).attribute(Attribute::ContentType, content_type);
+            let builder =
+                Envelope::builder(Bytes::from(body)).attribute(Attribute::ContentType, content_type);
             builder.header("tenant", "acme").build(&env).unwrap()
         };
         let e = build("application/cloudevents+json").read_structured().unwrap();
@@ -394,7 +449,9 @@ mod tests {
         assert_eq!(e.content_type(), Some("application/json"));
         assert_eq!(e.payload(), &Bytes::from_static(br#"{"a":1}"#));
         assert_eq!(e.headers().get("odd"), Some(HeaderValue::Bool(true)));
-        let base64 = read(r#"{"specversion":"1.0","data_base64":"AP8=","id":"1","source":"/s","type":"t","tags":[1]}"#);
+        let base64 = read(
+            r#"{"specversion":"1.0","data_base64":"AP8=","id":"1","source":"/s","type":"t","tags":[1]}"#,
+        );
         assert_eq!(base64.payload(), &Bytes::from_static(&[0, 255]));
         assert_eq!(base64.headers().get("tags"), Some(HeaderValue::Text("[1]")), "nothing is lost");
         let broken = read(r#"{"id":"#);

@@ -2,8 +2,8 @@
 
 macro_rules! attributes {
     ($($(#[doc = $doc:expr])+ $name:ident = $number:literal $text:literal,)+) => {
-        /// A `CloudEvents` attribute or extension that lives in the arena. (`id`, `time` and `schemaversion` are fields
-        /// of the envelope; `specversion` is always 1.0.)
+        /// A `CloudEvents` attribute or extension that lives in the arena. (`id` and `time` are fields of the envelope, and so is a
+        /// `schemaversion` that is a number; `specversion` is always 1.0.)
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         #[non_exhaustive]
         pub enum Attribute { $($(#[doc = $doc])+ $name = $number,)+ }
@@ -58,6 +58,8 @@ attributes! {
     TraceParent = 15 "traceparent",
     /// W3C trace state.
     TraceState = 16 "tracestate",
+    /// A version of the message type that came off the wire and is no number up to 4,294,967,295.
+    SchemaVersion = 17 "schemaversion",
 }
 
 impl Attribute {

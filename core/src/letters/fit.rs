@@ -144,8 +144,11 @@ fn parts(source: &Envelope) -> Vec<Part<'_>> {
 impl Part<'_> {
     /// Whether the message would be another one without it.
     fn says_what_it_is(&self) -> bool {
-        use Attribute::{ContentType, IdempotencyKey, Key, Source, Type};
-        matches!(self.what, What::Id | What::Attribute(ContentType | IdempotencyKey | Key | Source | Type))
+        use Attribute::{ContentType, IdempotencyKey, Key, SchemaVersion, Source, Type};
+        matches!(
+            self.what,
+            What::Id | What::Attribute(ContentType | IdempotencyKey | Key | SchemaVersion | Source | Type)
+        )
     }
 }
 
