@@ -2,7 +2,7 @@
 
 use proc_macro2::TokenStream;
 use quote::quote;
-use syn::{Ident, Meta};
+use syn::{Expr, Ident, LitStr, Meta};
 
 use crate::errors::Errors;
 use crate::values::named;
@@ -21,6 +21,18 @@ const REASONS: [&str; 9] = [
     "no_identity",
 ];
 
+const NONE_FOR_ONE_REASON: &str = "in quotes it is a channel called `none`, and a single reason can't be without dead letters; name another channel (for one of that name, `RouteOptions::dead_letter_for`)";
+
+/// The name of a dead-letter channel. One in quotes that was meant to say that there is none is refused: `why`.
+pub(crate) fn channel(value: &Expr, why: &str, errors: &mut Errors) -> Option<LitStr> {
+    let channel = named(value, names::channel, errors)?;
+    if channel.value().eq_ignore_ascii_case("none") {
+        errors.at(value, why);
+        return None;
+    }
+    Some(channel)
+}
+
 /// The builder calls of `dead_letter_for(undecodable = "orders.broken", …)`.
 pub(crate) fn parse(list: &syn::MetaList, krate: &TokenStream, errors: &mut Errors) -> TokenStream {
     let mut calls = TokenStream::new();
@@ -29,7 +41,7 @@ pub(crate) fn parse(list: &syn::MetaList, krate: &TokenStream, errors: &mut Erro
             errors.at(&item, format!("write `{name} = \"…\"`"));
             continue;
         };
-        if let Some(channel) = named(&pair.value, names::channel, errors) {
+        if let Some(channel) = channel(&pair.value, NONE_FOR_ONE_REASON, errors) {
             let camel: String = name.split('_').map(|part| part[..1].to_uppercase() + &part[1..]).collect();
             let reason = Ident::new(&camel, proc_macro2::Span::call_site());
             calls.extend(quote!(.dead_letter_for(#krate::Reason::#reason, #channel)));

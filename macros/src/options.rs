@@ -41,6 +41,7 @@ const KNOWN: [&str; 26] = [
 
 const BREAKER: &str = "write `breaker(failure_rate = 0.5, …)` or `breaker = classical`";
 const RATE: &str = "write `rate(limit = 100, per = \"1s\")`";
+const NO_DEAD_LETTER: &str = "in quotes it is a channel called `none`; for no dead letters write `dead_letter = none` (for a channel of that name, `RouteOptions::dead_letter(\"none\")`)";
 const DEAD_LETTER_FOR: &str = "write `dead_letter_for(undecodable = \"…\")`";
 
 /// What was said of a route.
@@ -251,7 +252,7 @@ impl Reader<'_> {
                 word(value, &["none"], self.errors).map(|_| quote!(.no_dead_letter()))
             }
             "dead_letter" => {
-                named(value, names::channel, self.errors).map(|channel| quote!(.dead_letter(#channel)))
+                dead_letters::channel(value, NO_DEAD_LETTER, self.errors).map(|channel| quote!(.dead_letter(#channel)))
             }
             "retry" if as_word(value).is_none() => {
                 self.errors.at(value, "write `retry(attempts = 5, …)` or `retry = never`");

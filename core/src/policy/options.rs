@@ -244,7 +244,8 @@ impl RouteOptions {
         self
     }
 
-    /// The dead-letter channel; `channel.group.dlq` unless set.
+    /// The dead-letter channel; `channel.group.dlq` unless set. A name is a name, also `none`: for no dead letters, call
+    /// [`no_dead_letter`](Self::no_dead_letter).
     pub fn dead_letter(mut self, channel: impl Into<String>) -> Self {
         self.dead_letter = DeadLetterPolicy::Channel(channel.into());
         self
