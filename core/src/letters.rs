@@ -12,7 +12,8 @@ pub use failure::Failure;
 pub use fit::fit_copy;
 
 pub(crate) use copy::{
-    EDITED_FROM, MAX_VALUE, PREFIX, REASON, REDRIVES, RETRY_PREFIX, copied, cut, keep_id, redrives,
+    EDITED_FROM, MAX_DEPTH, MAX_VALUE, PREFIX, REASON, REDRIVES, RETRY_PREFIX, copied, cut, depth, keep_id,
+    redrives,
 };
 
 use crate::address::Channel;

@@ -1,6 +1,7 @@
 //! Routes, put together and started. How a route runs is the runner's.
 
 mod check;
+mod cycles;
 mod describe;
 
 use std::future::Future;
@@ -123,8 +124,10 @@ impl<S, L> Router<S, L> {
     /// Declares all topology, attaches every consumer, and runs the routes. Resolves when messages published from now on
     /// reach the handlers.
     ///
+    /// Outputs that lead back to the channel that they came from may be meant; each such cycle is logged at WARN.
+    ///
     /// # Errors
-    /// A route whose options contradict each other, or that asks for what the broker can't do (naming the capability),
+    /// A route whose options contradict each other, dead letters that lead back to where they came from, or a route that asks for what the broker can't do (naming the capability),
     /// before any I/O; else what declaring and subscribing answer. Then nothing runs.
     pub async fn start(self, broker: &Broker) -> Result<Running> {
         let mut plans = self.plans()?;
@@ -132,6 +135,9 @@ impl<S, L> Router<S, L> {
             check::defaults(plan, broker.capabilities());
         }
         plans.iter().try_for_each(|plan| check::capabilities(plan, broker.capabilities()))?;
+        for cycle in cycles::of_outputs(&plans) {
+            runner::output_cycle(broker.name(), &cycle);
+        }
         broker.declare_all(&topology(&plans)).await?;
         let stop = StopOrder { token: CancellationToken::new(), deadline: Arc::new(OnceLock::new()) };
         let mut subscriptions = Vec::with_capacity(plans.len());
@@ -195,6 +201,7 @@ impl<S, L> Router<S, L> {
         let plans = self.routes.iter().map(|built| check::plan(&built.options, &built.declaration));
         let plans = plans.collect::<Result<Vec<_>>>()?;
         check::together(&plans)?;
+        cycles::refuse_dead_letters(&plans)?;
         for (plan, built) in plans.iter().zip(&self.routes) {
             check::store(plan, built.store.is_some() || self.store.is_some())?;
         }

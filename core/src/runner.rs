@@ -22,7 +22,7 @@ mod task;
 
 pub(crate) use admission::Admission;
 pub(crate) use crew::Orders;
-pub(crate) use events::started;
+pub(crate) use events::{output_cycle, started};
 pub(crate) use plan::Plan;
 pub(crate) use report::Status;
 pub use report::{Report, RouteHealth, RouteReport, RouteState, ServiceHealth};

@@ -5,11 +5,12 @@
 mod router_kit;
 
 use std::collections::HashSet;
+use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use postrider::memory::{FaultPlan, MemoryBroker, MemoryConfig};
 use postrider::prelude::*;
-use postrider::{Env, HealthState, RouteOptions, Running};
+use postrider::{Env, Failure, HealthState, Letters, Redrive, RouteOptions, Running};
 use router_kit::{Log, Placed, broker_with, finish, header, lag, look, only, placed, retry, within};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -181,6 +182,47 @@ async fn nothing_is_lost_when_publishes_fail_confirms_get_lost_and_claims_too() 
         let done: HashSet<_> = handled.all().into_iter().collect();
         assert!(dead.is_disjoint(&done), "seed {seed}");
         assert_eq!(dead.union(&done).copied().collect::<HashSet<_>>(), stored, "seed {seed}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn dead_letters_that_go_round_through_another_service_end_at_a_depth_of_32() {
+    let (_, broker) = broker_with(&[placed("ann", 1)]).await;
+    let calls = Log::default();
+    let fails = |group: &'static str| {
+        let calls = calls.clone();
+        move |letter: Envelope| {
+            calls.add((group, Failure::of(&letter).depth));
+            std::future::ready(Err::<(), _>(HandlerError::msg("declined")).permanent())
+        }
+    };
+    let there = RouteOptions::new("orders", "there").dead_letter("back").handle(fails("there"));
+    let back = RouteOptions::new("back", "back").dead_letter("orders").handle(fails("back"));
+    // each service alone sees no cycle
+    let there = Router::new().route(there).start(&broker).await.unwrap();
+    let back = Router::new().route(back).start(&broker).await.unwrap();
+    tokio::time::sleep(10 * MINUTE).await;
+    let expected: Vec<_> = (0..=32).map(|depth| (["there", "back"][depth % 2], depth as u32)).collect();
+    assert_eq!(calls.all(), expected);
+    let health = there.health();
+    assert_eq!((health.state, back.health().state), (HealthState::Degraded, HealthState::Up));
+    let reason = health.routes[0].health.reason.as_deref().unwrap();
+    assert!(reason.contains("32 times") && reason.contains("memory:orders/"), "{reason}");
+    let report = only(there.stop(SECOND).await.unwrap());
+    assert_eq!((report.dead_lettered, report.given_back), (16, 1), "the message stays where it is");
+    assert_eq!(only(back.stop(SECOND).await.unwrap()).dead_lettered, 16);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_that_was_sent_back_begins_anew() {
+    let (_, broker) = broker_with(&[placed("ann", 1)]).await;
+    for redrives in 0..3 {
+        finish(start(&broker, billing(), &Log::default()).await).await;
+        let mut letters = broker.letters(LETTERS).await.unwrap();
+        let mut open = Vec::new();
+        letters.read(NonZeroUsize::MIN, &mut open).await.unwrap();
+        assert_eq!((open[0].failure().depth, open[0].failure().redrives), (1, redrives));
+        assert!(broker.redrive(&mut letters, &open, &Redrive::new()).await[0].is_ok());
     }
 }
 

@@ -283,6 +283,7 @@ async fn a_dead_letter_has_every_header_and_all_that_the_message_had() {
             ("postrider-dlq-handler", "bill"),
             ("postrider-dlq-origin", "memory:orders/0"),
             ("postrider-dlq-redrives", "0"),
+            ("postrider-dlq-depth", "1"),
         ]
     );
 }

@@ -14,7 +14,7 @@ use postrider::prelude::*;
 use postrider::{
     Adapter, Backoff, BoxFuture, BrokerUrl, Capabilities, Capability, Channel, Confirm, Connector, Declare,
     DrainReport, Env, Error, ErrorKind, Finding, Health, Inventory, Letters, OnGap, Order, Outgoing,
-    PublishError, Redrive, Registry, Retry, RouteOptions, Scope, Start, SubscribeOptions, Subscriber,
+    PublishError, Reason, Redrive, Registry, Retry, RouteOptions, Scope, Start, SubscribeOptions, Subscriber,
 };
 use router_kit::{Invoiced, Placed, broker, broker_with, finish, invoiced, placed};
 
@@ -174,6 +174,18 @@ async fn routes_that_contradict_themselves_or_each_other_are_refused() {
         (alone(route("orders", "billing").publishes("orders")), "that never ends"),
         (alone(route("orders", "billing").dead_letter("orders")), "that never ends"),
         (alone(route("orders.billing.dlq", "clerk")), "dead_letter = "),
+        (
+            alone(route("a", "x").dead_letter("b")).merge(alone(route("b", "y").dead_letter("a"))),
+            "`a` (`x`) → `b` (`y`) → `a`",
+        ),
+        (
+            // the first route leads into the cycle and isn't part of it
+            alone(route("in", "w").dead_letter("a"))
+                .merge(alone(route("a", "x").dead_letter_for(Reason::Expired, "b")))
+                .merge(alone(route("b", "y").dead_letter("c").publishes("a")))
+                .merge(alone(route("c", "z").dead_letter("a"))),
+            "`a` (`x`) → `b` (`y`) → `c` (`z`) → `a`",
+        ),
         (alone(route("orders", "billing").concurrency(0)), "`concurrency` must be at least 1"),
         (alone(route("orders", "billing").workers(0)), "`workers` must be at least 1"),
         (alone(route("orders", "billing").max_in_flight(0)), "`max_in_flight` must be at least 1"),
@@ -203,6 +215,18 @@ async fn routes_that_contradict_themselves_or_each_other_are_refused() {
     }
     let native = alone(route("orders", "billing").native("prefetch", "9")).start(&broker).await.unwrap_err();
     assert!(native.context().any(|fact| fact == ("property", "prefetch")), "{native}");
+}
+
+#[tokio::test]
+async fn dead_letters_that_end_somewhere_are_no_cycle() {
+    let (_, broker) = broker();
+    let alone = |options: RouteOptions| Router::new().route(options.handle(ignore));
+    // two ways to one end, and one channel read by two groups
+    let router = alone(route("a", "x").dead_letter("b").dead_letter_for(Reason::Expired, "c"))
+        .merge(alone(route("a", "w").dead_letter("c")))
+        .merge(alone(route("b", "y").dead_letter("c")))
+        .merge(alone(route("c", "z").no_dead_letter()));
+    router.start(&broker).await.unwrap().stop(Duration::ZERO).await.unwrap();
 }
 
 #[tokio::test]

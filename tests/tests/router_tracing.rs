@@ -104,6 +104,33 @@ async fn start_retry_dead_letter_and_drain_are_told() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn outputs_that_lead_back_are_told_once_when_the_routes_start() {
+    let (_, broker) = broker_with(&[]).await;
+    let (log, _guard) = record();
+    let route = |channel: &str, group: &str| RouteOptions::new(channel, group).handle(async |_: Envelope| ());
+    let to = |channel: &str, group: &str, publishes: &str| {
+        RouteOptions::new(channel, group).publishes(publishes).handle(async |_: Envelope| ())
+    };
+    // a cycle of three, one through dead letters, and a route that only leads into the first
+    let parked = RouteOptions::new("parked", "clerk").publishes("c").no_dead_letter();
+    let router = Router::new()
+        .route(route("other", "reads"))
+        .route(to("in", "leads", "a"))
+        .route(to("a", "one", "b"))
+        .route(to("b", "two", "c"))
+        .route(RouteOptions::new("c", "three").publishes("a").dead_letter("parked").handle(async |_: Envelope| ()))
+        .route(parked.handle(async |_: Envelope| ()));
+    router.start(&broker).await.unwrap().stop(SECOND).await.unwrap();
+    let said: Vec<_> = log.all().into_iter().filter(|said| said.level == Level::WARN).collect();
+    let cycles: Vec<_> = said.iter().map(|said| said.text.split("cycle=").nth(1).unwrap()).collect();
+    assert_eq!(cycles, [
+        "\"`a` (`one`) → `b` (`two`) → `c` (`three`) → `a`\"",
+        "\"`parked` (`clerk`) → `c` (`three`) → `parked`\"",
+    ]);
+    assert!(said.iter().all(|said| said.target == "postrider::route"));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_dead_letter_that_is_refused_and_a_message_that_is_dropped_are_told() {
     let (memory, broker) = broker_with(&[placed("ann", 1)]).await;
     memory.fail_publishes(2);

@@ -12,6 +12,10 @@ pub(crate) const PREFIX: &str = "postrider-dlq-";
 pub(crate) const REASON: &str = "postrider-dlq-reason";
 /// How often the message was sent back to its group.
 pub(crate) const REDRIVES: &str = "postrider-dlq-redrives";
+/// How many dead letters the message has been, one after the other.
+const DEPTH: &str = "postrider-dlq-depth";
+/// At this depth there is no further dead letter: they go round.
+pub(crate) const MAX_DEPTH: u32 = 32;
 /// Where the letter stood that this one was made from.
 pub(crate) const EDITED_FROM: &str = "postrider-dlq-edited-from";
 /// The headers of a message that waits for its retry; no other copy carries them on.
@@ -25,6 +29,12 @@ const MOST_REDRIVES: i64 = 1_000_000;
 pub(crate) fn redrives(source: &Envelope) -> u32 {
     let count = source.headers().get(REDRIVES).and_then(HeaderValue::as_int);
     count.unwrap_or(0).clamp(0, MOST_REDRIVES) as u32
+}
+
+/// How many dead letters it has been, one after the other, since it was published or redriven. What can't be read is none.
+pub(crate) fn depth(source: &Envelope) -> u32 {
+    let depth = source.headers().get(DEPTH).and_then(HeaderValue::as_int);
+    depth.unwrap_or(0).clamp(0, i64::from(MAX_DEPTH)) as u32
 }
 
 /// A raw message's id was derived from the broker's coordinates, which a copy of it no longer has.

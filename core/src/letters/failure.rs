@@ -1,6 +1,6 @@
 //! What a dead letter says of its failure, as data. How it is written is the runner's.
 
-use super::copy::{EDITED_FROM, PREFIX, cut, redrives};
+use super::copy::{EDITED_FROM, PREFIX, cut, depth, redrives};
 use crate::address::{Channel, GroupName};
 use crate::envelope::Envelope;
 use crate::headers::HeaderValue;
@@ -42,6 +42,9 @@ pub struct Failure {
     pub origin: Option<String>,
     /// How often it was sent back to its group before; at most 1,000,000.
     pub redrives: u32,
+    /// How many dead letters the message has been, one after the other, this one included: its routes' dead-letter channels were read by
+    /// routes that failed it, too. At most 32.
+    pub depth: u32,
     /// Where the letter stood that this one was made from by a correction.
     pub edited_from: Option<String>,
 }
@@ -69,6 +72,7 @@ impl Failure {
             handler: text("handler"),
             origin: text("origin"),
             redrives: redrives(letter),
+            depth: depth(letter),
             edited_from: letter.headers().get(EDITED_FROM).and_then(HeaderValue::as_text).map(cut),
         }
     }

@@ -154,7 +154,7 @@ impl Part<'_> {
 
 /// Whether a copy needs the header: to be judged, listed, redriven, or tried again.
 fn is_ours(name: &str) -> bool {
-    const LETTER: [&str; 8] = [
+    const LETTER: [&str; 9] = [
         "attempts",
         "deliveries",
         "first-failed-at",
@@ -163,6 +163,7 @@ fn is_ours(name: &str) -> bool {
         "group",
         "handler",
         "origin",
+        "depth",
     ];
     const RETRY: [&str; 3] = ["attempts", "first-failed-at", "origin"];
     [REASON, REDRIVES, EDITED_FROM, ORIGIN_ID, DROPPED].contains(&name)

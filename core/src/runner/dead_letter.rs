@@ -2,8 +2,8 @@
 
 use crate::delivery::Delivery;
 use crate::envelope::Envelope;
-use crate::error::{chain, text_of};
-use crate::letters::{MAX_VALUE, PREFIX, RETRY_PREFIX, copied, cut, keep_id, redrives};
+use crate::error::{Error, ErrorKind, chain, text_of};
+use crate::letters::{MAX_DEPTH, MAX_VALUE, PREFIX, RETRY_PREFIX, copied, cut, depth, keep_id, redrives};
 use crate::outcome::Reason;
 
 /// Why and where a message failed.
@@ -40,9 +40,21 @@ pub(crate) fn dead_letter(delivery: &Delivery, failure: &Failure<'_>) -> (Envelo
     put("handler", failure.handler);
     put("origin", failure.origin);
     put("redrives", &redrives.to_string());
+    put("depth", &(depth(source) + 1).to_string());
     keep_id(source, &mut headers);
     let hop = format!("dlq/{}/{redrives}/{}", failure.group, failure.origin);
     (source.clone().with_headers(headers.freeze()), hop)
+}
+
+/// Why there is no further dead letter of this message; it stays where it is.
+pub(crate) fn too_deep(message: &Envelope) -> Option<Error> {
+    if depth(message) < MAX_DEPTH {
+        return None;
+    }
+    let text = format!(
+        "the message has been a dead letter {MAX_DEPTH} times, one after the other: dead letters lead back to where they came from, maybe through another service; let one route's go elsewhere, then redrive it"
+    );
+    Some(Error::new(ErrorKind::Config, "dead-letter", text).temporary(true))
 }
 
 /// The error and its sources as one text.

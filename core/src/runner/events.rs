@@ -15,6 +15,11 @@ pub(crate) fn started(route: &RouteNames, broker: &str, worst_case: std::time::D
     tracing::info!(target: "postrider::route", route = route.handler, channel = route.channel, group = route.group, broker, worst_case_ms = millis(worst_case), "route started");
 }
 
+/// `start`: what the routes return leads back to a channel that it came from.
+pub(crate) fn output_cycle(broker: &str, cycle: &str) {
+    tracing::warn!(target: "postrider::route", broker, cycle, "outputs lead back to where they came from, which ends only if a handler ends it");
+}
+
 /// `retry`: an attempt failed and another follows.
 pub(crate) fn retry(
     route: &RouteNames,

@@ -15,7 +15,7 @@ use crate::idempotency::Ending;
 use crate::outcome::Reason;
 use crate::policy::{Backoff, Jitter, Retry, Verdict};
 use crate::publish::{Outgoing, PublishError, PublishOptions, Publisher};
-use crate::runner::dead_letter::{Failure, dead_letter};
+use crate::runner::dead_letter::{Failure, dead_letter, too_deep};
 use crate::runner::events;
 use crate::runner::retry_copy::{Earlier, retry_copy};
 use crate::subscribe::Health;
@@ -75,7 +75,11 @@ impl<'a> Dispatcher<'a> {
             let lost = loop {
                 let options = PublishOptions { hop: Some(Arc::clone(&hop)), ..PublishOptions::default() };
                 let outgoing = Outgoing::new(channel, letter.clone()).with(options);
-                let error = match orders.broker.send(outgoing).await.await {
+                let sent = match too_deep(&held.delivery.envelope) {
+                    Some(error) => Err(PublishError::Failed(error)),
+                    None => orders.broker.send(outgoing).await.await,
+                };
+                let error = match sent {
                     // on a retry the broker may know the copy already: an earlier try of this very letter was stored
                     Ok(receipt) if !receipt.duplicate || failures > 0 => break false,
                     Ok(_) => PublishError::Failed(crate::Error::new(
