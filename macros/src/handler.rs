@@ -1,9 +1,10 @@
 //! `#[handler]` on a function: the function stays, its future's type carries the route.
 
 use proc_macro2::{Span, TokenStream};
-use quote::{format_ident, quote, quote_spanned};
+use quote::{quote, quote_spanned};
+use syn::ext::IdentExt;
 use syn::spanned::Spanned;
-use syn::{FnArg, Ident, ItemFn, ReturnType, Signature, Type};
+use syn::{Attribute, FnArg, Ident, ItemFn, ReturnType, Signature, Type};
 
 use crate::errors::Errors;
 use crate::options::{self, Options};
@@ -24,7 +25,7 @@ pub(crate) fn expand(options: TokenStream, item: &TokenStream) -> TokenStream {
         return quote!(#errors #item);
     };
     let mut errors = Errors::default();
-    let options = options::parse(options, &function.sig.ident.to_string(), &mut errors);
+    let options = options::parse(options, &function.sig.ident.unraw().to_string(), &mut errors);
     check(&function.sig, &options, &mut errors);
     if function.sig.receiver().is_some() {
         errors.at(function.sig.receiver(), "a method becomes a handler by `#[handlers]` on its impl block");
@@ -42,29 +43,46 @@ fn expand_function(function: ItemFn, options: &Options) -> TokenStream {
     let (krate, builder) = (&options.krate, &options.builder);
     let (name, output) = (&sig.ident, output(&sig.output));
     let types: Vec<_> = sig.inputs.iter().filter_map(argument).collect();
-    // an argument of the function's own name would hide the function within
-    let unhidden = |ident: Ident| if ident == *name { format_ident!("{ident}_") } else { ident };
-    let idents: Vec<_> =
-        sig.inputs.iter().enumerate().map(|(i, input)| unhidden(outer_name(input, i))).collect();
-    let returns = quote_spanned!(output.span()=> const _: fn() = || { fn returns<T: #krate::IntoOutcome>() {} returns::<#output>(); };);
+    let idents: Vec<_> = sig.inputs.iter().enumerate().map(|(i, input)| outer_name(input, i, name)).collect();
+    // an item isn't hygienic, so its name is one that nobody else has
+    let route = own("__PostriderRoute");
+    let (returns, returned) = (own("__postrider_returns"), own("__PostriderReturned"));
+    let returns = quote_spanned!(output.span()=> const _: fn() = || { fn #returns<#returned: #krate::IntoOutcome>() {} #returns::<#output>(); };);
     let inner_inputs = &sig.inputs;
-    let outer_doc = attrs.iter();
+    // what changes the function's body, as `#[tracing::instrument]` does, needs the one that has it
+    let (outer, inner): (Vec<_>, Vec<_>) = attrs.iter().partition(|attribute| is_outer(attribute));
     quote! {
-        #(#outer_doc)*
-        #[allow(clippy::unused_async, clippy::manual_async_fn, clippy::needless_pass_by_value)]
+        #(#outer)*
+        #[allow(
+            clippy::unused_async, clippy::manual_async_fn, clippy::needless_pass_by_value,
+            clippy::used_underscore_binding
+        )]
         #vis fn #name(#(#idents: #types),*) -> impl #krate::Handling<Output = #output> {
-            enum Info {}
-            impl #krate::RouteInfo for Info {
+            enum #route {}
+            impl #krate::RouteInfo for #route {
                 fn options() -> #krate::RouteOptions {
                     #builder
                 }
             }
             #returns
+            #(#inner)*
             #[allow(clippy::unused_async)]
             async fn #name(#inner_inputs) -> #output #block
-            #krate::handled::<Info, _>(#name(#(#idents),*))
+            #krate::handled::<#route, _>(#name(#(#idents),*))
         }
     }
+}
+
+/// A name of the expansion's own.
+pub(crate) fn own(name: &str) -> Ident {
+    Ident::new(name, Span::mixed_site())
+}
+
+/// Whether an attribute says something of the function as others see it, or of lints, which hold within it as well.
+fn is_outer(attribute: &Attribute) -> bool {
+    const OUTER: [&str; 10] =
+        ["doc", "deprecated", "must_use", "cfg", "cfg_attr", "allow", "expect", "warn", "deny", "forbid"];
+    OUTER.iter().any(|name| attribute.path().is_ident(name))
 }
 
 /// What must be so of every handler, function or method.
@@ -114,19 +132,20 @@ pub(crate) fn argument(input: &FnArg) -> Option<&Type> {
     }
 }
 
-/// A plain name for an argument, whatever its pattern.
-pub(crate) fn outer_name(input: &FnArg, index: usize) -> Ident {
+/// A plain name for an argument of `function`, whatever its pattern: its own, where it has one.
+fn outer_name(input: &FnArg, index: usize, function: &Ident) -> Ident {
     if let FnArg::Typed(typed) = input
-        && let syn::Pat::Ident(ident) = &*typed.pat
+        && let syn::Pat::Ident(pattern) = &*typed.pat
+        // one of the function's own name would hide the function within
+        && pattern.ident != *function
     {
-        // without its underscore, which is about the body
-        let name = ident.ident.to_string();
-        let name = name.trim_start_matches('_');
-        if !name.is_empty() {
-            return Ident::new(name, Span::call_site());
-        }
+        return pattern.ident.clone();
     }
-    format_ident!("argument_{index}")
+    own_argument(index)
+}
+
+pub(crate) fn own_argument(index: usize) -> Ident {
+    own(&format!("__postrider_argument_{index}"))
 }
 
 fn output(output: &ReturnType) -> TokenStream {

@@ -1,18 +1,17 @@
 //! `#[handlers]` on an impl block: its `#[handler]` methods become routes whose state is `self`.
 
 use proc_macro2::{Span, TokenStream};
-use quote::{format_ident, quote};
-use syn::{Attribute, FnArg, ImplItem, ItemImpl, Meta, ReceiverKind};
+use quote::quote;
+use syn::ext::IdentExt;
+use syn::{Attribute, Expr, FnArg, Ident, ImplItem, ItemImpl, Meta, MetaNameValue, ReceiverKind};
 
 use crate::errors::Errors;
-use crate::handler::{argument, check};
+use crate::handler::{argument, check, own, own_argument};
 use crate::options;
 
 pub(crate) fn expand(arguments: &TokenStream, item: &TokenStream) -> TokenStream {
     let mut errors = Errors::default();
-    if !arguments.is_empty() {
-        errors.at(arguments, "`#[handlers]` takes no options; they stand on each method's `#[handler(…)]`");
-    }
+    let routes_name = routes_name(arguments, &mut errors);
     let mut block: ItemImpl = if let Ok(block) = syn::parse2(item.clone()) {
         block
     } else {
@@ -40,7 +39,7 @@ pub(crate) fn expand(arguments: &TokenStream, item: &TokenStream) -> TokenStream
                 continue;
             }
         };
-        let options = options::parse(tokens, &method.sig.ident.to_string(), &mut errors);
+        let options = options::parse(tokens, &method.sig.ident.unraw().to_string(), &mut errors);
         check(&method.sig, &options, &mut errors);
         let by_reference = match method.sig.inputs.first() {
             Some(FnArg::Receiver(receiver)) => matches!(receiver.kind, ReceiverKind::Reference(_, _, None)),
@@ -53,16 +52,15 @@ pub(crate) fn expand(arguments: &TokenStream, item: &TokenStream) -> TokenStream
             );
         }
         let types: Vec<_> = method.sig.inputs.iter().filter_map(argument).cloned().collect();
-        let names: Vec<_> =
-            (0..types.len()).map(|i| format_ident!("argument_{i}", span = Span::call_site())).collect();
-        let (name, builder) = (&method.sig.ident, &options.builder);
+        let names: Vec<_> = (0..types.len()).map(own_argument).collect();
+        let (name, builder, this) = (&method.sig.ident, &options.builder, own("__postrider_this"));
         krate = options.krate.clone();
         routes.push(quote! {
             .route({
-                let this = ::std::sync::Arc::clone(&self);
+                let #this = ::std::sync::Arc::clone(&self);
                 #builder.handle(move |#(#names: #types),*| {
-                    let this = ::std::sync::Arc::clone(&this);
-                    async move { this.#name(#(#names),*).await }
+                    let #this = ::std::sync::Arc::clone(&#this);
+                    async move { #this.#name(#(#names),*).await }
                 })
             })
         });
@@ -80,11 +78,31 @@ pub(crate) fn expand(arguments: &TokenStream, item: &TokenStream) -> TokenStream
         #block
         impl #implementation #ty #bounds {
             /// The routes of this type's handlers; their state is this value.
-            pub fn routes(self: ::std::sync::Arc<Self>) -> #krate::Router {
+            pub fn #routes_name(self: ::std::sync::Arc<Self>) -> #krate::Router {
                 #krate::Router::new() #(#routes)*
             }
         }
     }
+}
+
+/// `#[handlers(routes = NAME)]`: how the method is called that answers the routes.
+fn routes_name(arguments: &TokenStream, errors: &mut Errors) -> Ident {
+    let default = || Ident::new("routes", Span::call_site());
+    if arguments.is_empty() {
+        return default();
+    }
+    if let Ok(pair) = syn::parse2::<MetaNameValue>(arguments.clone())
+        && pair.path.is_ident("routes")
+        && let Expr::Path(value) = &pair.value
+        && let Some(name) = value.path.get_ident()
+    {
+        return name.clone();
+    }
+    errors.at(
+        arguments,
+        "`#[handlers]` takes one option, the name of the method with the routes: `#[handlers(routes = more_routes)]`; those of a route stand on each method's `#[handler(…)]`",
+    );
+    default()
 }
 
 fn is_handler(attribute: &Attribute) -> bool {

@@ -64,6 +64,9 @@ pub fn handler(options: TokenStream, item: TokenStream) -> TokenStream {
 /// Makes the `#[handler]` methods of an impl block routes whose state is `self`, and adds `fn routes(self: Arc<Self>) -> Router`.
 /// The methods stay callable; methods without `#[handler]` stay as they are.
 ///
+/// A second impl block of the same type gives its method another name: `#[handlers(routes = more_routes)]`. Both make one router
+/// by `Router::merge`.
+///
 /// ```
 /// use std::sync::Arc;
 /// use postrider::prelude::*;
@@ -91,7 +94,7 @@ pub fn handlers(options: TokenStream, item: TokenStream) -> TokenStream {
 ///
 /// `name` is needed; it is what stands on the wire, so it doesn't follow the type's Rust name. `version` is 1 unless said.
 /// `key` and `idempotency` name fields, also nested ones (`customer.id`). `codec` names a type that implements `Codec`, JSON
-/// unless said.
+/// unless said. Where the crate has another name, `crate = "name"` says it, here and in `#[handler(…)]`.
 ///
 /// ```
 /// use postrider::Message as _;
@@ -108,7 +111,7 @@ pub fn message(item: TokenStream) -> TokenStream {
 }
 
 /// Lets handlers take each field of a state by itself: `State<Db>` from a state that has a field of type `Db`.
-/// A field with `#[from_ref(skip)]` stays inside.
+/// A field with `#[from_ref(skip)]` stays inside. Where the crate has another name, `#[from_ref(crate = "name")]` on the type says it.
 ///
 /// ```
 /// use postrider::prelude::*;

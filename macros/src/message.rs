@@ -2,12 +2,14 @@
 
 use proc_macro2::{Span, TokenStream};
 use quote::{ToTokens, quote};
+use syn::ext::IdentExt;
+use syn::parse::Parser;
 use syn::punctuated::Punctuated;
-use syn::{Data, DeriveInput, Expr, ExprLit, Fields, Lit, LitStr, Meta, Token};
+use syn::{Data, DeriveInput, Expr, Fields, Ident, LitStr, Member, Meta, Token};
 
 use crate::errors::{Errors, suggestion};
 use crate::names;
-use crate::values::{count, named, text};
+use crate::values::{count, named, path, text};
 
 const KNOWN: [&str; 5] = ["name", "version", "key", "idempotency", "codec"];
 
@@ -120,13 +122,7 @@ impl Said {
             "key" => self.key = text(value, errors),
             "idempotency" => self.idempotency = text(value, errors),
             "codec" => self.codec = Some(value.to_token_stream()),
-            "crate" => match value {
-                Expr::Lit(ExprLit { lit: Lit::Str(path), .. }) => match path.parse::<syn::Path>() {
-                    Ok(path) => self.krate = path.into_token_stream(),
-                    Err(error) => errors.push(error),
-                },
-                other => errors.at(other, "expected a path in quotes"),
-            },
+            "crate" => self.krate = path(value, errors).unwrap_or_else(|| self.krate.clone()),
             _ => errors
                 .at(item, format!("unknown setting `{name}` of a message; {}", suggestion(name, &KNOWN))),
         }
@@ -146,10 +142,13 @@ fn field(input: &DeriveInput, path: &LitStr, setting: &str, errors: &mut Errors)
     };
     let text = path.value();
     let first = text.split('.').next().unwrap_or_default();
+    let first = first.strip_prefix("r#").unwrap_or(first);
     let fields: Vec<String> = match &data.fields {
-        Fields::Named(named) => {
-            named.named.iter().filter_map(|f| f.ident.as_ref().map(ToString::to_string)).collect()
-        }
+        Fields::Named(named) => named
+            .named
+            .iter()
+            .filter_map(|f| f.ident.as_ref().map(|ident| ident.unraw().to_string()))
+            .collect(),
         Fields::Unnamed(unnamed) => (0..unnamed.unnamed.len()).map(|i| i.to_string()).collect(),
         Fields::Unit => Vec::new(),
     };
@@ -159,18 +158,26 @@ fn field(input: &DeriveInput, path: &LitStr, setting: &str, errors: &mut Errors)
         errors.at(path, format!("`{}` has no field `{first}`; {help}", input.ident));
         return TokenStream::new();
     }
-    let parts: Result<Vec<syn::Member>, _> = text.split('.').map(syn::parse_str).collect();
-    if let Ok(parts) = parts {
-        let parts = parts.into_iter().map(|mut part| {
-            match &mut part {
-                syn::Member::Named(ident) => ident.set_span(path.span()),
-                syn::Member::Unnamed(index) => index.span = path.span(),
-            }
-            part
-        });
+    let parts: Option<Vec<Member>> = text.split('.').map(|part| member(part, path.span())).collect();
+    if let Some(parts) = parts {
         quote!(#(#parts).*)
     } else {
         errors.at(path, "expected a field, or fields joined by dots");
         TokenStream::new()
     }
+}
+
+/// A field by its name, which may be a keyword.
+fn member(name: &str, span: Span) -> Option<Member> {
+    // these can't be fields at all
+    if ["self", "Self", "super", "crate", "_"].contains(&name) {
+        return None;
+    }
+    let raw = || Ident::parse_any.parse_str(name).ok().map(|ident| Ident::new_raw(&ident.to_string(), span));
+    let mut member = syn::parse_str(name).ok().or_else(|| raw().map(Member::Named))?;
+    match &mut member {
+        Member::Named(ident) => ident.set_span(span),
+        Member::Unnamed(index) => index.span = span,
+    }
+    Some(member)
 }

@@ -7,7 +7,7 @@ use syn::punctuated::Punctuated;
 use syn::{Expr, LitStr, Meta, MetaNameValue, Token};
 
 use crate::errors::{Errors, nearest, suggestion};
-use crate::values::{as_word, count, duration_tokens, named, positive, text, word};
+use crate::values::{as_word, count, duration_tokens, named, path, positive, text, word};
 use crate::{breaker, dead_letters, idempotency, names, rate, retry};
 
 const KNOWN: [&str; 26] = [
@@ -135,14 +135,7 @@ fn krate(items: &Punctuated<Meta, Token![,]>, errors: &mut Errors) -> TokenStrea
     match said {
         None => quote!(::postrider::__private),
         Some(Meta::NameValue(pair)) => {
-            match text(&pair.value, errors).map(|text| text.parse::<syn::Path>()) {
-                Some(Ok(path)) => path.into_token_stream(),
-                Some(Err(error)) => {
-                    errors.push(error);
-                    quote!(::postrider::__private)
-                }
-                None => quote!(::postrider::__private),
-            }
+            path(&pair.value, errors).unwrap_or_else(|| quote!(::postrider::__private))
         }
         Some(other) => {
             errors.at(other, "write `crate = \"path\"`");
@@ -251,9 +244,8 @@ impl Reader<'_> {
             "dead_letter" if as_word(value).is_some() => {
                 word(value, &["none"], self.errors).map(|_| quote!(.no_dead_letter()))
             }
-            "dead_letter" => {
-                dead_letters::channel(value, NO_DEAD_LETTER, self.errors).map(|channel| quote!(.dead_letter(#channel)))
-            }
+            "dead_letter" => dead_letters::channel(value, NO_DEAD_LETTER, self.errors)
+                .map(|channel| quote!(.dead_letter(#channel))),
             "retry" if as_word(value).is_none() => {
                 self.errors.at(value, "write `retry(attempts = 5, …)` or `retry = never`");
                 None

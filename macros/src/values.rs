@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use proc_macro2::TokenStream;
-use quote::quote;
+use quote::{ToTokens, quote};
 use syn::{Expr, ExprLit, ExprPath, Lit, LitStr};
 
 use crate::errors::{Errors, suggestion};
@@ -13,6 +13,17 @@ pub(crate) fn text(value: &Expr, errors: &mut Errors) -> Option<LitStr> {
         Expr::Lit(ExprLit { lit: Lit::Str(text), .. }) => Some(text.clone()),
         other => {
             errors.at(other, "expected text in quotes");
+            None
+        }
+    }
+}
+
+/// A path in quotes: the name of a crate.
+pub(crate) fn path(value: &Expr, errors: &mut Errors) -> Option<TokenStream> {
+    match text(value, errors)?.parse::<syn::Path>() {
+        Ok(path) => Some(path.into_token_stream()),
+        Err(error) => {
+            errors.push(error);
             None
         }
     }

@@ -130,6 +130,41 @@ async fn outputs_that_lead_back_are_told_once_when_the_routes_start() {
     assert!(said.iter().all(|said| said.target == "postrider::route"));
 }
 
+type SpanNames = Log<Option<&'static str>>;
+
+fn current() -> Option<&'static str> {
+    tracing::Span::current().metadata().map(tracing::Metadata::name)
+}
+
+#[handler(channel = "orders", group = "above")]
+#[tracing::instrument(skip_all)]
+async fn above(_order: Placed, State(names): State<SpanNames>) {
+    tokio::task::yield_now().await;
+    names.add(current());
+}
+
+#[tracing::instrument(skip_all)]
+#[handler(channel = "orders", group = "below")]
+async fn below(_order: Placed, State(names): State<SpanNames>) {
+    tokio::task::yield_now().await;
+    names.add(current());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_span_of_an_instrumented_handler_is_entered_wherever_the_attribute_stands() {
+    let (_, broker) = broker_with(&[placed("ann", 1)]).await;
+    let (_, _guard) = record();
+    let names = SpanNames::default();
+    let router = Router::with_state(names.clone()).route(above).route(below);
+    let service = router.start(&broker).await.unwrap();
+    within("nothing is left to do", service.idle()).await;
+    service.stop(SECOND).await.unwrap();
+    above(placed("ann", 1), State(names.clone())).await;
+    let mut names: Vec<_> = names.all().into_iter().flatten().collect();
+    names.sort_unstable();
+    assert_eq!(names, ["above", "above", "below"]);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_dead_letter_that_is_refused_and_a_message_that_is_dropped_are_told() {
     let (memory, broker) = broker_with(&[placed("ann", 1)]).await;
