@@ -38,6 +38,8 @@ struct Bulk {
     bar: ProgressBar,
     summary: Summary,
     waiting: VecDeque<(u64, Confirm)>,
+    /// The last line of the input that was taken, blank ones counted.
+    line: u64,
 }
 
 /// Publishes the lines, and says what became of them.
@@ -54,7 +56,8 @@ pub(super) async fn main(target: &Target, options: Options) -> Result<End, Failu
     let interrupt = Interrupt::listen()?;
     let mut lines = read(source);
     let summary = Summary { channel: options.channel.clone(), ..Summary::default() };
-    let mut bulk = Bulk { bar: output::progress(None, "confirmed"), summary, waiting: VecDeque::new() };
+    let bar = output::progress(None, "confirmed");
+    let mut bulk = Bulk { bar, summary, waiting: VecDeque::new(), line: 0 };
     loop {
         let next = tokio::select! {
             biased;
@@ -82,7 +85,7 @@ pub(super) async fn main(target: &Target, options: Options) -> Result<End, Failu
         ))?;
     }
     if interrupt.asked() {
-        eprintln!("stopped by Ctrl-C after line {lines}; go on with `tail -n +{}`", lines + 1);
+        eprintln!("{}", bulk.how_to_go_on());
         return Ok(End::Interrupted);
     }
     Ok(End::of(confirmed == lines))
@@ -90,10 +93,9 @@ pub(super) async fn main(target: &Target, options: Options) -> Result<End, Failu
 
 impl Bulk {
     async fn publish(&mut self, broker: &Broker, options: &Options, number: u64, line: Vec<u8>) {
-        if line.iter().all(u8::is_ascii_whitespace) {
+        if !self.takes(number, &line) {
             return;
         }
-        self.summary.lines += 1;
         let key = match read_line(&line, options.key_from.as_deref()) {
             Ok(key) => key,
             Err(why) => {
@@ -108,6 +110,19 @@ impl Bulk {
             }
             Err(error) => self.told(number, Outcome::Failed, &error.to_string()),
         }
+    }
+
+    /// Counts a line; answers whether there is a message in it.
+    fn takes(&mut self, number: u64, line: &[u8]) -> bool {
+        self.line = number;
+        let blank = line.iter().all(u8::is_ascii_whitespace);
+        self.summary.lines += u64::from(!blank);
+        !blank
+    }
+
+    /// What is said after Ctrl-C: the line is that of the input, also where some have no message.
+    fn how_to_go_on(&self) -> String {
+        format!("stopped by Ctrl-C after line {}; go on with `tail -n +{}`", self.line, self.line + 1)
     }
 
     async fn confirm_one(&mut self) {
@@ -187,6 +202,27 @@ fn read_line(line: &[u8], key_from: Option<&str>) -> Result<Option<Vec<u8>>, Str
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn after_ctrl_c_the_line_of_the_input_is_named_blank_ones_counted() {
+        let summary = Summary::default();
+        let mut bulk = Bulk { bar: ProgressBar::hidden(), summary, waiting: VecDeque::new(), line: 0 };
+        assert!(bulk.how_to_go_on().ends_with("`tail -n +1`"), "nothing was taken");
+        // 15 lines, every other one blank
+        let input: Vec<String> =
+            (1..=15).map(|n| if n % 2 == 1 { format!("{{\"n\":{n}}}") } else { " \t".into() }).collect();
+        for (number, line) in (1..).zip(&input) {
+            bulk.takes(number, line.as_bytes());
+            if bulk.summary.lines == 5 {
+                break;
+            }
+        }
+        assert_eq!(bulk.how_to_go_on(), "stopped by Ctrl-C after line 9; go on with `tail -n +10`");
+        // what follows has none of those messages
+        let rest: Vec<_> = input.iter().skip(9).filter(|line| line.starts_with('{')).cloned().collect();
+        assert_eq!(rest, [11, 13, 15].map(|n| format!("{{\"n\":{n}}}")));
+        assert_eq!(bulk.summary.lines, 5, "a blank line is no message");
+    }
 
     #[test]
     fn a_line_is_json_and_has_its_key() {
