@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use postrider::memory::MemoryConnector;
 use postrider::prelude::*;
-use postrider::{BreakerPolicy, Bytes, Env, Registry, RouteOptions};
+use postrider::{Attribute, BreakerPolicy, Bytes, Env, Registry, RouteOptions};
 use router_kit::{Log, Placed, broker, broker_with, finish, invoiced, lag, placed, retry, within};
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
@@ -96,11 +96,57 @@ async fn start_retry_dead_letter_and_drain_are_told() {
     finish(service).await;
     insta::assert_snapshot!(story(&log), @r#"
     INFO  postrider::route route started route="bill" channel="orders" group="billing" broker="memory" worst_case_ms=61000
-    DEBUG postrider::retry attempt failed, to be retried route="bill" channel="orders" group="billing" id=019b76da-a800-763c-a3cb-e1e459320dd8 attempt=1 wait_ms=1000 error=card declined
-    WARN  postrider::dead_letter message dead-lettered route="bill" channel="orders" group="billing" id=019b76da-a800-763c-a3cb-e1e459320dd8 attempt=2 reason="exhausted"
+    INFO  postrider::retry attempt failed, to be retried route="bill" channel="orders" group="billing" id=019b76da-a800-763c-a3cb-e1e459320dd8 attempt=1 wait_ms=1000 error="card declined"
+    WARN  postrider::dead_letter message dead-lettered route="bill" channel="orders" group="billing" id=019b76da-a800-763c-a3cb-e1e459320dd8 attempt=2 reason="exhausted" error="card declined"
     INFO  postrider::drain route draining route="bill" channel="orders" group="billing" held=0
     INFO  postrider::drain route stopped route="bill" channel="orders" group="billing" given_back=0 in_time=true
     "#);
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_each_message_the_first_failed_attempt_is_told_at_info() {
+    let (_, broker) = broker_with(&[placed("ann", 1), placed("ben", 2)]).await;
+    let (log, _guard) = record();
+    let handler = async |_: Placed| Err::<(), _>(HandlerError::msg("x".repeat(1000)));
+    let route = billing().retry(retry(3, SECOND)).handle(handler);
+    finish(Router::new().route(route).start(&broker).await.unwrap()).await;
+    let retries: Vec<_> = log.all().into_iter().filter(|said| said.target == "postrider::retry").collect();
+    let levels: Vec<_> = retries.iter().map(|said| said.level).collect();
+    assert_eq!(levels, [Level::INFO, Level::INFO, Level::DEBUG, Level::DEBUG]);
+    let letters: Vec<_> = log.all().into_iter().filter(|said| said.level == Level::WARN).collect();
+    assert_eq!(letters.len(), 2);
+    // 512 characters, and no more of it
+    let error = format!(" error=\"{}…\"", "x".repeat(511));
+    assert!(retries.iter().chain(&letters).all(|said| said.text.ends_with(&error)), "{letters:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dead_letter_of_an_unknown_type_or_version_tells_what_was_found_and_expected() {
+    let (_, broker) = broker_with(&[]).await;
+    let (log, _guard) = record();
+    let service = Router::new().route(billing().handle(async |_: Placed| ())).start(&broker).await.unwrap();
+    let message = || Envelope::builder(Bytes::from("{}")).type_name("order.placed");
+    for message in [
+        Envelope::builder(Bytes::from("{}")).type_name("order.cancelled"),
+        message().version(3),
+        message().attribute(Attribute::SchemaVersion, "two"),
+        message().version(2),
+    ] {
+        broker.publish("orders", message.header("tenant", SECRET)).await.unwrap();
+    }
+    finish(service).await;
+    let letters = log.all().into_iter().filter(|said| said.target == "postrider::dead_letter");
+    let told: Vec<_> =
+        letters.map(|said| said.text.split(" attempt=1 ").nth(1).unwrap().to_owned()).collect();
+    assert_eq!(
+        told,
+        [
+            r#"reason="unknown-type" error="the message is a `order.cancelled`, the handler takes `order.placed`" found="order.cancelled" expected="order.placed""#,
+            r#"reason="unknown-version" error="the message has version 3, this program reads version 2" found="3" expected="2""#,
+            r#"reason="unknown-version" error="the message has version `two`, which is no number up to 4294967295; this program reads version 2" found="two" expected="2""#,
+            r#"reason="undecodable" error="the body can't be decoded""#,
+        ]
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -118,15 +164,23 @@ async fn outputs_that_lead_back_are_told_once_when_the_routes_start() {
         .route(to("in", "leads", "a"))
         .route(to("a", "one", "b"))
         .route(to("b", "two", "c"))
-        .route(RouteOptions::new("c", "three").publishes("a").dead_letter("parked").handle(async |_: Envelope| ()))
+        .route(
+            RouteOptions::new("c", "three")
+                .publishes("a")
+                .dead_letter("parked")
+                .handle(async |_: Envelope| ()),
+        )
         .route(parked.handle(async |_: Envelope| ()));
     router.start(&broker).await.unwrap().stop(SECOND).await.unwrap();
     let said: Vec<_> = log.all().into_iter().filter(|said| said.level == Level::WARN).collect();
     let cycles: Vec<_> = said.iter().map(|said| said.text.split("cycle=").nth(1).unwrap()).collect();
-    assert_eq!(cycles, [
-        "\"`a` (`one`) → `b` (`two`) → `c` (`three`) → `a`\"",
-        "\"`parked` (`clerk`) → `c` (`three`) → `parked`\"",
-    ]);
+    assert_eq!(
+        cycles,
+        [
+            "\"`a` (`one`) → `b` (`two`) → `c` (`three`) → `a`\"",
+            "\"`parked` (`clerk`) → `c` (`three`) → `parked`\"",
+        ]
+    );
     assert!(said.iter().all(|said| said.target == "postrider::route"));
 }
 
@@ -182,8 +236,8 @@ async fn a_dead_letter_that_is_refused_and_a_message_that_is_dropped_are_told() 
     insta::assert_snapshot!(told.join("\n"), @r#"
     ERROR postrider::dead_letter dead letter not confirmed, the route waits and tries again route="bill" channel="orders" group="billing" id=019b76da-a800-763c-a3cb-e1e459320dd7 attempt=1 error=publish: the fault plan refuses this message; the message is not stored
     ERROR postrider::dead_letter dead letter not confirmed, the route waits and tries again route="bill" channel="orders" group="billing" id=019b76da-a800-763c-a3cb-e1e459320dd7 attempt=1 error=publish: the fault plan refuses this message; the message is not stored
-    WARN  postrider::dead_letter message dead-lettered route="bill" channel="orders" group="billing" id=019b76da-a800-763c-a3cb-e1e459320dd7 attempt=1 reason="rejected"
-    WARN  postrider::dead_letter message dropped: the route has no dead letters route="lossy" channel="orders" group="lossy" id=019b76da-a800-763c-a3cb-e1e459320dd7 attempt=1 reason="rejected" error=card declined
+    WARN  postrider::dead_letter message dead-lettered route="bill" channel="orders" group="billing" id=019b76da-a800-763c-a3cb-e1e459320dd7 attempt=1 reason="rejected" error="card declined"
+    WARN  postrider::dead_letter message dropped: the route has no dead letters route="lossy" channel="orders" group="lossy" id=019b76da-a800-763c-a3cb-e1e459320dd7 attempt=1 reason="rejected" error="card declined"
     "#);
 }
 
@@ -251,11 +305,12 @@ async fn no_event_for_each_message_is_above_debug() {
         }
         let report = finish(service).await;
         assert_eq!((report.handled, report.retried), (300, 100));
-        let loud: Vec<_> = log.all().into_iter().filter(|said| said.level < Level::DEBUG).collect();
+        let (retries, all): (Vec<_>, Vec<_>) =
+            log.all().into_iter().partition(|said| said.target == "postrider::retry");
+        let loud: Vec<_> = all.into_iter().filter(|said| said.level < Level::DEBUG).collect();
         let targets: Vec<_> = loud.iter().map(|said| said.target.as_str()).collect();
         assert_eq!(targets, ["postrider::route", "postrider::drain", "postrider::drain"], "{loud:?}");
-        let quiet = log.all().iter().filter(|said| said.target == "postrider::retry").count();
-        assert_eq!(quiet, 100, "the recorder does hear what is at DEBUG");
+        assert_eq!(retries.len(), 100, "one for each message that failed, and none for the others");
     }
 }
 

@@ -1,7 +1,9 @@
 //! What the runner says through `tracing`: fixed targets and fields, and nothing for each message above DEBUG.
 
 use crate::delivery::Delivery;
+use crate::error::text_of;
 use crate::extract::RouteNames;
+use crate::message::DecodeError;
 use crate::outcome::Reason;
 use crate::settle::ClaimId;
 
@@ -20,15 +22,62 @@ pub(crate) fn output_cycle(broker: &str, cycle: &str) {
     tracing::warn!(target: "postrider::route", broker, cycle, "outputs lead back to where they came from, which ends only if a handler ends it");
 }
 
-/// `retry`: an attempt failed and another follows.
+/// How much of an error's text is logged, in characters.
+const MAX_TEXT: usize = 512;
+
+/// What is logged of an error: its text, without its sources, which may quote a body.
+#[derive(Debug)]
+pub(crate) struct ErrorFields {
+    error: String,
+    /// The type or version that a message has, where that is why it failed.
+    found: Option<String>,
+    /// What the handler takes instead.
+    expected: Option<String>,
+}
+
+impl ErrorFields {
+    pub(crate) fn of(error: &(dyn std::error::Error + 'static)) -> Self {
+        let (found, expected) = match error.downcast_ref::<DecodeError>() {
+            Some(DecodeError::UnknownType { found, expected }) => {
+                (Some(bounded(found)), Some((*expected).to_owned()))
+            }
+            Some(DecodeError::UnreadableVersion { found, expected }) => {
+                (Some(bounded(found)), Some(expected.to_string()))
+            }
+            Some(DecodeError::UnknownVersion { found, expected }) => {
+                (Some(found.to_string()), Some(expected.to_string()))
+            }
+            Some(DecodeError::Undecodable(_)) | None => (None, None),
+        };
+        Self { error: bounded(&text_of(error)), found, expected }
+    }
+}
+
+/// Cut, and in one line.
+fn bounded(text: &str) -> String {
+    let mut chars = text.chars().map(|c| if c.is_control() { ' ' } else { c });
+    let mut bounded: String = chars.by_ref().take(MAX_TEXT).collect();
+    if chars.next().is_some() {
+        bounded.pop();
+        bounded.push('…');
+    }
+    bounded
+}
+
+/// `retry`: an attempt failed and another follows. Of each message the first is told at INFO.
 pub(crate) fn retry(
     route: &RouteNames,
     delivery: &Delivery,
     attempt: u32,
     wait: std::time::Duration,
-    error: &dyn std::error::Error,
+    error: &(dyn std::error::Error + 'static),
 ) {
-    tracing::debug!(target: "postrider::retry", route = route.handler, channel = route.channel, group = route.group, id = %delivery.envelope.id(), attempt, wait_ms = millis(wait), error = %error, "attempt failed, to be retried");
+    macro_rules! tell {
+        ($level:ident) => {
+            tracing::$level!(target: "postrider::retry", route = route.handler, channel = route.channel, group = route.group, id = %delivery.envelope.id(), attempt, wait_ms = millis(wait), error = bounded(&text_of(error)), "attempt failed, to be retried")
+        };
+    }
+    if attempt == 1 { tell!(info) } else { tell!(debug) }
 }
 
 /// `retry`: the broker may not have the copy that was to wait there; the message waits in this process.
@@ -42,8 +91,15 @@ pub(crate) fn retry_failed(
 }
 
 /// `dead_letter`: a message was given up on, and its dead letter is confirmed.
-pub(crate) fn dead_lettered(route: &RouteNames, delivery: &Delivery, attempt: u32, reason: Reason) {
-    tracing::warn!(target: "postrider::dead_letter", route = route.handler, channel = route.channel, group = route.group, id = %delivery.envelope.id(), attempt, reason = reason.as_str(), "message dead-lettered");
+pub(crate) fn dead_lettered(
+    route: &RouteNames,
+    delivery: &Delivery,
+    attempt: u32,
+    reason: Reason,
+    fields: &ErrorFields,
+) {
+    let ErrorFields { error, found, expected } = fields;
+    tracing::warn!(target: "postrider::dead_letter", route = route.handler, channel = route.channel, group = route.group, id = %delivery.envelope.id(), attempt, reason = reason.as_str(), error, found, expected, "message dead-lettered");
 }
 
 /// `dead_letter`: a message was given up on by a route without dead letters.
@@ -52,9 +108,10 @@ pub(crate) fn dropped(
     delivery: &Delivery,
     attempt: u32,
     reason: Reason,
-    error: &dyn std::error::Error,
+    error: &(dyn std::error::Error + 'static),
 ) {
-    tracing::warn!(target: "postrider::dead_letter", route = route.handler, channel = route.channel, group = route.group, id = %delivery.envelope.id(), attempt, reason = reason.as_str(), error = %error, "message dropped: the route has no dead letters");
+    let ErrorFields { error, found, expected } = &ErrorFields::of(error);
+    tracing::warn!(target: "postrider::dead_letter", route = route.handler, channel = route.channel, group = route.group, id = %delivery.envelope.id(), attempt, reason = reason.as_str(), error, found, expected, "message dropped: the route has no dead letters");
 }
 
 /// `dead_letter`: the dead letter itself could not be published; the message stays with the broker.
@@ -125,4 +182,18 @@ pub(crate) fn duplicate(route: &RouteNames, delivery: &Delivery) {
 /// `idempotency`: the store could not be asked or told.
 pub(crate) fn store_failed(route: &RouteNames, error: &str) {
     tracing::error!(target: "postrider::idempotency", route = route.handler, channel = route.channel, group = route.group, error, "the idempotency store failed, it is asked again");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_logged_is_bounded_and_one_line() {
+        let whole = "ä".repeat(MAX_TEXT);
+        assert_eq!(bounded(&whole), whole);
+        let cut = bounded(&format!("{whole}b"));
+        assert_eq!((cut.chars().count(), cut.chars().last()), (MAX_TEXT, Some('…')));
+        assert_eq!(bounded("a\r\nb"), "a  b");
+    }
 }

@@ -28,8 +28,8 @@ pub(crate) struct CopySent {
 }
 
 pub(super) enum Sent {
-    /// The broker has the dead letter.
-    Letter(Reason),
+    /// The broker has the dead letter; what is to be logged of it.
+    Letter(Reason, Box<events::ErrorFields>),
     /// The broker has the copy that waits for the next attempt.
     Retry,
     /// The broker may not have that copy: the message waits here.
@@ -65,7 +65,7 @@ impl<'a> Dispatcher<'a> {
             },
         );
         let hop: Arc<str> = hop.into();
-        let lost = self.hold_for_copy(&held);
+        let (lost, fields) = (self.hold_for_copy(&held), Box::new(events::ErrorFields::of(&**error)));
         self.copies.push(Box::pin(async move {
             let patience = Retry::new()
                 .attempts(u32::MAX)
@@ -110,7 +110,7 @@ impl<'a> Dispatcher<'a> {
             if failures > 0 && status.stalled.fetch_sub(1, Relaxed) == 1 {
                 status.set_trouble(None);
             }
-            CopySent { held: Some(held), sent: if lost { Sent::Lost } else { Sent::Letter(reason) } }
+            CopySent { held: Some(held), sent: if lost { Sent::Lost } else { Sent::Letter(reason, fields) } }
         }));
     }
 
@@ -187,8 +187,8 @@ impl<'a> Dispatcher<'a> {
             }
             Sent::Struck(strikes) => self.struck(held, strikes, cx),
             Sent::Unknown(error) => self.not_struck(held, &error, cx),
-            Sent::Letter(reason) => {
-                events::dead_lettered(&self.plan.names, &held.delivery, held.attempt, reason);
+            Sent::Letter(reason, fields) => {
+                events::dead_lettered(&self.plan.names, &held.delivery, held.attempt, reason, &fields);
                 self.status.dead_lettered.fetch_add(1, Relaxed);
                 if reason == Reason::CrashLoop {
                     self.forgive(&held);
