@@ -1,6 +1,8 @@
 //! What a message type says of itself: name, version, key, codec. Encoding is `codec`'s, the envelope is `envelope`'s.
 
 use std::borrow::Cow;
+use std::num::NonZero;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use serde::Serialize;
@@ -189,10 +191,11 @@ impl From<String> for Key<'_> {
     }
 }
 
-/// A field that can be a key: text, bytes, whole numbers (as decimal text), and `Option` of those.
+/// A field that can be a key: text, a character, bytes, whole numbers (as decimal text), with the feature `uuid` a `Uuid` (as text), and
+/// `Option`, `Box`, `Arc` or `Cow` of those.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` can't be the key of a message",
-    note = "a key is text, bytes, a whole number, or an `Option` of those; implement `ToKey` for a type of your own"
+    note = "a key is text, bytes, a whole number, or an `Option`, `Box`, `Arc` or `Cow` of those; `Uuid` is one with the feature `uuid`; implement `ToKey` for a type of your own"
 )]
 pub trait ToKey {
     /// The key, if there is one.
@@ -223,6 +226,43 @@ impl ToKey for Vec<u8> {
     }
 }
 
+impl<const N: usize> ToKey for [u8; N] {
+    fn to_key(&self) -> Option<Key<'_>> {
+        Some(self.as_slice().into())
+    }
+}
+
+impl ToKey for char {
+    fn to_key(&self) -> Option<Key<'_>> {
+        Some(self.to_string().into())
+    }
+}
+
+/// As text, in lower case and with hyphens.
+#[cfg(feature = "uuid")]
+impl ToKey for uuid::Uuid {
+    fn to_key(&self) -> Option<Key<'_>> {
+        let mut digits = [0; DIGITS];
+        let length = self.hyphenated().encode_lower(&mut digits).len();
+        Some(Key(Repr::Digits(digits, length)))
+    }
+}
+
+impl<T: ToKey + ToOwned + ?Sized> ToKey for Cow<'_, T> {
+    fn to_key(&self) -> Option<Key<'_>> {
+        (**self).to_key()
+    }
+}
+
+macro_rules! pointer_keys {
+    ($($pointer:ident)*) => { $(impl<T: ToKey + ?Sized> ToKey for $pointer<T> {
+        fn to_key(&self) -> Option<Key<'_>> {
+            (**self).to_key()
+        }
+    })* };
+}
+pointer_keys!(Box Arc);
+
 impl<T: ToKey> ToKey for Option<T> {
     fn to_key(&self) -> Option<Key<'_>> {
         self.as_ref()?.to_key()
@@ -239,6 +279,12 @@ macro_rules! number_keys {
     ($($t:ty)*) => { $(impl ToKey for $t {
         fn to_key(&self) -> Option<Key<'_>> {
             Some(Key::of_number(*self))
+        }
+    }
+
+    impl ToKey for NonZero<$t> {
+        fn to_key(&self) -> Option<Key<'_>> {
+            Some(Key::of_number(self.get()))
         }
     })* };
 }
@@ -379,5 +425,38 @@ mod tests {
         assert_eq!(key(&u128::MAX), u128::MAX.to_string());
         assert_eq!(17_u64.to_key(), Some("17".into()));
         assert_ne!(17_u64.to_key(), Some("18".into()));
+        assert_eq!(NonZero::<u64>::MAX.to_key(), Some("18446744073709551615".into()));
+        assert_eq!(NonZero::<i8>::MIN.to_key(), Some("-128".into()));
+    }
+
+    #[test]
+    fn a_key_is_the_same_whatever_holds_it() {
+        let (text, bytes): (&str, &[u8]) = ("köy", &[0, 0xff]);
+        let of_text = [
+            Box::<str>::from(text).to_key().map(|key| key.as_bytes().to_vec()),
+            Arc::<str>::from(text).to_key().map(|key| key.as_bytes().to_vec()),
+            Cow::Borrowed(text).to_key().map(|key| key.as_bytes().to_vec()),
+            Cow::<str>::Owned(text.into()).to_key().map(|key| key.as_bytes().to_vec()),
+            Some(Box::new(text.to_owned())).to_key().map(|key| key.as_bytes().to_vec()),
+        ];
+        assert!(of_text.iter().all(|key| key.as_deref() == Some(text.as_bytes())), "{of_text:?}");
+        let of_bytes = [
+            [0_u8, 0xff].to_key().map(|key| key.as_bytes().to_vec()),
+            Box::<[u8]>::from(bytes).to_key().map(|key| key.as_bytes().to_vec()),
+            Cow::Borrowed(bytes).to_key().map(|key| key.as_bytes().to_vec()),
+            Arc::new([0_u8, 0xff]).to_key().map(|key| key.as_bytes().to_vec()),
+        ];
+        assert!(of_bytes.iter().all(|key| key.as_deref() == Some(bytes)), "{of_bytes:?}");
+        assert_eq!('ö'.to_key(), Some("ö".into()));
+        assert_eq!([0_u8; 0].to_key(), Some("".into()), "an empty key is a key");
+        assert_eq!(Arc::new(None::<char>).to_key(), None);
+    }
+
+    #[cfg(feature = "uuid")]
+    #[test]
+    fn a_uuid_is_a_key_as_its_text() {
+        let id = uuid::Uuid::from_u128(0x0123_4567_89AB_CDEF_0123_4567_89AB_CDEF);
+        assert_eq!(id.to_key(), Some("01234567-89ab-cdef-0123-456789abcdef".into()));
+        assert_eq!(Some(Box::new(id)).to_key(), id.to_key());
     }
 }
