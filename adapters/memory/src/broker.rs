@@ -157,7 +157,7 @@ impl MemoryBroker {
         let mut channels = self.0.channels.write().unwrap_or_else(PoisonError::into_inner);
         let channel = channels
             .entry(name.into())
-            .or_insert_with(|| Arc::new(Channel::new(name, self.0.config.clone())));
+            .or_insert_with(|| Arc::new(Channel::new(name, self.0.config.bound_of(name))));
         Arc::clone(channel)
     }
 

@@ -9,7 +9,7 @@ use postrider_core::{ChannelEntry, Envelope, GroupEntry, Letter, Origin, Start};
 use tokio::sync::Notify;
 
 use crate::addressed::Addressed;
-use crate::config::MemoryConfig;
+use crate::config::Bound;
 use crate::group::GroupKey;
 use crate::log::Log;
 use crate::room::Room;
@@ -21,7 +21,7 @@ pub(crate) use consumers::{Found, MemberId};
 #[derive(Debug)]
 pub(crate) struct Channel {
     pub(crate) name: Arc<str>,
-    config: MemoryConfig,
+    bound: Bound,
     hash: foldhash::fast::RandomState,
     state: Mutex<State>,
 }
@@ -35,6 +35,8 @@ struct State {
     /// Positions of dead letters that somebody closed.
     closed_letters: BTreeSet<u64>,
     room: Room,
+    /// How many messages were acknowledged, by whichever group.
+    settled: u64,
     ephemerals: u64,
     closed: bool,
 }
@@ -47,10 +49,10 @@ pub(crate) enum Appended {
 }
 
 impl Channel {
-    pub(crate) fn new(name: &str, config: MemoryConfig) -> Self {
+    pub(crate) fn new(name: &str, bound: Bound) -> Self {
         Self {
             name: name.into(),
-            config,
+            bound,
             hash: foldhash::fast::RandomState::default(),
             state: Mutex::default(),
         }
@@ -78,7 +80,7 @@ impl Channel {
             return Appended::Closed;
         }
         let turn = ticket.map_or(state.room.is_empty(), |ticket| state.room.is_first(ticket));
-        if !turn || !state.make_room(&self.config, envelope.byte_len()) {
+        if !turn || !state.make_room(self.bound, envelope.byte_len()) {
             return Appended::NoRoom(envelope);
         }
         let position = state.log.push(envelope);
@@ -120,6 +122,25 @@ impl Channel {
 
     pub(crate) fn enter_room(&self) -> (u64, Arc<Notify>) {
         self.state().room.enter()
+    }
+
+    /// How many messages its groups have acknowledged so far.
+    pub(crate) fn settled(&self) -> u64 {
+        self.state().settled
+    }
+
+    /// The groups whose members hold messages, if none was acknowledged since there were so many.
+    pub(crate) fn standing_still(&self, settled: u64) -> Vec<String> {
+        let state = self.state();
+        if state.settled != settled {
+            return Vec::new();
+        }
+        let holding = state.groups.iter().filter(|(_, consumers)| consumers.holds_any());
+        let name = |key: &GroupKey| match key {
+            GroupKey::Named(name) => format!("`{name}`"),
+            GroupKey::Ephemeral(_) => "(ephemeral)".to_owned(),
+        };
+        holding.map(|(key, _)| name(key)).collect()
     }
 
     pub(crate) fn leave_room(&self, ticket: u64) {
@@ -187,9 +208,9 @@ impl State {
     }
 
     /// Lets go of what no group needs, until `bytes` more fit. Without a group, the oldest go.
-    fn make_room(&mut self, config: &MemoryConfig, bytes: usize) -> bool {
+    fn make_room(&mut self, bound: Bound, bytes: usize) -> bool {
         let needed_from = self.needed_from();
-        while self.log.len() >= config.max_messages || self.log.bytes() + bytes > config.max_bytes {
+        while self.log.len() >= bound.messages || self.log.bytes() + bytes > bound.bytes {
             if self.log.base() >= needed_from || !self.log.pop() {
                 // a message larger than the bound passes when it is alone; the publisher has checked it against its own
                 return self.log.len() == 0;
@@ -204,12 +225,12 @@ impl State {
     }
 
     /// Wakes a sender when a good part of the bound is free, so that the two sides don't wake each other for each message.
-    fn call_when_roomy(&mut self, config: &MemoryConfig) {
+    fn call_when_roomy(&mut self, bound: Bound) {
         if self.room.is_empty() {
             return;
         }
         let needed = self.log.end().saturating_sub(self.needed_from().max(self.log.base())) as usize;
-        if needed <= config.max_messages - config.max_messages.div_ceil(4) {
+        if needed <= bound.messages - bound.messages.div_ceil(4) {
             self.room.call_first();
         }
     }

@@ -1,5 +1,7 @@
 //! What can be set, by a struct or by the options of a URL.
 
+use std::collections::BTreeMap;
+
 use serde::Deserialize;
 
 /// The bounds of the embedded broker. As a URL: `memory:?max_messages=1000&max_bytes=1048576`.
@@ -17,11 +19,27 @@ pub struct MemoryConfig {
     pub max_payload: usize,
     /// Keeps programs on one broker apart. Every connect makes a broker of its own here, so it changes nothing.
     pub tenant: Option<String>,
+    /// Bounds of single channels.
+    #[serde(skip)]
+    channels: BTreeMap<String, Bound>,
+}
+
+/// How much one channel holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Bound {
+    pub(crate) messages: usize,
+    pub(crate) bytes: usize,
 }
 
 impl Default for MemoryConfig {
     fn default() -> Self {
-        Self { max_messages: 10_000, max_bytes: 64 * 1024 * 1024, max_payload: 768 * 1024, tenant: None }
+        Self {
+            max_messages: 10_000,
+            max_bytes: 64 * 1024 * 1024,
+            max_payload: 768 * 1024,
+            tenant: None,
+            channels: BTreeMap::new(),
+        }
     }
 }
 
@@ -30,6 +48,25 @@ impl MemoryConfig {
     pub fn max_messages(mut self, messages: usize) -> Self {
         self.max_messages = messages.max(1);
         self
+    }
+
+    /// Another bound for one channel, in messages and bytes: for one that a handler reads and sends many messages to at once.
+    ///
+    /// ```
+    /// use postrider_memory::MemoryConfig;
+    /// let config = MemoryConfig::default().channel("pages", 1_000_000, 256 * 1024 * 1024);
+    /// assert_ne!(config, MemoryConfig::default());
+    /// ```
+    pub fn channel(mut self, name: &str, messages: usize, bytes: usize) -> Self {
+        self.channels.insert(name.to_owned(), Bound { messages: messages.max(1), bytes });
+        self
+    }
+
+    /// How much a channel holds.
+    pub(crate) fn bound_of(&self, channel: &str) -> Bound {
+        let all = Bound { messages: self.max_messages, bytes: self.max_bytes };
+        // there hardly ever are any
+        if self.channels.is_empty() { all } else { self.channels.get(channel).copied().unwrap_or(all) }
     }
 
     /// The most bytes that a channel holds.

@@ -94,14 +94,15 @@ impl MemoryBroker {
         if let Some(read) = message.envelope.read_structured() {
             message.envelope = read;
         }
-        let most = self.config().max_bytes.saturating_sub(message.envelope.payload().len());
+        let bound = self.config().bound_of(message.address.channel());
+        let most = bound.bytes.saturating_sub(message.envelope.payload().len());
         fit_copy(message, most, |envelope| envelope.headers().byte_len())?;
         let message = &*message;
         let Outgoing { address, envelope, .. } = message;
         self.check_open("publish")?;
         check_address(message, self.capabilities())?;
         check_size(envelope, self.capabilities().usable_payload())?;
-        if envelope.byte_len() > self.config().max_bytes {
+        if envelope.byte_len() > bound.bytes {
             let message = "the message is larger than the whole channel may be (`max_bytes`)";
             return Err(
                 Error::new(ErrorKind::TooLarge, "publish", message).with("bytes", envelope.byte_len())
@@ -153,7 +154,7 @@ impl MemoryBroker {
             Appended::Closed => return Err(self.count(Confirm::failed(closed("publish")), Outcome::Failed)),
             Appended::NoRoom(envelope) => envelope,
         };
-        let place = Place::new(channel);
+        let (place, settled) = (Place::new(channel), channel.settled());
         let expired = self.environment().sleep(deadline);
         tokio::pin!(expired);
         loop {
@@ -161,9 +162,7 @@ impl MemoryBroker {
                 biased;
                 () = place.notify.notified() => {}
                 () = &mut expired => {
-                    let message = "the channel stayed full until the deadline: its groups are slower than its publishers";
-                    let error = Error::new(ErrorKind::Timeout, "publish", message).with("channel", &channel.name);
-                    return Err(self.count(Confirm::failed(error), Outcome::Failed));
+                    return Err(self.count(Confirm::failed(stayed_full(channel, settled)), Outcome::Failed));
                 }
             }
             envelope = match channel.append_to(group, envelope, Some(place.ticket)) {
@@ -179,6 +178,20 @@ impl MemoryBroker {
     fn confirmed(&self, position: u64) -> Confirm {
         self.count(Confirm::ready(Ok(Receipt::new(0, position))), Outcome::Confirmed)
     }
+}
+
+/// Why a message found no room; the channel's groups had acknowledged so many when it began to wait.
+fn stayed_full(channel: &Channel, settled: u64) -> Error {
+    let groups = channel.standing_still(settled);
+    let message = if groups.is_empty() {
+        "the channel stayed full until the deadline: its groups are slower than its publishers".to_owned()
+    } else {
+        format!(
+            "the channel stayed full until the deadline, and {} acknowledged nothing meanwhile: if one of its handlers sent this, it fills the channel that it reads from, and waits for itself; let it send fewer messages at once, or to another channel, or give this one a larger bound (`MemoryConfig::channel`)",
+            groups.join(", ")
+        )
+    };
+    Error::new(ErrorKind::Timeout, "publish", message).with("channel", &channel.name)
 }
 
 pub(crate) fn closed(operation: &'static str) -> Error {

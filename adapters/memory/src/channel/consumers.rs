@@ -195,7 +195,7 @@ impl Channel {
         };
         let Consumers { group, members, .. } = consumers;
         let mut member = members.iter_mut().find(|member| member.number == id.number);
-        let mut returned = false;
+        let (mut returned, mut acknowledged) = (false, 0);
         for (token, settlement) in batch {
             if !group.holds(token.claim.epoch, token.seq) {
                 stale.push(*token);
@@ -210,7 +210,10 @@ impl Channel {
                     delayed.push((token.seq, *after));
                 }
                 // acks, and whatever may be added to them
-                _ => group.ack(token.seq),
+                _ => {
+                    group.ack(token.seq);
+                    acknowledged += 1;
+                }
             }
             if let Some(member) = &mut member {
                 member.in_flight.settled(bytes);
@@ -222,7 +225,8 @@ impl Channel {
         if returned || consumers.members.len() > 1 {
             consumers.wake_all();
         }
-        state.call_when_roomy(&self.config);
+        state.settled += acknowledged;
+        state.call_when_roomy(self.bound);
         stale
     }
 
@@ -310,6 +314,11 @@ impl Consumers {
     /// How many members there are.
     pub(super) fn count(&self) -> usize {
         self.members.len()
+    }
+
+    /// Whether a member holds messages.
+    pub(super) fn holds_any(&self) -> bool {
+        self.members.iter().any(|member| member.in_flight.messages > 0)
     }
 
     /// New messages: one member that waits is enough, it wakes the next if it can't take all.
