@@ -197,7 +197,7 @@ impl Topology {
                         priority_groups: if pinned { vec![PRIORITY_GROUP.into()] } else { Vec::new() },
                         // longer than the wait for an acknowledgement, or the next holder would get newer messages first
                         priority_timeout: if pinned {
-                            claim_timeout + claim_timeout / 2
+                            claim_timeout.saturating_add(claim_timeout / 2)
                         } else {
                             Duration::ZERO
                         },
