@@ -208,6 +208,15 @@ mod tests {
     }
 
     #[test]
+    fn the_time_of_a_message_is_a_header_and_not_the_record_s_timestamp() {
+        for ms in [1, 1_700_000_000_123, 253_402_200_000_999] {
+            let envelope = Envelope::builder(Bytes::new()).time_ms(ms).build(&Env::seeded(1)).unwrap();
+            assert_eq!(headers(&envelope).iter().filter(|header| header.key == "ce_time").count(), 1);
+            assert_eq!(through(&envelope).time_ms(), ms);
+        }
+    }
+
+    #[test]
     fn a_foreign_record_gets_its_id_from_where_it_stood_and_keeps_its_headers() {
         let fields: [(&str, Option<&[u8]>); 5] = [
             ("trace", Some(b"1")),

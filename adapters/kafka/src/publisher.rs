@@ -27,6 +27,8 @@ use crate::topics::Topics;
 
 /// What a record takes beside key, headers and body: it goes in a batch of its own at worst.
 const FRAME: usize = 256;
+/// The property that sets a record's timestamp.
+const TIMESTAMP: &str = "timestamp";
 
 /// The publishing half.
 #[derive(Debug)]
@@ -87,10 +89,7 @@ impl Outbox {
         let usable =
             if message.options.hop.is_some() { usize::MAX } else { self.capabilities.usable_payload() };
         check_size(&message.envelope, usable)?;
-        if let Some((name, _)) = message.options.native.first() {
-            let text = "the Kafka adapter takes no properties of a single message; leave it out";
-            return Err(Error::config("publish", text).with("property", name));
-        }
+        timestamp(message)?;
         let most = self.largest.saturating_sub(message.envelope.payload().len() + FRAME);
         fit_copy(message, most, convert::copy_len)
     }
@@ -164,8 +163,9 @@ impl Outbox {
                 .headers(convert::headers(envelope));
         record.key = record_key;
         record.payload = (!envelope.is_null()).then(|| &envelope.payload()[..]);
-        // a copy is kept as long as the topic keeps what is written now, however old the message is
-        record.timestamp = message.options.hop.is_none().then_some(envelope.time_ms() as i64);
+        // unless the caller asks for another one, it is the time of this publish: retention goes by it, and removes by the time
+        // of a message what was published a moment ago
+        record.timestamp = timestamp(message).unwrap_or_default();
         let Err((refused, _)) = self.connection.producer.send(record) else {
             return Ok(self.confirm(token));
         };
@@ -345,6 +345,28 @@ impl KafkaBroker {
     }
 }
 
+/// The timestamp that the caller asks for, in milliseconds since the epoch: the only property of a single message.
+fn timestamp(message: &Outgoing<'_>) -> Result<Option<i64>> {
+    let mut found = None;
+    for (name, value) in &message.options.native {
+        let refuse = |text: &str| Err(Error::config("publish", text).with("property", name));
+        if name != TIMESTAMP {
+            return refuse(
+                "the Kafka adapter takes one property of a message, `timestamp`; leave the others out",
+            );
+        }
+        if message.address.group().is_some() {
+            return refuse("a message to one group waits by its timestamp; leave `timestamp` out");
+        }
+        // the client takes zero for "now"
+        found = value.parse().ok().filter(|ms| *ms > 0);
+        if found.is_none() {
+            return refuse("`timestamp` is the number of milliseconds since 1970, greater than zero");
+        }
+    }
+    Ok(found)
+}
+
 /// Of a group's own topic: no other has partitions that messages must be in.
 fn too_few(topic: &Topic, partition: u32) -> Error {
     let text = format!(
@@ -366,5 +388,38 @@ async fn watch(sends: Arc<Sends>, env: Env) {
             let error = Error::new(ErrorKind::Timeout, "publish", text);
             sends.pending.resolve(token, |_| Err(PublishError::Unknown(error)));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use postrider_core::{Address, Envelope, PublishOptions};
+
+    use super::*;
+
+    fn timestamp_of(address: Address<'_>, native: &[(&str, &str)]) -> Result<Option<i64>> {
+        let old = Envelope::builder(Bytes::new()).time_ms(7).build(&Env::seeded(1)).unwrap();
+        let mut options = PublishOptions::default();
+        options.native = native.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
+        timestamp(&Outgoing::new(address, old).with(options))
+    }
+
+    #[test]
+    fn only_the_property_timestamp_sets_a_record_s_timestamp() {
+        let channel = || Address::from("c");
+        assert_eq!(timestamp_of(channel(), &[]).unwrap(), None, "never the message's own time");
+        assert_eq!(
+            timestamp_of(channel(), &[("timestamp", "1700000000123")]).unwrap(),
+            Some(1_700_000_000_123)
+        );
+        for wrong in ["0", "-1", "now", "", "9223372036854775808"] {
+            let error = timestamp_of(channel(), &[("timestamp", wrong)]).unwrap_err().to_string();
+            assert!(error.contains("milliseconds"), "{wrong}: {error}");
+        }
+        let error = timestamp_of(channel(), &[("partition", "3")]).unwrap_err().to_string();
+        assert!(error.contains("`timestamp`") && error.contains("partition"), "{error}");
+        let to_group = timestamp_of(Address::to_group("c", "g"), &[("timestamp", "1")]);
+        assert!(to_group.unwrap_err().to_string().contains("leave `timestamp` out"));
     }
 }

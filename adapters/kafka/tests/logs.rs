@@ -1,0 +1,124 @@
+//! What a topic's log does to a reader: retention, compaction, transactions, growth, deletion. `POSTRIDER_TEST_KAFKA_URL` names the
+//! broker.
+
+#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test says what it expects")]
+
+#[allow(dead_code, reason = "not every helper is needed here")]
+mod support;
+
+use std::num::NonZeroUsize;
+use std::time::{Duration, Instant};
+
+use postrider_conformance::{Controls, Settings};
+use postrider_core::{
+    Broker, Bytes, Channel, Confirmed, Delivery, Env, Envelope, Group, GroupName, Outgoing, PublishError,
+    PublishOptions, Publisher as _, PublisherExt, Settlement, Signal, SubscribeOptions, Subscriber,
+    Subscription,
+};
+use postrider_kafka::Naming;
+use rdkafka::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+
+use support::PrivateBroker;
+
+/// How long a test waits for what must come. Nothing waits that long unless something is stuck.
+const PATIENCE: Duration = Duration::from_mins(2);
+
+fn tenant() -> String {
+    format!("t{:x}", Env::system().random())
+}
+
+fn topic(tenant: &str, channel: &str) -> String {
+    Naming::new(Some(tenant)).unwrap().topic(channel).unwrap()
+}
+
+fn options(channel: &str) -> SubscribeOptions {
+    let group = Group::Named(GroupName::new("g").unwrap());
+    SubscribeOptions::new(Channel::new(channel).unwrap(), group)
+}
+
+fn number_of(delivery: &Delivery) -> usize {
+    std::str::from_utf8(delivery.envelope.payload()).unwrap().parse().unwrap()
+}
+
+/// The numbers of the next `count` messages, each acknowledged.
+async fn numbers(subscription: &mut impl Subscription, count: usize) -> Vec<usize> {
+    let mut numbers = Vec::new();
+    let all = async {
+        while numbers.len() < count {
+            let mut deliveries = Vec::new();
+            let max = NonZeroUsize::new(64).unwrap();
+            if subscription.receive(max, &mut deliveries).await.expect("it goes on") == Signal::Deliveries {
+                for delivery in deliveries {
+                    numbers.push(number_of(&delivery));
+                    delivery.claim.settle(Settlement::Ack).expect("the claim holds");
+                }
+            }
+        }
+    };
+    let in_time = tokio::time::timeout(PATIENCE, all).await.is_ok();
+    assert!(in_time, "within {PATIENCE:?} only {numbers:?} came");
+    numbers
+}
+
+/// Waits until it comes true.
+async fn until<F: Future<Output = bool>>(what: &str, holds: impl Fn() -> F) {
+    let deadline = Instant::now() + PATIENCE;
+    while !holds().await {
+        assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+const DAY_MS: u64 = 24 * 60 * 60 * 1000;
+
+/// Publishes a message with a timestamp that is set on purpose.
+async fn publish_at(broker: &Broker, channel: &str, timestamp_ms: u64) -> Confirmed {
+    let mut options = PublishOptions::default();
+    options.native.push(("timestamp".into(), timestamp_ms.to_string()));
+    let envelope = Envelope::builder(Bytes::from("0")).build(broker.env()).unwrap();
+    broker.send(Outgoing::new(channel, envelope).with(options)).await.await
+}
+
+// the proxy in front of the broker runs beside requests that block
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs a Kafka broker: cargo xtask test --only kafka"]
+async fn retention_goes_by_when_a_message_was_published_and_not_by_its_own_time() {
+    let private = PrivateBroker::start_with("classic", |_, _| {
+        format!(
+            "log.retention.ms={DAY_MS}\nlog.retention.check.interval.ms=200\nlog.initial.task.delay.ms=200\n"
+        )
+    })
+    .await;
+    let mut settings = Settings::default();
+    settings.tenant = tenant();
+    let tenant = settings.tenant.clone();
+    let broker = private.connect(settings).await;
+    broker.declare("old").await.expect("it is declared");
+    broker.declare("control").await.expect("it is declared");
+    let now = broker.env().wall_ms();
+    for n in 0..10 {
+        let old = Envelope::builder(Bytes::from(n.to_string())).key("k").time_ms(now - 10 * DAY_MS);
+        broker.publish("old", old).await.expect("it is confirmed");
+    }
+    let early = Envelope::builder(Bytes::from("10")).key("k").time_ms(now + 2 * 60 * 60 * 1000);
+    broker.publish("old", early).await.expect("its time is data: the broker doesn't judge it");
+    let refused = publish_at(&broker, "control", now + 2 * 60 * 60 * 1000).await;
+    assert!(matches!(refused, Err(PublishError::Failed(_))), "the broker judges the timestamp: {refused:?}");
+
+    // a message whose timestamp is old is removed: when the second one is, all logs have been looked through since the first one was
+    let address = private.proxy().address().to_string();
+    let client: BaseConsumer =
+        ClientConfig::new().set("bootstrap.servers", address).create().expect("a plain consumer");
+    for _ in 0..2 {
+        let receipt = publish_at(&broker, "control", now - 10 * DAY_MS).await.expect("it is confirmed");
+        let removed = async || {
+            let edges = client.fetch_watermarks(&topic(&tenant, "control"), receipt.shard as i32, PATIENCE);
+            edges.expect("the broker answers").0 as u64 > receipt.position
+        };
+        until("retention has run", removed).await;
+    }
+    let mut subscription = broker.subscribe(&options("old")).await.expect("it subscribes");
+    assert_eq!(numbers(&mut subscription, 11).await, (0..11).collect::<Vec<_>>());
+    subscription.close().await.expect("it leaves");
+}
