@@ -18,14 +18,18 @@ pub struct Mark {
     pub starts: (u32, u64),
     /// Messages that were begun alone.
     pub strikes: Vec<(u64, u32)>,
+    /// How many partitions the topic had when the group began.
+    pub initial_partitions: Option<u32>,
 }
 
 /// What a text says beside a position, and the text that says the same.
 pub fn mark(position: u64, text: &str) -> (Mark, String) {
     let read = mark::read(position, text);
-    let written = mark::write(position, read.ahead.iter().copied(), &read.starts);
+    let initial_partitions = read.initial_partitions;
+    let written = mark::write(position, read.ahead.iter().copied(), &read.starts, initial_partitions);
     let starts = (read.starts.count, read.starts.reach);
-    (Mark { ahead: read.ahead, starts, strikes: read.starts.strikes.into_iter().collect() }, written)
+    let strikes = read.starts.strikes.into_iter().collect();
+    (Mark { ahead: read.ahead, starts, strikes, initial_partitions }, written)
 }
 
 /// The envelope of a record.

@@ -1,10 +1,11 @@
 //! What is written beside a committed offset: which messages above it are settled already, and what is known of holders that ended
 //! without leaving. The format, not when it is written.
 //!
-//! `postrider/1 a=BITS s=STARTS:REACH k=OFFSET:STRIKES,…`, each field where there is anything to say. BITS, in base64 without
+//! `postrider/1 a=BITS s=STARTS:REACH k=OFFSET:STRIKES,… n=COUNT`, each field where there is anything to say. BITS, in base64 without
 //! padding, stand for the offsets from the committed one on, the lowest bit of the first byte for the committed one itself. So many
 //! STARTS in a row didn't end in good order and didn't come past REACH. A message at OFFSET was begun alone and not ended so many
-//! times. Other fields may follow; unknown ones are passed over.
+//! times. The topic had COUNT partitions when the group began, so those from that number on are newer than the group. Other fields may
+//! follow; unknown ones are passed over.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -35,10 +36,18 @@ pub(crate) struct Starts {
 pub(crate) struct Mark {
     pub(crate) ahead: Vec<u64>,
     pub(crate) starts: Starts,
+    /// How many partitions the topic had when the group began, where it is known.
+    pub(crate) initial_partitions: Option<u32>,
 }
 
-/// The text for a position, what is settled above it, ascending, and its holders; empty when there is nothing to say.
-pub(crate) fn write(position: u64, settled: impl Iterator<Item = u64>, starts: &Starts) -> String {
+/// The text for a position, what is settled above it, ascending, its holders, and the topic's partitions when the group began; empty when
+/// there is nothing to say.
+pub(crate) fn write(
+    position: u64,
+    settled: impl Iterator<Item = u64>,
+    starts: &Starts,
+    initial_partitions: Option<u32>,
+) -> String {
     let mut bits = Vec::new();
     for offset in settled {
         let Some(at) = offset.checked_sub(position).filter(|at| *at < MOST_BITS) else {
@@ -62,6 +71,9 @@ pub(crate) fn write(position: u64, settled: impl Iterator<Item = u64>, starts: &
     for (n, (offset, strikes)) in starts.strikes.iter().take(MOST_STRIKES).enumerate() {
         let _ = write!(text, "{}{offset}:{strikes}", if n == 0 { " k=" } else { "," });
     }
+    if let Some(count) = initial_partitions {
+        let _ = write!(text, " n={count}");
+    }
     if text.len() == VERSION.len() { String::new() } else { text }
 }
 
@@ -83,6 +95,8 @@ pub(crate) fn read(position: u64, text: &str) -> Mark {
             let strikes = strikes.split(',').filter_map(pair).take(MOST_STRIKES);
             let strikes = strikes.map(|(offset, n)| (offset, u32::try_from(n).unwrap_or(u32::MAX)));
             mark.starts.strikes = strikes.filter(|(offset, _)| *offset >= position).collect();
+        } else if let Some(count) = field.strip_prefix("n=") {
+            mark.initial_partitions = count.parse().ok();
         }
     }
     mark
@@ -108,13 +122,14 @@ mod tests {
             above in prop::collection::btree_set(0_u64..5_000, 0..200),
             (count, reach) in prop_oneof![Just((0, 0)), (1..u32::MAX, any::<u64>())],
             struck in prop::collection::btree_map(0_u64..5_000, any::<u32>(), 0..=MOST_STRIKES),
+            initial_partitions in prop::option::of(any::<u32>()),
         ) {
             let ahead: Vec<_> = above.iter().map(|offset| position + offset).collect();
             let strikes = struck.into_iter().map(|(offset, n)| (position + offset, n)).collect();
             let starts = Starts { count, reach, strikes };
-            let text = write(position, ahead.iter().copied(), &starts);
+            let text = write(position, ahead.iter().copied(), &starts, initial_partitions);
             prop_assert!(text.len() < 4_096);
-            prop_assert_eq!(read(position, &text), Mark { ahead, starts });
+            prop_assert_eq!(read(position, &text), Mark { ahead, starts, initial_partitions });
         }
 
         #[test]
@@ -125,15 +140,26 @@ mod tests {
     }
 
     #[test]
+    fn the_text_of_older_versions_says_nothing_of_the_group_s_beginning() {
+        let old = read(7, "postrider/1 a=Ag s=2:30 k=9:1");
+        assert_eq!((&*old.ahead, old.starts.count, old.initial_partitions), (&[8][..], 2, None));
+        let new = read(7, "postrider/1 a=Ag s=2:30 k=9:1 n=4");
+        assert_eq!((new.ahead, new.starts), (old.ahead, old.starts));
+        assert_eq!(new.initial_partitions, Some(4));
+        assert_eq!(write(7, std::iter::empty(), &Starts::default(), Some(4)), "postrider/1 n=4");
+    }
+
+    #[test]
     fn what_does_not_fit_is_left_out() {
         let all: BTreeSet<u64> = (1..40_000).collect();
         let strikes = (0..20).map(|n| (u64::MAX - n, u32::MAX)).collect();
         let starts = Starts { count: u32::MAX, reach: u64::MAX, strikes };
-        let text = write(0, all.iter().copied(), &starts);
+        let text = write(0, all.iter().copied(), &starts, Some(u32::MAX));
         assert!(text.len() < 4_096, "{}", text.len());
         assert_eq!(read(0, &text).ahead, (1..MOST_BITS).collect::<Vec<_>>());
         assert_eq!(read(0, &text).starts.strikes.len(), MOST_STRIKES);
-        assert_eq!(write(7, std::iter::empty(), &Starts::default()), "");
+        assert_eq!(read(0, &text).initial_partitions, Some(u32::MAX));
+        assert_eq!(write(7, std::iter::empty(), &Starts::default(), None), "");
         assert_eq!(read(7, "somebody else's"), Mark::default());
     }
 }

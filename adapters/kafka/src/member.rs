@@ -91,6 +91,8 @@ struct Work {
     next_commit: Instant,
     /// Since when there is something to write down that isn't.
     unwritten: Option<Instant>,
+    /// When the topic is looked at next.
+    next_check: Instant,
 }
 
 impl Member {
@@ -133,6 +135,7 @@ impl Work {
             committing: None,
             next_commit: now,
             unwritten: None,
+            next_check: now,
         };
         if !work.member.group {
             work.take_all();
@@ -140,6 +143,7 @@ impl Work {
         loop {
             work.poll();
             work.handle_events();
+            work.take_new();
             work.assign();
             work.revoke();
             work.mend();

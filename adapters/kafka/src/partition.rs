@@ -143,8 +143,8 @@ impl<Q: Queue> Partition<Q> {
         self.mark.touch();
     }
 
-    /// The text beside the position.
-    pub(crate) fn metadata(&mut self) -> String {
+    /// The text beside the position. The topic had `initial_partitions` when the group began, where it is known.
+    pub(crate) fn metadata(&mut self, initial_partitions: Option<u32>) -> String {
         let position = self.mark.position();
         if position >= self.reached {
             // all that earlier holders had out is settled
@@ -155,7 +155,7 @@ impl<Q: Queue> Partition<Q> {
         self.starts.strikes.retain(|offset, _| *offset >= position);
         let strikes = self.starts.strikes.clone();
         let starts = if self.clean { Starts { strikes, ..Starts::default() } } else { self.starts.clone() };
-        crate::mark::write(position, self.mark.settled_above(), &starts)
+        crate::mark::write(position, self.mark.settled_above(), &starts, initial_partitions)
     }
 
     /// How often a message was begun alone and not ended.

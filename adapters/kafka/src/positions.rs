@@ -37,7 +37,7 @@ impl Place {
             None => new(begin),
             // another log under the same name: read it from its beginning rather than miss anything
             Some(Written { position, .. }) if position > high => new(low),
-            Some(Written { position, mark: Mark { mut ahead, mut starts } }) => {
+            Some(Written { position, mark: Mark { mut ahead, mut starts, .. } }) => {
                 // what came later was never out
                 starts.reach = starts.reach.min(high);
                 // what is settled behind a gap doesn't come again
@@ -139,25 +139,69 @@ pub(crate) fn written(
     Ok(out)
 }
 
-/// Where these partitions begin: where the group stopped, else at `start`.
+/// How many partitions the topic had when the group began: the smallest of the `known` number and those in the group's commits. A group without
+/// commits begins now. If no commit says the number (older versions and other programs do not), every partition without a commit counts as
+/// newer than the group.
+pub(crate) fn initial_partitions<'a>(
+    known: Option<u32>,
+    present: u32,
+    marks: impl IntoIterator<Item = &'a Mark>,
+) -> u32 {
+    let (mut least, mut begun) = (known, known.is_some());
+    for mark in marks {
+        begun = true;
+        least = least.into_iter().chain(mark.initial_partitions).min();
+    }
+    least.unwrap_or(if begun { 0 } else { present })
+}
+
+/// Where partitions begin, and how many the topic had when the group began, as far as that is known.
+pub(crate) struct Resolved {
+    pub(crate) places: Vec<Place>,
+    pub(crate) initial_partitions: Option<u32>,
+}
+
+/// Where these partitions begin: where the group stopped, else at `start`. A partition that is newer than the group, or than a subscription
+/// without a group, begins at its first offset: its messages were written after the group began. `known` is the number of an earlier call.
 pub(crate) fn resolve(
     client: &Client,
     topic: &str,
     partitions: &[i32],
     group: bool,
     start: Start,
+    known: Option<u32>,
     timeout: Duration,
-) -> KafkaResult<Vec<Place>> {
+) -> KafkaResult<Resolved> {
+    // a subscription without a group first takes all partitions that there are, at once
+    let known = if group { known } else { known.or(Some(partitions.len() as u32)) };
     if partitions.is_empty() {
-        return Ok(Vec::new());
+        return Ok(Resolved { places: Vec::new(), initial_partitions: known });
     }
     let mut written = if group { written(client, topic, partitions, timeout)? } else { HashMap::new() };
+    let mut initial =
+        written.values().filter_map(|written| written.mark.initial_partitions).chain(known).min();
+    let is_unknown = |partition: &i32| !written.contains_key(partition);
+    if group && start != Start::Earliest && partitions.iter().any(is_unknown) {
+        let present = present(client, topic, timeout)?;
+        let all: Vec<i32> = (0..present as i32).collect();
+        let all = self::written(client, topic, &all, timeout)?;
+        initial = Some(initial_partitions(initial, present, all.values().map(|written| &written.mark)));
+    }
     let begins = begin(client, topic, partitions, start, timeout)?;
     let place = |partition: &i32| {
         let (edges, begin) = *begins.get(partition)?;
+        let is_new = initial.is_some_and(|n| *partition as u32 >= n);
+        let begin = if is_new { edges.low } else { begin };
         Some(Place::of(*partition, edges, begin, written.remove(partition)))
     };
-    Ok(partitions.iter().filter_map(place).collect())
+    Ok(Resolved { places: partitions.iter().filter_map(place).collect(), initial_partitions: initial })
+}
+
+/// How many partitions the topic has.
+fn present(client: &Client, topic: &str, timeout: Duration) -> KafkaResult<u32> {
+    let metadata = client.fetch_metadata(Some(topic), timeout)?;
+    let found = metadata.topics().iter().find(|found| found.name() == topic);
+    Ok(found.map_or(0, |found| found.partitions().len() as u32))
 }
 
 /// The edges of these partitions, and where `start` is in them.
@@ -189,11 +233,13 @@ pub(crate) fn begin(
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn written(position: u64, ahead: &[u64]) -> Written {
         let starts = Starts { count: 2, reach: 30, ..Starts::default() };
-        Written { position, mark: Mark { ahead: ahead.to_vec(), starts } }
+        Written { position, mark: Mark { ahead: ahead.to_vec(), starts, ..Mark::default() } }
     }
 
     #[test]
@@ -208,6 +254,41 @@ mod tests {
         let other = Place::of(3, edges, 20, Some(written(21, &[])));
         assert_eq!((other.position, other.starts.count, other.gap), (10, 0, None));
         assert_eq!(Place::of(3, edges, 20, None).position, 20);
+    }
+
+    fn mark(initial_partitions: Option<u32>) -> Mark {
+        Mark { initial_partitions, ..Mark::default() }
+    }
+
+    #[test]
+    fn a_group_that_wrote_nothing_down_begins_now() {
+        assert_eq!(initial_partitions(None, 4, []), 4);
+        assert_eq!(
+            initial_partitions(Some(1), 4, []),
+            1,
+            "it began in this process, and has not committed yet"
+        );
+        assert_eq!(initial_partitions(None, 4, [&mark(None)]), 0, "an older version's, or another program's");
+        assert_eq!(initial_partitions(None, 4, [&mark(None), &mark(Some(2))]), 2);
+        assert_eq!(initial_partitions(Some(3), 4, [&mark(None)]), 3);
+    }
+
+    proptest! {
+        /// A topic that grows while members of any version come and go: the next member distinguishes the partitions that existed when the
+        /// group began from those that were added.
+        #[test]
+        fn the_beginning_is_known_from_any_mark_that_says_it(
+            began_with in 1_u32..10,
+            more in prop::collection::vec(prop::option::of(Just(())), 1..10),
+            present in 10_u32..20,
+        ) {
+            let mut marks: Vec<_> = more.into_iter().map(|says| mark(says.map(|()| began_with))).collect();
+            marks.push(mark(Some(began_with)));
+            prop_assert_eq!(initial_partitions(None, present, &marks), began_with);
+            // a member that took another number for the beginning makes it earlier, never later
+            marks.push(mark(Some(present)));
+            prop_assert_eq!(initial_partitions(None, present, &marks), began_with);
+        }
     }
 
     #[test]

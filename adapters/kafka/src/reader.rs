@@ -14,6 +14,7 @@ use crate::committer::Committer;
 use crate::config::KafkaConfig;
 use crate::connection::Connection;
 use crate::error;
+use crate::mark::Mark;
 use crate::member::{Command, Member, Progress, SharedClient};
 use crate::patience::ask_again;
 use crate::positions::{self, Edges};
@@ -222,10 +223,14 @@ fn lag(context: &Context, shared: &Shared, count: u32) -> Result<u64> {
     } else {
         HashMap::new()
     };
+    // the group has begun in what is held here, whether that is written down by now or not
+    let begun = Mark::default();
+    let marks = written.values().map(|written| &written.mark).chain(held.keys().map(|_| &begun));
+    let initial = positions::initial_partitions(shared.initial_partitions(), count, marks);
     let lag = |(number, edges): (i32, Edges)| match (held.get(&number), written.remove(&number)) {
         (Some(lag), _) => *lag,
         (None, Some(written)) => written.lag(edges),
-        (None, None) if context.start == Start::Latest => 0,
+        (None, None) if context.start == Start::Latest && (number as u32) < initial => 0,
         (None, None) => edges.high - edges.low,
     };
     Ok(edges.into_iter().map(lag).sum())

@@ -34,6 +34,8 @@ struct State<Q> {
     timers: BTreeSet<(Instant, i32, u32, u64)>,
     /// Partitions whose place isn't in the log any more, or isn't sure: nothing is handed out of them.
     troubled: BTreeSet<i32>,
+    /// How many partitions the topic had when the group began, or the subscription if it has no group.
+    initial_partitions: Option<u32>,
     paused: bool,
     /// The group's place can't be written down at present.
     held_back: bool,
@@ -84,6 +86,7 @@ impl<Q: Queue> Shared<Q> {
             events: VecDeque::new(),
             timers: BTreeSet::new(),
             troubled: BTreeSet::new(),
+            initial_partitions: None,
             paused: false,
             held_back: false,
             flush: false,
@@ -181,6 +184,15 @@ impl<Q: Queue> Shared<Q> {
     /// Whether nothing is handed out because the group's place can't be written down.
     pub(crate) fn is_held_back(&self) -> bool {
         self.state().held_back
+    }
+
+    /// How many partitions the topic had when the group began, as far as it is known.
+    pub(crate) fn initial_partitions(&self) -> Option<u32> {
+        self.state().initial_partitions
+    }
+
+    pub(crate) fn set_initial_partitions(&self, count: Option<u32>) {
+        self.state().initial_partitions = count;
     }
 
     pub(crate) fn numbers(&self) -> Vec<i32> {

@@ -11,15 +11,18 @@ use std::time::{Duration, Instant};
 
 use postrider_conformance::{Controls, Settings};
 use postrider_core::{
-    Broker, Bytes, Channel, Confirmed, Delivery, Env, Envelope, Group, GroupName, Outgoing, PublishError,
-    PublishOptions, Publisher as _, PublisherExt, Settlement, Signal, SubscribeOptions, Subscriber,
-    Subscription,
+    Broker, BrokerUrl, Bytes, Channel, Confirmed, Connector, Delivery, Env, Envelope, Group, GroupName,
+    Outgoing, PublishError, PublishOptions, Publisher as _, PublisherExt, Settlement, Signal, Start,
+    SubscribeOptions, Subscriber, Subscription,
 };
-use postrider_kafka::Naming;
+use postrider_kafka::{KafkaConnector, Naming};
 use rdkafka::ClientConfig;
+use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions};
+use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 
-use support::PrivateBroker;
+use support::{PrivateBroker, address, shared_url, with_options};
 
 /// How long a test waits for what must come. Nothing waits that long unless something is stuck.
 const PATIENCE: Duration = Duration::from_mins(2);
@@ -30,6 +33,13 @@ fn tenant() -> String {
 
 fn topic(tenant: &str, channel: &str) -> String {
     Naming::new(Some(tenant)).unwrap().topic(channel).unwrap()
+}
+
+async fn connect_by(protocol: &str, tenant: &str, options: &str) -> Broker {
+    let mut settings = Settings::default();
+    settings.tenant = tenant.to_owned();
+    let url = format!("{}&{options}", with_options(&shared_url(), &settings, protocol));
+    KafkaConnector.connect(&BrokerUrl::parse(&url).unwrap(), Env::system()).await.expect("the broker answers")
 }
 
 fn options(channel: &str) -> SubscribeOptions {
@@ -68,6 +78,107 @@ async fn until<F: Future<Output = bool>>(what: &str, holds: impl Fn() -> F) {
         assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
+}
+
+fn plain() -> ClientConfig {
+    let mut config = ClientConfig::new();
+    config.set("bootstrap.servers", address(&shared_url()));
+    config
+}
+
+/// How many partitions of the topic have a leader.
+fn led(client: &BaseProducer, topic: &str) -> usize {
+    let metadata = client.client().fetch_metadata(Some(topic), PATIENCE).expect("the broker answers");
+    let all = metadata.topics().iter().flat_map(rdkafka::metadata::MetadataTopic::partitions);
+    all.filter(|partition| partition.leader() >= 0).count()
+}
+
+/// Adds partitions until there are four, and lets another program write 199 numbers, in turn to each, at once.
+async fn grow_and_write(topic: &str) {
+    let admin: AdminClient<DefaultClientContext> = plain().create().expect("an admin client");
+    let grown = admin.create_partitions(&[NewPartitions::new(topic, 4)], &AdminOptions::new()).await;
+    grown.expect("the broker answers")[0].as_ref().expect("it grows");
+    let producer: BaseProducer = plain().create().expect("a plain producer");
+    until("the new partitions have leaders", async || led(&producer, topic) == 4).await;
+    for n in 0..199 {
+        let text = n.to_string();
+        let record = BaseRecord::<(), _>::to(topic).partition(n % 4).payload(&text);
+        producer.send(record).map_err(|(error, _)| error).expect("it is taken");
+    }
+    producer.flush(PATIENCE).expect("all are stored");
+}
+
+fn latest(mut options: SubscribeOptions) -> SubscribeOptions {
+    options.start = Start::Latest;
+    options
+}
+
+/// A topic of one partition with a message that is older than any group.
+async fn with_an_old_message(protocol: &str, tenant: &str) -> Broker {
+    let options = "partitions=1&native.topic.metadata.refresh.interval.ms=3000";
+    let broker = connect_by(protocol, tenant, options).await;
+    broker.declare("c").await.expect("it is declared");
+    broker.publish("c", Envelope::builder(Bytes::from("1000"))).await.expect("it is confirmed");
+    broker
+}
+
+/// All 199, none twice, and nothing is left.
+async fn assert_all_of_199(subscription: &mut impl Subscription) {
+    let mut all = numbers(subscription, 199).await;
+    all.sort_unstable();
+    assert_eq!(all, (0..199).collect::<Vec<_>>());
+    let control = subscription.control();
+    until("the lag is 0", async || control.lag().await.is_ok_and(|lag| lag == 0)).await;
+}
+
+#[tokio::test]
+#[ignore = "needs a Kafka broker: cargo xtask test --only kafka"]
+async fn a_partition_that_comes_while_a_late_group_runs_is_read_from_its_first_message() {
+    for protocol in ["classic", "consumer"] {
+        let tenant = tenant();
+        let broker = with_an_old_message(protocol, &tenant).await;
+        let mut subscription = broker.subscribe(&latest(options("c"))).await.expect("it subscribes");
+        grow_and_write(&topic(&tenant, "c")).await;
+        assert_all_of_199(&mut subscription).await;
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs a Kafka broker: cargo xtask test --only kafka"]
+async fn a_partition_that_comes_while_a_late_group_is_away_is_read_from_its_first_message() {
+    let tenant = tenant();
+    let broker = with_an_old_message("classic", &tenant).await;
+    let tomorrow = Start::Time(broker.env().wall_ms() + DAY_MS);
+    // one that was begun by `latest`, by another option that is changed meanwhile, by a time that no message has
+    let cases = [
+        ("c", Start::Latest, Start::Latest),
+        ("d", Start::Earliest, Start::Latest),
+        ("e", tomorrow, tomorrow),
+    ];
+    for (channel, start, later) in cases {
+        broker.declare(channel).await.expect("it is declared");
+        let mut first = options(channel);
+        first.start = start;
+        let mut subscription = broker.subscribe(&first).await.expect("it subscribes");
+        subscription.close().await.expect("it leaves");
+        grow_and_write(&topic(&tenant, channel)).await;
+        let mut second = options(channel);
+        second.start = later;
+        let mut subscription = broker.subscribe(&second).await.expect("it subscribes");
+        assert_all_of_199(&mut subscription).await;
+        subscription.close().await.expect("it leaves");
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs a Kafka broker: cargo xtask test --only kafka"]
+async fn a_partition_that_comes_while_a_reader_without_a_group_runs_is_read_from_its_first_message() {
+    let tenant = tenant();
+    let broker = with_an_old_message("classic", &tenant).await;
+    let alone = latest(SubscribeOptions::new(Channel::new("c").unwrap(), Group::Ephemeral));
+    let mut subscription = broker.subscribe(&alone).await.expect("it subscribes");
+    grow_and_write(&topic(&tenant, "c")).await;
+    assert_all_of_199(&mut subscription).await;
 }
 
 const DAY_MS: u64 = 24 * 60 * 60 * 1000;

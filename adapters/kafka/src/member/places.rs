@@ -18,16 +18,15 @@ use crate::watermark::Watermark;
 
 /// How long one request for positions may take before the client is looked after again.
 const REQUEST: Duration = Duration::from_secs(3);
+/// How often the topic is looked at.
+const TOPIC_CHECK_INTERVAL: Duration = Duration::from_secs(5);
+/// How long one such look may take before the client is looked after again.
+const CHECK: Duration = Duration::from_secs(1);
 
 impl Work {
     /// An ephemeral group: all partitions are this member's, and nothing is written down.
     pub(super) fn take_all(&mut self) {
-        let found = self.member.client.fetch_metadata(Some(&self.member.topic), REQUEST);
-        let partitions = found.map(|metadata| {
-            let topics = metadata.topics().iter().filter(|topic| topic.name() == self.member.topic);
-            topics.flat_map(|topic| topic.partitions().iter().map(MetadataPartition::id)).collect::<Vec<_>>()
-        });
-        match partitions {
+        match self.partitions(REQUEST) {
             Ok(partitions) => self.assigning = Some((partitions, Instant::now())),
             Err(found) => {
                 self.member.shared.end(error::client("subscribe", found).with("topic", &self.member.topic));
@@ -36,13 +35,42 @@ impl Work {
         }
     }
 
+    /// An ephemeral group is told by nobody of partitions that come later.
+    pub(super) fn take_new(&mut self) {
+        let now = Instant::now();
+        if self.member.group || self.is_changing() || now < self.next_check {
+            return;
+        }
+        self.next_check = now + TOPIC_CHECK_INTERVAL;
+        let Ok(all) = self.partitions(CHECK) else { return };
+        let held = self.member.shared.numbers();
+        let new: Vec<_> = all.into_iter().filter(|number| !held.contains(number)).collect();
+        if !new.is_empty() {
+            self.assigning = Some((new, now));
+        }
+    }
+
+    /// The numbers of the topic's partitions.
+    fn partitions(&self, timeout: Duration) -> std::result::Result<Vec<i32>, KafkaError> {
+        let Member { client, topic, .. } = &self.member;
+        let metadata = client.fetch_metadata(Some(topic), timeout)?;
+        let topics = metadata.topics().iter().filter(|found| found.name() == topic);
+        Ok(topics.flat_map(|found| found.partitions().iter().map(MetadataPartition::id)).collect())
+    }
+
     /// Takes the partitions that came, each at its place.
     pub(super) fn assign(&mut self) {
         let now = Instant::now();
         let Some((partitions, _)) = self.assigning.take_if(|(_, at)| *at <= now) else { return };
         let Member { client, shared, topic, group, start, .. } = &self.member;
-        let places = match positions::resolve(client, topic, &partitions, *group, *start, REQUEST) {
-            Ok(places) if places.len() == partitions.len() => places,
+        let known = shared.initial_partitions();
+        let resolved = positions::resolve(client, topic, &partitions, *group, *start, known, REQUEST);
+        let places = match resolved {
+            Ok(resolved) if resolved.places.len() == partitions.len() => {
+                // before anything is written down, so that all of it says so
+                shared.set_initial_partitions(resolved.initial_partitions);
+                resolved.places
+            }
             found => {
                 let error = found.err();
                 tracing::debug!(target: "postrider::connection", ?error, topic, "positions are asked for again");
@@ -63,7 +91,7 @@ impl Work {
             claims.push(shared.assign(place.partition, records, mark, starts));
         }
         let list = positions::list(topic, places.iter().map(at));
-        let mut taken = if *group { client.incremental_assign(&list) } else { client.assign(&list) };
+        let mut taken = client.incremental_assign(&list);
         // partitions that the client holds by what came before: they are given up first, to be taken at their new places
         if taken.is_err() && *group && client.incremental_unassign(&list).is_ok() {
             taken = client.incremental_assign(&list);

@@ -24,13 +24,14 @@ impl<Q: Queue> Shared<Q> {
     pub(crate) fn to_commit(&self) -> Vec<Commit> {
         let mut state = self.state();
         state.flush = false;
+        let initial_partitions = state.initial_partitions;
         let dirty = state.partitions.iter_mut().filter(|(_, partition)| partition.is_dirty());
         let commit = |(number, partition): (&i32, &mut Partition<Q>)| Commit {
             partition: *number,
             epoch: partition.epoch,
             version: partition.mark.version(),
             position: partition.mark.position(),
-            metadata: partition.metadata(),
+            metadata: partition.metadata(initial_partitions),
         };
         dirty.map(commit).collect()
     }
