@@ -92,9 +92,14 @@ impl Sends {
         let confirmed = outcome.is_ok();
         let gone =
             matches!(&outcome, Err(PublishError::Failed(error)) if error.kind() == ErrorKind::NotFound);
+        let refused =
+            matches!(&outcome, Err(PublishError::Failed(error)) if error.kind() == ErrorKind::Mismatch);
         let first = self.take_first(token);
         let hear = |target: &Target| {
             target.answered(confirmed);
+            if refused {
+                target.topic.forget_keys();
+            }
             if gone {
                 target.topic.mark_gone();
             }
@@ -127,6 +132,7 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use postrider_core::{Error, Receipt};
+    use rdkafka::error::RDKafkaErrorCode as Code;
 
     use super::*;
 
@@ -192,6 +198,15 @@ mod tests {
         open(&sends, &topic).unwrap();
         open(&sends, &topic).unwrap();
         assert!(open(&sends, &other).is_none() && !other.is_under_way(0));
+    }
+
+    #[test]
+    fn a_refused_message_makes_it_unknown_whether_keys_are_needed() {
+        let (sends, topic) = sends();
+        topic.set_requires_keys(false);
+        let token = open(&sends, &topic).unwrap();
+        sends.delivered(token, Err(crate::error::delivery(Code::InvalidRecord)));
+        assert_eq!(topic.requires_keys(), None);
     }
 
     #[test]

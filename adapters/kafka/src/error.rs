@@ -44,6 +44,14 @@ fn kind(code: Code) -> (ErrorKind, &'static str) {
         Code::LeaderNotAvailable | Code::NotLeaderForPartition => {
             (ErrorKind::Connection, "the partition's leader isn't known at this moment; try again")
         }
+        Code::InvalidRecord => (
+            ErrorKind::Mismatch,
+            "the broker refuses the message for what it is; a compacted topic needs a key",
+        ),
+        Code::InvalidDifferentRecord => (
+            ErrorKind::Broker,
+            "the broker refuses a message that was sent in the same batch; publish this one again",
+        ),
         Code::InvalidSessionTimeout => (
             ErrorKind::Mismatch,
             "the broker doesn't allow this `claim_timeout`; keep within its `group.min.session.timeout.ms` and `group.max.session.timeout.ms`",
@@ -121,6 +129,8 @@ pub(crate) fn delivery(found: Code) -> PublishError {
         | Code::TopicAuthorizationFailed
         | Code::ClusterAuthorizationFailed
         | Code::InvalidTimestamp
+        | Code::InvalidRecord
+        | Code::InvalidDifferentRecord
         | Code::InvalidRequiredAcks
         | Code::InvalidTopic
         | Code::PolicyViolation
@@ -143,6 +153,9 @@ mod tests {
     fn only_what_is_certain_has_failed() {
         assert!(!delivery(Code::UnknownTopic).is_unknown());
         assert!(!delivery(Code::MessageSizeTooLarge).is_unknown());
+        // the broker checks a batch before it writes anything of it
+        assert!(!delivery(Code::InvalidRecord).is_unknown());
+        assert!(!delivery(Code::InvalidDifferentRecord).is_unknown());
         for code in [
             Code::MessageTimedOut,
             Code::PurgeInflight,

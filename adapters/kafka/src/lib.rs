@@ -9,6 +9,7 @@ mod ahead;
 mod broker;
 mod closed;
 mod committer;
+mod compaction;
 mod config;
 mod confirms;
 mod connection;

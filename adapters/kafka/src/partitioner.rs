@@ -28,6 +28,10 @@ const OPEN: u8 = 2;
 /// Since the first one set out, the topic was asked for anew: whatever its answer is, it closes the gate.
 const FIRST_LEFT_OVER: u8 = 3;
 
+const KEYS_UNKNOWN: u8 = 0;
+const KEYS_OPTIONAL: u8 = 1;
+const KEYS_REQUIRED: u8 = 2;
+
 /// A topic as the publisher knows it.
 #[derive(Debug)]
 pub(crate) struct Topic {
@@ -39,6 +43,8 @@ pub(crate) struct Topic {
     /// Of each partition. One through which a first message is on its way is shared with what the topic was before, or is after.
     gates: Box<[Arc<AtomicU8>]>,
     turn: AtomicU32,
+    /// Whether each message needs a key: the topic is compacted.
+    keys: AtomicU8,
     /// It is gone: what bears its name from now on is another.
     gone: AtomicBool,
 }
@@ -71,6 +77,7 @@ impl Topic {
             asked: now,
             gates,
             turn: AtomicU32::new(0),
+            keys: AtomicU8::new(KEYS_UNKNOWN),
             gone: AtomicBool::new(false),
         }
     }
@@ -87,6 +94,10 @@ impl Topic {
                 *gate = Arc::clone(before);
             }
         }
+        // a topic that has come to need keys refuses a message, and is looked at again then; one that needs none any more does not
+        if self.requires_keys() == Some(false) {
+            renewed.set_requires_keys(false);
+        }
         self.mark_gone();
         renewed
     }
@@ -99,6 +110,24 @@ impl Topic {
     /// Whether the broker was asked for it only now.
     pub(crate) fn is_fresh(&self, now: Instant) -> bool {
         now < self.asked + FRESH
+    }
+
+    /// Whether each message needs a key, if that is known.
+    pub(crate) fn requires_keys(&self) -> Option<bool> {
+        match self.keys.load(Relaxed) {
+            KEYS_OPTIONAL => Some(false),
+            KEYS_REQUIRED => Some(true),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn set_requires_keys(&self, required: bool) {
+        self.keys.store(if required { KEYS_REQUIRED } else { KEYS_OPTIONAL }, Relaxed);
+    }
+
+    /// The broker refused a message: whether each needs a key isn't known any more.
+    pub(crate) fn forget_keys(&self) {
+        self.keys.store(KEYS_UNKNOWN, Relaxed);
     }
 
     /// It isn't there, or isn't what it was.
@@ -209,6 +238,21 @@ mod tests {
                 "it opens no gate of the topic as it is now"
             );
         }
+    }
+
+    #[test]
+    fn whether_keys_are_needed_is_asked_again_where_it_can_change_unseen() {
+        let now = Instant::now();
+        let topic = Topic::new("t", 1, 1, now);
+        assert_eq!(topic.requires_keys(), None);
+        topic.set_requires_keys(false);
+        let renewed = topic.renewed(1, 1, now);
+        assert_eq!(renewed.requires_keys(), Some(false), "if it changes, the broker refuses");
+        renewed.forget_keys();
+        assert_eq!(renewed.requires_keys(), None);
+        renewed.set_requires_keys(true);
+        assert_eq!(renewed.requires_keys(), Some(true));
+        assert_eq!(renewed.renewed(1, 1, now).requires_keys(), None, "nothing would show a change");
     }
 
     #[test]

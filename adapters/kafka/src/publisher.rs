@@ -10,11 +10,13 @@ use postrider_core::{
     PublishError, PublishOrder, Publisher, RETRY_TIERS, Result, check_address, check_size, deadline_from,
     fit_copy, retry_tier,
 };
+use rdkafka::ClientConfig;
 use rdkafka::error::RDKafkaErrorCode as Code;
 use rdkafka::producer::BaseRecord;
 use tokio::task::JoinSet;
 
 use crate::broker::KafkaBroker;
+use crate::compaction;
 use crate::config::KafkaConfig;
 use crate::confirms::{Sends, Target};
 use crate::connection::{Connection, HEADER_ROOM};
@@ -42,6 +44,8 @@ pub(crate) struct Outbox {
     largest: usize,
     capabilities: Capabilities,
     topics: Topics,
+    /// How a client is made that asks for a topic's configuration.
+    admin: ClientConfig,
     closed: AtomicBool,
     hash: std::hash::RandomState,
     _tasks: JoinSet<()>,
@@ -63,6 +67,8 @@ impl Outbox {
         capabilities: Capabilities,
     ) -> Self {
         let sends = Arc::clone(&connection.sends);
+        let mut admin = connection.common.clone();
+        properties::native(&mut admin, config);
         let mut tasks = JoinSet::new();
         tasks.spawn(watch(Arc::clone(&sends), env.clone()));
         Self {
@@ -74,6 +80,7 @@ impl Outbox {
             largest: properties::largest_record(config, HEADER_ROOM),
             capabilities,
             topics: Topics::default(),
+            admin,
             closed: AtomicBool::new(false),
             hash: std::hash::RandomState::new(),
             _tasks: tasks,
@@ -223,6 +230,10 @@ impl Outbox {
                         continue;
                     }
                 };
+                let ask = || compaction::is_compacted(self.admin.clone(), &topic);
+                if message.envelope.key().is_none() && self.topics.requires_keys(&found, ask).await {
+                    return Confirm::failed(needs_key(&topic));
+                }
                 let partition = Self::partition(&message, message.envelope.key(), &found);
                 let place = match self.topics.enter(&found, partition) {
                     Ok(place) => place,
@@ -281,6 +292,12 @@ impl Outbox {
             Err(error) => return Ok(Confirm::failed(error)),
         };
         let key = message.envelope.key();
+        match topic.requires_keys() {
+            _ if key.is_some() => {}
+            Some(true) => return Ok(Confirm::failed(needs_key(&topic.name))),
+            Some(false) => {}
+            None => return Err(message),
+        }
         let place = match self.topics.enter(&topic, Self::partition(&message, key, &topic)) {
             Ok(place) => place,
             Err(Barred::Exchanged) => {
@@ -343,6 +360,12 @@ impl KafkaBroker {
     pub(crate) fn is_closed(&self) -> bool {
         self.outbox().closed.load(Relaxed)
     }
+}
+
+/// The broker would refuse it, and with it all that goes in the same batch.
+fn needs_key(topic: &str) -> Error {
+    let text = "a compacted topic needs a key: of the messages with the same key it keeps the last one; set one with `key`";
+    Error::new(ErrorKind::Mismatch, "publish", text).with("topic", topic)
 }
 
 /// The timestamp that the caller asks for, in milliseconds since the epoch: the only property of a single message.

@@ -121,6 +121,33 @@ impl Topics {
         found
     }
 
+    /// Whether each message of the topic needs a key: `ask` says whether the topic is compacted, and is called by one at a time. Where it can't
+    /// be known, the broker judges.
+    pub(crate) async fn requires_keys<F>(&self, topic: &Topic, ask: impl FnOnce() -> F) -> bool
+    where
+        F: Future<Output = Result<bool>>,
+    {
+        if let Some(known) = topic.requires_keys() {
+            return known;
+        }
+        let asking = || self.asking.lock().unwrap_or_else(PoisonError::into_inner);
+        let turn = Arc::clone(asking().entry(topic.name.to_string()).or_default());
+        let held = turn.lock().await;
+        let required = match topic.requires_keys() {
+            Some(known) => known,
+            None => ask().await.unwrap_or_else(|error| {
+                let topic = &*topic.name;
+                tracing::debug!(target: "postrider::connection", %error, topic, "whether the topic is compacted isn't known");
+                false
+            }),
+        };
+        topic.set_requires_keys(required);
+        drop(held);
+        drop(turn);
+        asking().retain(|_, turn| Arc::strong_count(turn) > 1);
+        required
+    }
+
     /// Whether the topic wasn't there a moment ago.
     fn is_missing(&self, topic: &str, now: Instant) -> bool {
         let missing = self.missing.lock().unwrap_or_else(PoisonError::into_inner);
@@ -265,6 +292,28 @@ mod tests {
             assert_eq!(all.join_all().await, [count.is_some(); 200]);
             assert_eq!(asked.load(Relaxed), expected, "{count:?}");
         }
+    }
+
+    #[tokio::test]
+    async fn one_asks_whether_keys_are_needed_and_a_broker_that_does_not_tell_is_the_judge() {
+        let (topics, asked) = (Topics::default(), AtomicU64::new(0));
+        let ask = |answer: Result<bool>| {
+            asked.fetch_add(1, Relaxed);
+            async {
+                tokio::task::yield_now().await;
+                answer
+            }
+        };
+        let topic = Topic::new("t", 1, 1, Instant::now());
+        let both = tokio::join!(
+            topics.requires_keys(&topic, || ask(Ok(true))),
+            topics.requires_keys(&topic, || ask(Ok(false)))
+        );
+        assert_eq!((both, asked.load(Relaxed)), ((true, true), 1));
+        let other = Topic::new("other", 1, 1, Instant::now());
+        let refused = error::code("publish", Code::TopicAuthorizationFailed);
+        assert!(!topics.requires_keys(&other, || ask(Err(refused))).await);
+        assert_eq!(other.requires_keys(), Some(false), "not asked for with each message");
     }
 
     #[test]

@@ -17,7 +17,9 @@ use postrider_core::{
 };
 use postrider_kafka::{KafkaConnector, Naming};
 use rdkafka::ClientConfig;
-use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions};
+use rdkafka::admin::{
+    AdminClient, AdminOptions, AlterConfig, NewPartitions, NewTopic, ResourceSpecifier, TopicReplication,
+};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
@@ -33,6 +35,10 @@ fn tenant() -> String {
 
 fn topic(tenant: &str, channel: &str) -> String {
     Naming::new(Some(tenant)).unwrap().topic(channel).unwrap()
+}
+
+async fn connect(tenant: &str, options: &str) -> Broker {
+    connect_by("classic", tenant, options).await
 }
 
 async fn connect_by(protocol: &str, tenant: &str, options: &str) -> Broker {
@@ -179,6 +185,62 @@ async fn a_partition_that_comes_while_a_reader_without_a_group_runs_is_read_from
     let mut subscription = broker.subscribe(&alone).await.expect("it subscribes");
     grow_and_write(&topic(&tenant, "c")).await;
     assert_all_of_199(&mut subscription).await;
+}
+
+/// Makes a topic with these settings.
+async fn make(topic: &str, settings: &[(&str, &str)]) {
+    let admin: AdminClient<DefaultClientContext> = plain().create().expect("an admin client");
+    let new = NewTopic::new(topic, 1, TopicReplication::Fixed(1));
+    let new = settings.iter().fold(new, |new, (name, value)| new.set(name, value));
+    let made = admin.create_topics([&new], &AdminOptions::new()).await;
+    made.expect("the broker answers")[0].as_ref().expect("it is made");
+    let producer: BaseProducer = plain().create().expect("a plain producer");
+    until("the topic has a leader", async || led(&producer, topic) == 1).await;
+}
+
+#[tokio::test]
+#[ignore = "needs a Kafka broker: cargo xtask test --only kafka"]
+async fn a_message_without_a_key_to_a_compacted_topic_fails_alone() {
+    let tenant = tenant();
+    let topic = topic(&tenant, "c");
+    make(&topic, &[("cleanup.policy", "compact")]).await;
+    // what is published together goes in one batch
+    let broker = connect(&tenant, "declare=none&native.linger.ms=200").await;
+    let number = |n: usize| Envelope::builder(Bytes::from(n.to_string()));
+    let sent = (0..30).map(|n| if n % 10 == 5 { number(n) } else { number(n).key(format!("k{n}")) });
+    let confirmed = broker.publish_all("c", sent).await;
+    for (n, outcome) in confirmed.into_iter().enumerate() {
+        match outcome {
+            Ok(_) => assert_ne!(n % 10, 5),
+            Err(PublishError::Failed(error)) => {
+                assert_eq!(n % 10, 5, "{error}");
+                assert!(error.to_string().contains("a compacted topic needs a key"), "{error}");
+            }
+            Err(other) => panic!("{n}: {other}"),
+        }
+    }
+    let mut subscription = broker.subscribe(&options("c")).await.expect("it subscribes");
+    let stored: Vec<_> = (0..30).filter(|n| n % 10 != 5).collect();
+    assert_eq!(numbers(&mut subscription, stored.len()).await, stored);
+    // a topic that becomes compacted is noticed by the first message that the broker refuses
+    let plain_topic = self::topic(&tenant, "d");
+    make(&plain_topic, &[]).await;
+    broker.publish("d", number(1)).await.expect("it needs no key");
+    let admin: AdminClient<DefaultClientContext> = plain().create().expect("an admin client");
+    let mut compacted = AlterConfig::new(ResourceSpecifier::Topic(&plain_topic));
+    compacted = compacted.set("cleanup.policy", "compact");
+    let altered = admin.alter_configs([&compacted], &AdminOptions::new()).await;
+    altered.expect("the broker answers")[0].as_ref().expect("it is altered");
+    until("it needs a key", async || {
+        let outcome = broker.publish("d", number(2)).await;
+        outcome.is_err_and(|error| {
+            !error.is_unknown() && error.to_string().contains("a compacted topic needs a key")
+        })
+    })
+    .await;
+    let again = broker.publish("d", number(3)).await.expect_err("it needs a key");
+    assert!(again.to_string().contains("set one with `key`"), "refused before it was sent: {again}");
+    broker.publish("d", number(4).key("k")).await.expect("it has one");
 }
 
 const DAY_MS: u64 = 24 * 60 * 60 * 1000;
