@@ -138,6 +138,13 @@ impl<Q: Queue> Ahead<Q> {
         source?.next()
     }
 
+    /// Whether all that was taken out of the queue so far has been received. `false` also while somebody takes something out.
+    pub(crate) fn is_drained(&self, lot: &VecDeque<Found>) -> bool {
+        // held during the look: what is being taken out is in nobody's stock
+        let reading = self.source.try_lock();
+        !matches!(reading, Err(TryLockError::WouldBlock)) && lot.is_empty() && self.stock().found.is_empty()
+    }
+
     /// Whether it is worth while to read ahead.
     pub(crate) fn is_low(&self) -> bool {
         self.low.load(Relaxed)
@@ -293,6 +300,22 @@ mod tests {
         assert!(ahead.next(&mut lot).is_none());
         ahead.go_on(false);
         assert_eq!(ahead.next(&mut lot).unwrap().unwrap().offset, 8);
+    }
+
+    #[test]
+    fn what_was_taken_out_and_not_received_is_not_drained() {
+        let (ahead, _) = numbers(2, 0);
+        let mut lot = VecDeque::new();
+        assert!(ahead.is_drained(&lot));
+        ahead.read(1, || {});
+        assert!(!ahead.is_drained(&lot), "in the stock");
+        assert!(ahead.next(&mut lot).is_some());
+        assert!(!ahead.is_drained(&lot), "in the lot");
+        assert!(ahead.next(&mut lot).is_some());
+        assert!(ahead.is_drained(&lot));
+        let reading = ahead.source();
+        assert!(!ahead.is_drained(&lot), "somebody may have taken something out");
+        drop(reading);
     }
 
     #[test]

@@ -93,6 +93,8 @@ struct Work {
     unwritten: Option<Instant>,
     /// When the topic is looked at next.
     next_check: Instant,
+    /// When the client is asked for its positions next.
+    next_pass: Instant,
 }
 
 impl Member {
@@ -136,6 +138,7 @@ impl Work {
             next_commit: now,
             unwritten: None,
             next_check: now,
+            next_pass: now,
         };
         if !work.member.group {
             work.take_all();
@@ -147,6 +150,7 @@ impl Work {
             work.assign();
             work.revoke();
             work.mend();
+            work.pass_offsets_without_messages();
             if !work.obey() {
                 break;
             }

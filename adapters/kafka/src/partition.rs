@@ -193,6 +193,11 @@ impl<Q: Queue> Partition<Q> {
         self.queue.next(&mut self.lot)
     }
 
+    /// Whether it is read, and all that was taken out of the client's queue so far has been received.
+    pub(crate) fn is_drained(&self) -> bool {
+        self.phase == Phase::Active && self.queue.is_drained(&self.lot)
+    }
+
     /// Whether something of its key waits for its time.
     fn is_held_back(&self, offset: u64) -> bool {
         self.held.get(offset).is_some_and(|held| self.is_delayed(held.key))

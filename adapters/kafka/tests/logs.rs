@@ -7,13 +7,15 @@
 mod support;
 
 use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 use postrider_conformance::{Controls, Settings};
 use postrider_core::{
     Broker, BrokerUrl, Bytes, Channel, Confirmed, Connector, Delivery, Env, Envelope, Group, GroupName,
-    Outgoing, PublishError, PublishOptions, Publisher as _, PublisherExt, Settlement, Signal, Start,
-    SubscribeOptions, Subscriber, Subscription,
+    Outgoing, PublishError, PublishOptions, Publisher as _, PublisherExt, RouteOptions, Router, Scope,
+    Settlement, Signal, Start, SubscribeOptions, Subscriber, Subscription,
 };
 use postrider_kafka::{KafkaConnector, Naming};
 use rdkafka::ClientConfig;
@@ -241,6 +243,59 @@ async fn a_message_without_a_key_to_a_compacted_topic_fails_alone() {
     let again = broker.publish("d", number(3)).await.expect_err("it needs a key");
     assert!(again.to_string().contains("set one with `key`"), "refused before it was sent: {again}");
     broker.publish("d", number(4).key("k")).await.expect("it has one");
+}
+
+/// Three records in a committed transaction, and three in an aborted one.
+fn transactions(topic: &str) {
+    let mut config = plain();
+    let id = format!("{topic}-writer");
+    let producer: BaseProducer = config.set("transactional.id", id).create().expect("a plain producer");
+    producer.init_transactions(PATIENCE).expect("it may begin");
+    for committed in [true, false] {
+        producer.begin_transaction().expect("it begins");
+        for n in 0..3 {
+            let text = n.to_string();
+            let record = BaseRecord::<(), _>::to(topic).payload(&text);
+            producer.send(record).map_err(|(error, _)| error).expect("it is taken");
+        }
+        producer.flush(PATIENCE).expect("all are stored");
+        if committed {
+            producer.commit_transaction(PATIENCE).expect("it is committed");
+        } else {
+            producer.abort_transaction(PATIENCE).expect("it is aborted");
+        }
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs a Kafka broker: cargo xtask test --only kafka"]
+async fn marks_of_transactions_and_what_they_undid_are_no_lag() {
+    let tenant = tenant();
+    let broker = connect(&tenant, "partitions=1").await;
+    broker.declare("c").await.expect("it is declared");
+    let handled = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&handled);
+    let route = RouteOptions::new("c", "g").handle(move |_: Envelope| {
+        counted.fetch_add(1, SeqCst);
+        async {}
+    });
+    let service = Router::new().route(route).start(&broker).await.expect("it starts");
+    let topic = topic(&tenant, "c");
+    for round in 1..=2 {
+        let written = topic.clone();
+        tokio::task::spawn_blocking(move || transactions(&written)).await.expect("they are written");
+        tokio::time::timeout(PATIENCE, service.idle()).await.expect("nothing is left to do");
+        assert_eq!(handled.load(SeqCst), 3 * round);
+    }
+    // what is written down says so, too: for other members, and for the command line
+    let scope = Scope::Everything;
+    until("the inventory shows no lag", async || {
+        let inventory = broker.inventory(&scope).await.expect("the broker answers");
+        let channel = inventory.channels.iter().find(|channel| channel.channel == "c").expect("it is there");
+        channel.groups.iter().any(|group| group.lag == Some(0))
+    })
+    .await;
+    service.stop(PATIENCE).await.expect("it stops");
 }
 
 const DAY_MS: u64 = 24 * 60 * 60 * 1000;

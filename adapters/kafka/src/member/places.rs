@@ -22,6 +22,8 @@ const REQUEST: Duration = Duration::from_secs(3);
 const TOPIC_CHECK_INTERVAL: Duration = Duration::from_secs(5);
 /// How long one such look may take before the client is looked after again.
 const CHECK: Duration = Duration::from_secs(1);
+/// How often the client is asked for its positions at most.
+const PASS_INTERVAL: Duration = Duration::from_millis(100);
 
 impl Work {
     /// An ephemeral group: all partitions are this member's, and nothing is written down.
@@ -102,6 +104,7 @@ impl Work {
             shared.remove(&partitions);
             return;
         }
+        self.next_pass = now + PASS_INTERVAL;
         if !claims.is_empty() {
             shared.event(Signal::Assigned(claims));
             // nothing is handed out before they are known to be held
@@ -149,6 +152,30 @@ impl Work {
         }
     }
 
+    /// Offsets without a message are settled: the client's position is behind them, and they never come.
+    ///
+    /// The client clears a position before it answers a seek or takes a partition anew, and while a partition is moved nothing is taken out of
+    /// its queue. So a position is never that of an earlier place.
+    pub(super) fn pass_offsets_without_messages(&mut self) {
+        let now = Instant::now();
+        if self.is_changing() || now < self.next_pass {
+            return;
+        }
+        self.next_pass = now + PASS_INTERVAL;
+        let Member { client, shared, .. } = &self.member;
+        let drained = shared.drained();
+        if drained.is_empty() {
+            return;
+        }
+        let Ok(positions) = client.position() else { return };
+        let positions = positions.elements().into_iter().filter_map(|element| match element.offset() {
+            Offset::Offset(offset) => Some((element.partition(), offset as u64)),
+            // nothing came since it was set
+            _ => None,
+        });
+        shared.pass_to(&drained, positions);
+    }
+
     /// Whether partitions come or go.
     fn is_changing(&self) -> bool {
         self.revoking.is_some() || self.assigning.is_some()
@@ -158,6 +185,7 @@ impl Work {
     fn put(&mut self, places: &[(i32, u64)]) -> std::result::Result<(), KafkaError> {
         let Member { client, topic, .. } = &self.member;
         let at = |(number, position): &(i32, u64)| (*number, Offset::Offset(*position as i64));
+        self.next_pass = Instant::now() + PASS_INTERVAL;
         let moved = client.seek_partitions(positions::list(topic, places.iter().map(at)), REQUEST)?;
         let moved = moved.elements();
         let stuck = |number: i32| moved.iter().any(|e| e.partition() == number && e.error().is_err());

@@ -111,6 +111,45 @@ impl<Q: Queue> Shared<Q> {
         self.state().partitions.iter().map(|(number, partition)| (*number, partition.mark.next())).collect()
     }
 
+    /// The partitions of which all that was taken out of the client's queues so far has been received, each with its epoch.
+    pub(crate) fn drained(&self) -> HashMap<i32, u32> {
+        let state = self.state();
+        let drained = state
+            .partitions
+            .iter()
+            .filter(|(number, partition)| partition.is_drained() && !state.troubled.contains(number));
+        drained.map(|(number, partition)| (*number, partition.epoch)).collect()
+    }
+
+    /// Up to these positions the client has taken everything out of its queues. What was not received of that is no message: the mark of a
+    /// transaction, what a transaction undid, what compaction removed. `drained` was answered before the client was asked.
+    ///
+    /// For the member's thread alone: nobody else moves a partition, or finds that a message came past its queue.
+    pub(crate) fn pass_to(
+        &self,
+        drained: &HashMap<i32, u32>,
+        positions: impl IntoIterator<Item = (i32, u64)>,
+    ) {
+        let mut state = self.state();
+        let state = &mut *state;
+        let mut passed = false;
+        for (number, position) in positions {
+            if let Some(partition) = state.partitions.get_mut(&number)
+                && drained.get(&number) == Some(&partition.epoch)
+                && position > partition.mark.next()
+                // once more, now that the position is known: what was taken out before it was asked for may wait to be received
+                && partition.is_drained()
+                && !state.troubled.contains(&number)
+            {
+                partition.mark.pass_to(position);
+                passed = true;
+            }
+        }
+        if passed {
+            self.waker.wake();
+        }
+    }
+
     /// Of each partition held here: how many of its messages are unsettled, where its log has these edges.
     pub(crate) fn lags(&self, edges: &HashMap<i32, Edges>) -> HashMap<i32, u64> {
         let lag = |(number, partition): (&i32, &Partition<Q>)| {

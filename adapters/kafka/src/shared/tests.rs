@@ -161,6 +161,49 @@ fn where_the_log_has_no_more_what_is_held_stays_and_what_waits_is_handed_out() {
 }
 
 #[test]
+fn offsets_without_a_message_are_no_lag_once_the_client_is_behind_them() {
+    let (shared, log) = member();
+    let edges = HashMap::from([(0, crate::positions::Edges { low: 0, high: 6 })]);
+    log.put([0, 1]);
+    let drained = shared.drained();
+    // the client says that it has handed out all below 6, and two of it wait in the stock
+    read_ahead(&shared);
+    shared.pass_to(&drained, [(0, 6)]);
+    assert_eq!(shared.lags(&edges)[&0], 6, "what waits to be received may lie anywhere below");
+    let (_, out) = receive(&shared);
+    assert_eq!(out.len(), 2);
+    shared.pass_to(&HashMap::new(), [(0, 6)]);
+    assert_eq!(shared.lags(&edges)[&0], 6, "it was not known to be drained before");
+    shared.pass_to(&shared.drained(), [(0, 6), (7, 9)]);
+    assert_eq!(shared.lags(&edges)[&0], 2, "those that are out");
+    for delivery in &out {
+        shared.settle(&[(delivery.claim.token(), Settlement::Ack)]);
+    }
+    assert_eq!(shared.lags(&edges)[&0], 0);
+    shared.pass_to(&shared.drained(), [(0, 3)]);
+    assert_eq!(shared.nexts(), [(0, 6)], "never back");
+}
+
+#[test]
+fn a_partition_that_was_moved_or_is_troubled_passes_nothing() {
+    let (shared, log) = member();
+    log.put([0]);
+    assert_eq!(offsets(&shared), [0]);
+    let drained = shared.drained();
+    shared.begin_move(&[0]);
+    shared.pass_to(&drained, [(0, 9)]);
+    shared.moved(0, 3);
+    shared.pass_to(&drained, [(0, 9)]);
+    assert_eq!(shared.nexts(), [(0, 3)]);
+    let drained = shared.drained();
+    // a message came past the partition's queue, and the client's position is behind it
+    shared.trouble(0);
+    assert!(shared.drained().is_empty());
+    shared.pass_to(&drained, [(0, 9)]);
+    assert_eq!(shared.nexts(), [(0, 3)]);
+}
+
+#[test]
 fn no_more_than_one_message_is_read_that_has_no_room() {
     let (shared, log) = member();
     log.put(0..1);
