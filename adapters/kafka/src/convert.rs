@@ -97,7 +97,7 @@ pub(crate) fn envelope(message: &BorrowedMessage<'_>, topic: &str) -> Envelope {
     let found = message.headers();
     let count = found.map_or(0, Headers::count);
     let mut fields = SmallVec::<[_; FEW]>::new();
-    let mut unreadable = count.saturating_sub(MOST);
+    let mut unreadable = 0;
     let mut indices = 0..count.min(MOST);
     // the client panics on a name that isn't UTF-8; such a header can't be carried, and is counted
     while catch_unwind(AssertUnwindSafe(|| {
@@ -117,6 +117,7 @@ pub(crate) fn envelope(message: &BorrowedMessage<'_>, topic: &str) -> Envelope {
         body: message.payload().map(chunked),
         time_ms: message.timestamp().to_millis().unwrap_or(0).max(0) as u64,
         unreadable,
+        excess: count.saturating_sub(MOST),
     };
     read(record, &fields, || format!("{topic}/{}/{}", message.partition(), message.offset()))
 }
@@ -126,8 +127,15 @@ pub(crate) struct Record<'a> {
     pub(crate) key: Option<&'a [u8]>,
     pub(crate) body: Option<Bytes>,
     pub(crate) time_ms: u64,
-    /// How many headers can't be carried.
+    /// How many headers have a name that isn't text.
     pub(crate) unreadable: usize,
+    /// How many headers weren't looked at.
+    pub(crate) excess: usize,
+}
+
+/// Whether a header of that name can be carried. Kafka takes any name; an envelope none that is empty or has control characters.
+fn is_a_name(name: &str) -> bool {
+    !name.is_empty() && name.bytes().all(|byte| byte >= 0x20)
 }
 
 /// The envelope of a record with these headers; `place` is the id it gets if it brought none.
@@ -141,8 +149,12 @@ pub(crate) fn read(
     let kinds: Vec<_> = kinds
         .and_then(|text| std::str::from_utf8(text).ok())
         .map_or(Vec::new(), |text| text.split(' ').filter_map(|mark| mark.split_once(':')).collect());
-    let mut index = 0;
+    let (mut index, mut left_out) = (0, record.unreadable + record.excess);
     for (name, value) in fields {
+        if !is_a_name(name) {
+            left_out += 1;
+            continue;
+        }
         let text = value.and_then(|value| std::str::from_utf8(value).ok());
         if let (Some(attribute), Some(text)) = (name.strip_prefix(PREFIX), text)
             && reader.attribute(attribute, text)
@@ -161,9 +173,11 @@ pub(crate) fn read(
         reader.header(name, typed(kind, *value, text));
         index += 1;
     }
-    if record.unreadable > 0 {
-        reader.header("postrider-unreadable-headers", &*record.unreadable.to_string());
-        // a header without a name breaks the bounds: so the runner dead-letters the record and loses no header in silence
+    if left_out > 0 {
+        reader.header("postrider-unreadable-headers", &*left_out.to_string());
+    }
+    if record.excess > 0 {
+        // a header without a name breaks the bounds: the runner dead-letters the record
         reader.header("", HeaderValue::Null);
     }
     if let Some(key) = record.key {
@@ -199,7 +213,9 @@ mod tests {
         let written = headers(envelope);
         let fields: Vec<_> = written.iter().map(|Header { key, value }| (key, value)).collect();
         let body = (!envelope.is_null()).then(|| envelope.payload().clone());
-        read(Record { key: envelope.key(), body, time_ms: 7, unreadable: 0 }, &fields, || "t/0/1".into())
+        read(Record { key: envelope.key(), body, time_ms: 7, unreadable: 0, excess: 0 }, &fields, || {
+            "t/0/1".into()
+        })
     }
 
     #[test]
@@ -225,7 +241,7 @@ mod tests {
             ("ce_time", Some(b"yesterday")),
             ("raw", Some(&[0xff])),
         ];
-        let record = Record { key: Some(b"k"), body: None, time_ms: 99, unreadable: 0 };
+        let record = Record { key: Some(b"k"), body: None, time_ms: 99, unreadable: 0, excess: 0 };
         let envelope = read(record, &fields, || "orders/3/7".into());
         assert_eq!((envelope.id().to_string().as_str(), envelope.time_ms()), ("orders/3/7", 99));
         assert_eq!((envelope.key(), envelope.is_null()), (Some(&b"k"[..]), true));
@@ -241,8 +257,22 @@ mod tests {
     }
 
     #[test]
-    fn headers_that_cannot_be_carried_break_the_bounds() {
-        let record = Record { key: None, body: None, time_ms: 0, unreadable: 1 };
+    fn headers_that_cannot_be_carried_are_left_out_and_counted() {
+        let fields: [(&str, Option<&[u8]>); 4] =
+            [("", Some(b"1")), ("kept", Some(b"2")), ("a\tb", None), ("", None)];
+        let record = Record { key: None, body: None, time_ms: 0, unreadable: 1, excess: 0 };
+        let envelope = read(record, &fields, || "t/0/0".into());
+        assert!(!envelope.breaks_bounds());
+        let expected =
+            [("kept", HeaderValue::Text("2")), ("postrider-unreadable-headers", HeaderValue::Text("4"))];
+        assert_eq!(envelope.headers().iter().collect::<Vec<_>>(), expected);
+        let none = Record { key: None, body: None, time_ms: 0, unreadable: 0, excess: 0 };
+        assert_eq!(read(none, &fields[1..2], || "t/0/0".into()).headers().iter().count(), 1);
+    }
+
+    #[test]
+    fn far_too_many_headers_break_the_bounds() {
+        let record = Record { key: None, body: None, time_ms: 0, unreadable: 0, excess: 1 };
         assert!(read(record, &[], || "t/0/0".into()).breaks_bounds());
     }
 
@@ -274,7 +304,7 @@ mod tests {
                 .collect();
             let body = record.body.as_ref().map(|body| Bytes::copy_from_slice(&body.0));
             let key = record.key.as_ref().map(|key| &*key.0);
-            read(Record { key, body, time_ms: 1_700_000_000_999, unreadable: 0 }, &fields, || {
+            read(Record { key, body, time_ms: 1_700_000_000_999, unreadable: 0, excess: 0 }, &fields, || {
                 "orders/0/7".into()
             })
         };

@@ -34,7 +34,7 @@ pub fn mark(position: u64, text: &str) -> (Mark, String) {
 
 /// The envelope of a record.
 pub fn envelope(key: Option<&[u8]>, body: Option<Bytes>, fields: &[(&str, Option<&[u8]>)]) -> Envelope {
-    let record = Record { key, body, time_ms: 1_700_000_000_000, unreadable: 0 };
+    let record = Record { key, body, time_ms: 1_700_000_000_000, unreadable: 0, excess: 0 };
     convert::read(record, fields, || "orders/0/7".into())
 }
 

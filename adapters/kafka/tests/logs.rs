@@ -7,8 +7,8 @@
 mod support;
 
 use std::num::NonZeroUsize;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use postrider_conformance::{Controls, Settings};
@@ -24,6 +24,7 @@ use rdkafka::admin::{
 };
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 
 use support::{PrivateBroker, address, shared_url, with_options};
@@ -296,6 +297,33 @@ async fn marks_of_transactions_and_what_they_undid_are_no_lag() {
     })
     .await;
     service.stop(PATIENCE).await.expect("it stops");
+}
+
+#[tokio::test]
+#[ignore = "needs a Kafka broker: cargo xtask test --only kafka"]
+async fn a_record_whose_header_has_no_name_is_handled_without_that_header() {
+    let tenant = tenant();
+    let broker = connect(&tenant, "partitions=1").await;
+    broker.declare("c").await.expect("it is declared");
+    let producer: BaseProducer = plain().create().expect("a plain producer");
+    let header = |key, value| Header { key, value: Some(value) };
+    let headers = OwnedHeaders::new().insert(header("", "lost")).insert(header("kept", "here"));
+    let topic = topic(&tenant, "c");
+    let record = BaseRecord::<(), _>::to(&topic).payload("7").headers(headers);
+    producer.send(record).map_err(|(error, _)| error).expect("it is taken");
+    producer.flush(PATIENCE).expect("it is stored");
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let kept = Arc::clone(&seen);
+    let route = RouteOptions::new("c", "g").handle(move |envelope: Envelope| {
+        let all = envelope.headers().iter().map(|(name, value)| format!("{name}={value}"));
+        kept.lock().unwrap().extend(all);
+        async {}
+    });
+    let service = Router::new().route(route).start(&broker).await.expect("it starts");
+    tokio::time::timeout(PATIENCE, service.idle()).await.expect("nothing is left to do");
+    let report = service.stop(PATIENCE).await.expect("it stops");
+    assert_eq!((report.routes[0].handled, report.routes[0].dead_lettered), (1, 0));
+    assert_eq!(*seen.lock().unwrap(), ["kept=here", "postrider-unreadable-headers=1"]);
 }
 
 const DAY_MS: u64 = 24 * 60 * 60 * 1000;
