@@ -91,8 +91,10 @@ struct Work {
     next_commit: Instant,
     /// Since when there is something to write down that isn't.
     unwritten: Option<Instant>,
-    /// When the topic is looked at next.
+    /// When the topic is checked next.
     next_check: Instant,
+    /// The last check did not find the topic.
+    topic_absent: bool,
     /// When the client is asked for its positions next.
     next_pass: Instant,
 }
@@ -138,6 +140,7 @@ impl Work {
             next_commit: now,
             unwritten: None,
             next_check: now,
+            topic_absent: false,
             next_pass: now,
         };
         if !work.member.group {
@@ -146,7 +149,7 @@ impl Work {
         loop {
             work.poll();
             work.handle_events();
-            work.take_new();
+            work.check_topic();
             work.assign();
             work.revoke();
             work.mend();
@@ -196,6 +199,9 @@ impl Work {
                         | Code::UnsupportedFeature
                 )
             );
+        if matches!(code, Some(Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::UnknownPartition)) {
+            self.member.shared.suspect_topic();
+        }
         if for_good {
             self.member.shared.end(error::client("receive", found).with("topic", &self.member.topic));
             self.member.progress.send_modify(|progress| progress.ended = true);

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use postrider_core::{Error, ErrorKind, Result, Start, SubscribeOptions};
 use rdkafka::consumer::Consumer;
+use rdkafka::error::RDKafkaErrorCode as Code;
 use tokio::sync::{Notify, watch};
 
 use crate::broker::KafkaBroker;
@@ -190,7 +191,11 @@ impl Context {
     }
 
     async fn lag_now(self: &Arc<Self>, shared: &Arc<Shared>) -> Result<u64> {
-        let count = self.connection.partitions("lag", &self.topic).await?.unwrap_or_default();
+        let Some(count) = self.connection.partitions("lag", &self.topic).await? else {
+            // that nothing can be handled does not mean that nothing is left to handle
+            shared.suspect_topic();
+            return Err(error::code("lag", Code::UnknownTopic).with("topic", &self.topic));
+        };
         let (context, shared) = (Arc::clone(self), Arc::clone(shared));
         let asked = tokio::task::spawn_blocking(move || {
             let lag = lag(&context, &shared, count);

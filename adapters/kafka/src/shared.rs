@@ -36,6 +36,10 @@ struct State<Q> {
     troubled: BTreeSet<i32>,
     /// How many partitions the topic had when the group began, or the subscription if it has no group.
     initial_partitions: Option<u32>,
+    /// The topic does not exist.
+    topic_missing: bool,
+    /// A request has failed because the topic does not exist: the member's thread checks it.
+    topic_suspected: bool,
     paused: bool,
     /// The group's place can't be written down at present.
     held_back: bool,
@@ -87,6 +91,8 @@ impl<Q: Queue> Shared<Q> {
             timers: BTreeSet::new(),
             troubled: BTreeSet::new(),
             initial_partitions: None,
+            topic_missing: false,
+            topic_suspected: false,
             paused: false,
             held_back: false,
             flush: false,
@@ -184,6 +190,27 @@ impl<Q: Queue> Shared<Q> {
     /// Whether nothing is handed out because the group's place can't be written down.
     pub(crate) fn is_held_back(&self) -> bool {
         self.state().held_back
+    }
+
+    /// The topic may not exist: the member's thread checks it.
+    pub(crate) fn suspect_topic(&self) {
+        self.state().topic_suspected = true;
+        self.waker.wake();
+    }
+
+    pub(crate) fn take_topic_suspected(&self) -> bool {
+        std::mem::take(&mut self.state().topic_suspected)
+    }
+
+    /// Whether the topic does not exist.
+    pub(crate) fn is_topic_missing(&self) -> bool {
+        self.state().topic_missing
+    }
+
+    pub(crate) fn set_topic_missing(&self, missing: bool) {
+        if std::mem::replace(&mut self.state().topic_missing, missing) != missing && missing {
+            tracing::warn!(target: "postrider::connection", topic = &*self.topic, "the topic does not exist");
+        }
     }
 
     /// How many partitions the topic had when the group began, as far as it is known.

@@ -282,6 +282,12 @@ impl Control for KafkaControl {
         if connection.state > HealthState::Up {
             return connection;
         }
+        if let Some(shared) = self.both().find(|shared| shared.is_topic_missing()) {
+            let topic = &shared.topic;
+            return Health::down(format!(
+                "the topic `{topic}` does not exist; declare the channel again, or create the topic"
+            ));
+        }
         if self.both().any(|shared| shared.is_held_back()) {
             return Health::degraded(
                 "the group's place can't be written down at present, so nothing is handed out",

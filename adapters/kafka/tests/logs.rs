@@ -13,9 +13,9 @@ use std::time::{Duration, Instant};
 
 use postrider_conformance::{Controls, Settings};
 use postrider_core::{
-    Broker, BrokerUrl, Bytes, Channel, Confirmed, Connector, Delivery, Env, Envelope, Group, GroupName,
-    Outgoing, PublishError, PublishOptions, Publisher as _, PublisherExt, RouteOptions, Router, Scope,
-    Settlement, Signal, Start, SubscribeOptions, Subscriber, Subscription,
+    Broker, BrokerUrl, Bytes, Channel, Confirmed, Connector, Delivery, Env, Envelope, ErrorKind, Group,
+    GroupName, HealthState, Outgoing, PublishError, PublishOptions, Publisher as _, PublisherExt,
+    RouteOptions, Router, Scope, Settlement, Signal, Start, SubscribeOptions, Subscriber, Subscription,
 };
 use postrider_kafka::{KafkaConnector, Naming};
 use rdkafka::ClientConfig;
@@ -324,6 +324,45 @@ async fn a_record_whose_header_has_no_name_is_handled_without_that_header() {
     let report = service.stop(PATIENCE).await.expect("it stops");
     assert_eq!((report.routes[0].handled, report.routes[0].dead_lettered), (1, 0));
     assert_eq!(*seen.lock().unwrap(), ["kept=here", "postrider-unreadable-headers=1"]);
+}
+
+#[tokio::test]
+#[ignore = "needs a Kafka broker: cargo xtask test --only kafka"]
+async fn a_topic_that_is_deleted_is_told_by_health_and_never_idle_until_it_is_made_again() {
+    let tenant = tenant();
+    let broker = connect(&tenant, "partitions=2").await;
+    let handled = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&handled);
+    let route = RouteOptions::new("c", "g").handle(move |_: Envelope| {
+        counted.fetch_add(1, SeqCst);
+        async {}
+    });
+    let service = Router::new().route(route).start(&broker).await.expect("it starts");
+    broker.publish("c", Envelope::builder(Bytes::from("1"))).await.expect("it is confirmed");
+    tokio::time::timeout(PATIENCE, service.idle()).await.expect("nothing is left to do");
+    let topic = topic(&tenant, "c");
+    let admin: AdminClient<DefaultClientContext> = plain().create().expect("an admin client");
+    let deleted = admin.delete_topics(&[&topic], &AdminOptions::new()).await.expect("the broker answers");
+    deleted[0].as_ref().expect("it is deleted");
+    until("health says so", async || {
+        let health = service.health();
+        health.routes[0].health.state == HealthState::Down
+            && health.routes[0].health.reason.as_ref().is_some_and(|reason| reason.contains(&topic))
+    })
+    .await;
+    // what `idle` asks for
+    let name = service.health().routes[0].route.clone();
+    let lag = service.control(&name).expect("the route is there").lag().await;
+    assert!(lag.is_err_and(|error| error.kind() == ErrorKind::NotFound));
+    until("it is made again and handles", async || {
+        let _ = broker.declare("c").await;
+        let _ = broker.publish("c", Envelope::builder(Bytes::from("2"))).await;
+        handled.load(SeqCst) > 1
+    })
+    .await;
+    until("health says so", async || service.health().routes[0].health.state <= HealthState::Standby).await;
+    tokio::time::timeout(PATIENCE, service.idle()).await.expect("nothing is left to do");
+    service.stop(PATIENCE).await.expect("it stops");
 }
 
 const DAY_MS: u64 = 24 * 60 * 60 * 1000;

@@ -18,10 +18,14 @@ use crate::watermark::Watermark;
 
 /// How long one request for positions may take before the client is looked after again.
 const REQUEST: Duration = Duration::from_secs(3);
-/// How often the topic is looked at.
-const TOPIC_CHECK_INTERVAL: Duration = Duration::from_secs(5);
-/// How long one such look may take before the client is looked after again.
-const CHECK: Duration = Duration::from_secs(1);
+/// How often a member with partitions checks whether its topic exists.
+const TOPIC_CHECK_INTERVAL: Duration = Duration::from_secs(15);
+/// The same for a member without partitions, and for a subscription without a group: no rebalance assigns new partitions to it.
+const FREQUENT_TOPIC_CHECK_INTERVAL: Duration = Duration::from_secs(5);
+/// The same while the topic does not exist.
+const MISSING_TOPIC_CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// How long such a check may block the thread.
+const TOPIC_CHECK_TIMEOUT: Duration = Duration::from_secs(1);
 /// How often the client is asked for its positions at most.
 const PASS_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -37,27 +41,45 @@ impl Work {
         }
     }
 
-    /// An ephemeral group is told by nobody of partitions that come later.
-    pub(super) fn take_new(&mut self) {
+    /// Checks whether the topic exists. A subscription without a group also takes the partitions that were added.
+    pub(super) fn check_topic(&mut self) {
         let now = Instant::now();
-        if self.member.group || self.is_changing() || now < self.next_check {
+        let shared = Arc::clone(&self.member.shared);
+        if now < self.next_check && !shared.take_topic_suspected() {
             return;
         }
-        self.next_check = now + TOPIC_CHECK_INTERVAL;
-        let Ok(all) = self.partitions(CHECK) else { return };
-        let held = self.member.shared.numbers();
+        let held = shared.numbers();
+        let is_frequent = held.is_empty() || !self.member.group;
+        self.next_check =
+            now + if is_frequent { FREQUENT_TOPIC_CHECK_INTERVAL } else { TOPIC_CHECK_INTERVAL };
+        let Ok(all) = self.partitions(TOPIC_CHECK_TIMEOUT) else { return };
+        if all.is_empty() {
+            // the broker that answers may not know yet of a topic that was just created: only the second answer in a row counts
+            shared.set_topic_missing(self.topic_absent);
+            self.next_check = now + MISSING_TOPIC_CHECK_INTERVAL;
+        } else {
+            shared.set_topic_missing(false);
+        }
+        self.topic_absent = all.is_empty();
         let new: Vec<_> = all.into_iter().filter(|number| !held.contains(number)).collect();
-        if !new.is_empty() {
+        if !self.member.group && !new.is_empty() && !self.is_changing() {
             self.assigning = Some((new, now));
         }
     }
 
-    /// The numbers of the topic's partitions.
+    /// The numbers of the topic's partitions; none if there is no such topic.
     fn partitions(&self, timeout: Duration) -> std::result::Result<Vec<i32>, KafkaError> {
         let Member { client, topic, .. } = &self.member;
         let metadata = client.fetch_metadata(Some(topic), timeout)?;
-        let topics = metadata.topics().iter().filter(|found| found.name() == topic);
-        Ok(topics.flat_map(|found| found.partitions().iter().map(MetadataPartition::id)).collect())
+        let Some(found) = metadata.topics().iter().find(|found| found.name() == topic) else {
+            return Ok(Vec::new());
+        };
+        match found.error().map(Code::from) {
+            None | Some(Code::UnknownTopicOrPartition | Code::UnknownTopic) => {
+                Ok(found.partitions().iter().map(MetadataPartition::id).collect())
+            }
+            Some(code) => Err(KafkaError::MetadataFetch(code)),
+        }
     }
 
     /// Takes the partitions that came, each at its place.
