@@ -37,7 +37,8 @@ impl KafkaBroker {
     /// Connects.
     ///
     /// # Errors
-    /// `Config` for a setting that is wrong, `Timeout` (naming host and port) when nobody answers, `Unauthorized` when the
+    /// `Config` for a setting that is wrong, `Timeout` (naming host and port) when nobody answers, `Connection` when that is because the
+    /// name of a host is unknown, `Unauthorized` when the
     /// credentials are refused, `Unsupported` for TLS without its feature.
     pub async fn connect(url: &BrokerUrl, config: KafkaConfig, env: Env) -> Result<Self> {
         config.check()?;

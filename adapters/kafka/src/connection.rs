@@ -34,6 +34,8 @@ pub(crate) struct Ears {
     sends: Arc<Sends>,
     /// The first refusal of the credentials, and what ended the client for good.
     refused: Mutex<Option<Code>>,
+    /// What the client said of a host whose name nobody knows.
+    unresolved: Mutex<Option<String>>,
     fatal: Mutex<Option<String>>,
 }
 
@@ -81,6 +83,9 @@ impl ClientContext for Ears {
             Some(code @ (Code::Authentication | Code::SaslAuthenticationFailed)) => {
                 self.refused.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(code);
                 self.up.send_if_modified(|up| std::mem::replace(up, false));
+            }
+            Some(Code::Resolve) => {
+                *self.unresolved.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason.to_owned());
             }
             Some(Code::Fatal) => {
                 self.fatal.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(reason.to_owned());
@@ -166,6 +171,7 @@ impl Connection {
             up: sender,
             sends: Arc::clone(&sends),
             refused: Mutex::new(None),
+            unresolved: Mutex::new(None),
             fatal: Mutex::new(None),
         };
         let producer: ThreadedProducer<Ears> = properties::producer(&common, config, HEADER_ROOM)
@@ -192,11 +198,8 @@ impl Connection {
                 return Err(error::code("connect", code).with("address", listed));
             }
             if left.is_zero() {
-                let message = format!(
-                    "no broker answered within {:?}; is one running there, and is its advertised address right?",
-                    config.connect_timeout
-                );
-                return Err(Error::new(ErrorKind::Timeout, "connect", message).with("address", listed));
+                let unresolved = self.ears().unresolved.lock().unwrap_or_else(PoisonError::into_inner).take();
+                return Err(unanswered(config.connect_timeout, unresolved).with("address", listed));
             }
         }
     }
@@ -296,5 +299,43 @@ impl Connection {
             _ = self.sends.pending.flushed() => {}
             () = env.sleep(left) => {}
         }
+    }
+}
+
+/// Nobody answered in time; the client may have said of a host that its name is unknown.
+fn unanswered(within: Duration, unresolved: Option<String>) -> Error {
+    let Some(reason) = unresolved else {
+        let message = format!(
+            "no broker answered within {within:?}; is one running there, and is its advertised address right?"
+        );
+        return Error::new(ErrorKind::Timeout, "connect", message);
+    };
+    let message = format!(
+        "the name of a host is unknown, and no broker answered within {within:?}; is the name written right, in the URL or in the broker's advertised address, and does the resolver (DNS) know it?"
+    );
+    Error::new(ErrorKind::Connection, "connect", message).with("reason", reason)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_host_whose_name_is_unknown_is_told_as_that() {
+        // longer than a name can be: no resolver has to be asked
+        let host = format!("{}.invalid", "x".repeat(64));
+        let url = BrokerUrl::parse(&format!("kafka://{host}:9?connect_timeout=3s")).unwrap();
+        let config = KafkaConfig::from_url(&url).unwrap();
+        let error = Connection::open(&url, &config, &Env::system()).await.unwrap_err();
+        let text = error.to_string();
+        assert_eq!(error.kind(), ErrorKind::Connection, "{text}");
+        assert!(text.contains("the name of a host is unknown") && text.contains(&host), "{text}");
+    }
+
+    #[test]
+    fn a_host_that_does_not_answer_is_not_told_as_unknown() {
+        let error = unanswered(Duration::from_secs(1), None);
+        assert_eq!(error.kind(), ErrorKind::Timeout);
+        assert!(!error.to_string().contains("unknown"), "{error}");
     }
 }
