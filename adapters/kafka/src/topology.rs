@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use postrider_core::{Env, Error, ErrorKind, RETRY_TIERS, Result};
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
-use rdkafka::error::RDKafkaErrorCode as Code;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 
 use crate::config::{DeclareMode, KafkaConfig};
 use crate::connection::{ClientLog, Connection};
@@ -121,10 +121,30 @@ impl Topology {
                 let message = "the cluster has fewer brokers than copies are asked for; lower `replicas`";
                 Err(Error::new(ErrorKind::Mismatch, "declare", message).with("topic", topic))
             }
+            Some(Err((_, Code::InvalidTopic))) => Err(self.invalid(topic).await),
             Some(Err((_, code))) => Err(error::code("declare", code).with("topic", topic)),
             None => Err(Error::new(ErrorKind::Broker, "declare", "the broker didn't say what became of it")
                 .with("topic", topic)),
         }
+    }
+
+    /// Why the broker takes no topic of that name.
+    async fn invalid(&self, topic: &str) -> Error {
+        let asked = self.connection.ask(|client| {
+            let metadata = client.fetch_metadata(None, SHOWN)?;
+            Ok::<_, KafkaError>(
+                metadata.topics().iter().map(|topic| topic.name().to_owned()).collect::<Vec<_>>(),
+            )
+        });
+        // that they can't be listed says less than what the broker said already
+        let all = asked.await.ok().and_then(std::result::Result::ok).unwrap_or_default();
+        let Some(other) = all.iter().find(|other| collides(topic, other)) else {
+            return error::code("declare", Code::InvalidTopic).with("topic", topic);
+        };
+        let message = format!(
+            "the topic can't be made beside the topic `{other}`: to Kafka, `.` and `_` in a name are the same; choose another name for the channel"
+        );
+        Error::new(ErrorKind::Mismatch, "declare", message).with("topic", topic)
     }
 
     /// Resolves when the brokers show what was made.
@@ -143,6 +163,11 @@ impl Topology {
     }
 }
 
+/// Whether Kafka takes two names for the same, since its metrics do.
+fn collides(topic: &str, other: &str) -> bool {
+    topic != other && topic.replace('.', "_") == other.replace('.', "_")
+}
+
 fn check(wanted: &Wanted<'_>, topic: &str, found: u32) -> Result<()> {
     let Some(asked) = wanted.partitions.filter(|asked| *asked > found) else {
         return Ok(());
@@ -152,4 +177,15 @@ fn check(wanted: &Wanted<'_>, topic: &str, found: u32) -> Result<()> {
     );
     let error = Error::new(ErrorKind::Mismatch, "declare", message).with("topic", topic);
     Err(error.with("expected", format!("at least {asked}")).with("found", found))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dot_and_an_underscore_collide() {
+        assert!(collides("x.eu", "x_eu") && collides("x_eu", "x.eu") && collides("a.b_c", "a_b.c"));
+        assert!(!collides("x.eu", "x.eu") && !collides("x.eu", "x-eu"));
+    }
 }

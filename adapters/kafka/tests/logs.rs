@@ -301,6 +301,18 @@ async fn marks_of_transactions_and_what_they_undid_are_no_lag() {
 
 #[tokio::test]
 #[ignore = "needs a Kafka broker: cargo xtask test --only kafka"]
+async fn a_channel_whose_name_collides_with_another_is_refused_with_both_names() {
+    let tenant = tenant();
+    let broker = connect(&tenant, "partitions=1").await;
+    broker.declare("x.eu").await.expect("it is declared");
+    let error = broker.declare("x_eu").await.expect_err("to Kafka they are the same");
+    let text = error.to_string();
+    assert_eq!(error.kind(), ErrorKind::Mismatch, "{text}");
+    assert!(text.contains(&topic(&tenant, "x.eu")) && text.contains(&topic(&tenant, "x_eu")), "{text}");
+}
+
+#[tokio::test]
+#[ignore = "needs a Kafka broker: cargo xtask test --only kafka"]
 async fn a_record_whose_header_has_no_name_is_handled_without_that_header() {
     let tenant = tenant();
     let broker = connect(&tenant, "partitions=1").await;
