@@ -14,6 +14,7 @@ use crate::error::Result;
 use crate::inventory::{Finding, Inventory, Scope};
 use crate::letters::{BoxLetters, Letters};
 use crate::publish::{Confirm, DrainReport, Outgoing, PublishError, Publisher};
+use crate::runtime_guard::OnRuntime;
 use crate::settle::ClaimId;
 use crate::subscribe::{Control, Health, Signal, SubscribeOptions, Subscriber, Subscription};
 
@@ -74,6 +75,12 @@ impl Broker {
     /// Erases an adapter.
     pub fn new(adapter: impl Adapter) -> Self {
         Self(Arc::new(adapter))
+    }
+
+    /// Erases an adapter whose connection lives on the present tokio runtime. When that runtime has ended, each call fails at once with
+    /// [`ErrorKind::Closed`](crate::ErrorKind::Closed), the health is down, and [`close`](Publisher::close) resolves at once.
+    pub fn on_runtime(adapter: impl Adapter) -> Self {
+        Self::new(OnRuntime::new(adapter))
     }
 
     /// The adapter's name: `memory`, `nats`, `kafka`, `rabbitmq`.

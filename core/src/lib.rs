@@ -35,6 +35,7 @@ mod registry;
 mod rising;
 mod router;
 mod runner;
+mod runtime_guard;
 mod settle;
 mod subscribe;
 mod time;

@@ -16,7 +16,7 @@ impl Connector for KafkaConnector {
 
     fn connect<'a>(&'a self, url: &'a BrokerUrl, env: Env) -> BoxFuture<'a, Result<Broker>> {
         Box::pin(async move {
-            Ok(Broker::new(KafkaBroker::connect(url, KafkaConfig::from_url(url)?, env).await?))
+            Ok(Broker::on_runtime(KafkaBroker::connect(url, KafkaConfig::from_url(url)?, env).await?))
         })
     }
 }

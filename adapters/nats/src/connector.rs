@@ -14,6 +14,6 @@ impl Connector for NatsConnector {
     }
 
     fn connect<'a>(&'a self, url: &'a BrokerUrl, env: Env) -> BoxFuture<'a, Result<Broker>> {
-        Box::pin(async move { Ok(Broker::new(NatsBroker::connect(url, url.options()?, env).await?)) })
+        Box::pin(async move { Ok(Broker::on_runtime(NatsBroker::connect(url, url.options()?, env).await?)) })
     }
 }

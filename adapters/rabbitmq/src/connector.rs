@@ -14,6 +14,8 @@ impl Connector for RabbitmqConnector {
     }
 
     fn connect<'a>(&'a self, url: &'a BrokerUrl, env: Env) -> BoxFuture<'a, Result<Broker>> {
-        Box::pin(async move { Ok(Broker::new(RabbitmqBroker::connect(url, url.options()?, env).await?)) })
+        Box::pin(
+            async move { Ok(Broker::on_runtime(RabbitmqBroker::connect(url, url.options()?, env).await?)) },
+        )
     }
 }
