@@ -98,12 +98,18 @@ pub(crate) fn check(native: &[(String, String)]) -> Result<()> {
     Ok(())
 }
 
+/// The longest time for setting up a connection to one broker.
+const SETUP: Duration = Duration::from_secs(5);
+
 /// What every client has in common.
 pub(crate) fn common(url: &BrokerUrl, config: &KafkaConfig) -> Result<ClientConfig> {
     let addresses: Vec<_> = url.hosts().iter().map(|host| host.address(9092)).collect();
     if addresses.is_empty() {
         return Err(Error::config("connect", "the URL names no broker; write `kafka://host:9092`"));
     }
+    // each broker has its share, so that a silent one leaves time for the others
+    let brokers = u32::try_from(addresses.len()).unwrap_or(u32::MAX);
+    let share = millis((config.connect_timeout / brokers).clamp(Duration::from_secs(1), SETUP));
     let mut client = ClientConfig::new();
     client
         .set("bootstrap.servers", addresses.join(","))
@@ -112,7 +118,8 @@ pub(crate) fn common(url: &BrokerUrl, config: &KafkaConfig) -> Result<ClientConf
         .set("socket.nagle.disable", "true")
         // a connection on which nothing is answered for this long is given up
         .set("socket.timeout.ms", "10000")
-        .set("socket.connection.setup.timeout.ms", "5000")
+        .set("socket.connection.setup.timeout.ms", &share)
+        .set("api.version.request.timeout.ms", &share)
         .set("reconnect.backoff.ms", "50")
         .set("reconnect.backoff.max.ms", "1000")
         .set("topic.metadata.refresh.interval.ms", "60000")
@@ -294,6 +301,21 @@ mod tests {
         let (queue, throughput) = ("queue.buffering.max.ms", "native.linger.ms=5");
         assert_eq!(client.get(queue), None, "an older name of the same property would win");
         assert_eq!(producer_of(throughput).get("linger.ms"), Some("5"), "who wants batches may ask for them");
+    }
+
+    #[test]
+    fn each_broker_has_its_share_of_the_connect_time_out() {
+        for (url, share) in [
+            ("kafka://a", "5000"),
+            ("kafka://a,b", "5000"),
+            ("kafka://a,b?connect_timeout=6s", "3000"),
+            ("kafka://a,b?connect_timeout=1s", "1000"),
+        ] {
+            let url = BrokerUrl::parse(url).unwrap();
+            let client = common(&url, &url.options().unwrap()).unwrap();
+            assert_eq!(client.get("socket.connection.setup.timeout.ms"), Some(share), "{url}");
+            assert_eq!(client.get("api.version.request.timeout.ms"), Some(share), "{url}");
+        }
     }
 
     #[test]

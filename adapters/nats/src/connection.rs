@@ -153,7 +153,8 @@ async fn options(
     let mut options = ConnectOptions::new()
         .name("postrider")
         .ping_interval(config.ping_interval)
-        .connection_timeout(config.connect_timeout)
+        // each server has its share, so that a silent one leaves time for the others
+        .connection_timeout(share(config.connect_timeout, url.hosts().len()))
         .request_timeout(Some(config.connect_timeout))
         .subscription_capacity(65_536)
         .client_capacity(2048)
@@ -197,9 +198,20 @@ async fn options(
     Ok(options)
 }
 
+/// How long one of `servers` may take to answer.
+fn share(timeout: Duration, servers: usize) -> Duration {
+    timeout / u32::try_from(servers).unwrap_or(u32::MAX).max(1)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_server_has_its_share_of_the_time_out() {
+        let timeout = Duration::from_secs(10);
+        assert_eq!([0, 1, 2, 5].map(|servers| share(timeout, servers).as_secs()), [10, 10, 5, 2]);
+    }
 
     #[test]
     fn the_first_connect_is_no_loss_and_each_later_one_is() {

@@ -69,6 +69,8 @@ pub(crate) struct Target {
     tls: Tls,
     timeout: Duration,
     env: Env,
+    /// The server that is tried first.
+    next: Arc<AtomicUsize>,
 }
 
 impl Target {
@@ -124,7 +126,7 @@ impl Target {
         } else {
             Tls::default()
         };
-        Ok(Self { uris, tls, timeout: config.connect_timeout, env })
+        Ok(Self { uris, tls, timeout: config.connect_timeout, env, next: Arc::default() })
     }
 
     fn listed(&self) -> String {
@@ -132,27 +134,33 @@ impl Target {
         hosts.collect::<Vec<_>>().join(", ")
     }
 
-    /// Tries each server once, within the deadline.
+    /// Tries each server once, each for its share of the time-out, so that a silent one leaves time for the others. After a
+    /// connection is lost, the server behind the lost one comes first.
     async fn connect(&self, name: &str) -> Result<lapin::Connection> {
-        let attempts = async {
-            let mut last = None;
-            for uri in &self.uris {
-                let address = format!("{}:{}", uri.authority.host, uri.authority.port);
-                match self.connect_one(uri.clone(), name).await {
-                    Ok(connection) => return Ok(connection),
-                    Err(e) => last = Some(error::connect(e, &address)),
+        let (count, first) = (self.uris.len(), self.next.load(Relaxed));
+        let share = self.timeout / u32::try_from(count).unwrap_or(u32::MAX).max(1);
+        let mut refused = None;
+        for at in (0..count).map(|turn| (first + turn) % count) {
+            let uri = &self.uris[at];
+            let address = format!("{}:{}", uri.authority.host, uri.authority.port);
+            tokio::select! {
+                biased;
+                outcome = self.connect_one(uri.clone(), name) => match outcome {
+                    Ok(connection) => {
+                        self.next.store(at + 1, Relaxed);
+                        return Ok(connection);
+                    }
+                    Err(e) => refused = Some(error::connect(e, &address)),
+                },
+                () = self.env.sleep(share) => {
+                    tracing::debug!(target: "postrider::connection", address, ?share, "no answer within the server's share of the time-out");
                 }
             }
-            Err(last.unwrap_or_else(|| Error::config("connect", "the URL names no broker")))
-        };
-        tokio::select! {
-            biased;
-            outcome = attempts => outcome,
-            () = self.env.sleep(self.timeout) => {
-                let message = format!("no broker answered within {:?}", self.timeout);
-                Err(Error::new(ErrorKind::Timeout, "connect", message).with("address", self.listed()))
-            }
         }
+        Err(refused.unwrap_or_else(|| {
+            let message = format!("no broker answered within {:?}", self.timeout);
+            Error::new(ErrorKind::Timeout, "connect", message).with("address", self.listed())
+        }))
     }
 
     async fn connect_one(&self, uri: AMQPUri, name: &str) -> lapin::Result<lapin::Connection> {
