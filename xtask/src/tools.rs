@@ -28,9 +28,11 @@ fn folder() -> Result<PathBuf> {
     Ok(workspace::cache()?.join(format!("tools-{:016x}", hasher.finish())))
 }
 
-/// The folder to put on the path. It need not exist.
-pub(crate) fn programs() -> Result<PathBuf> {
-    Ok(folder()?.join("bin"))
+/// The pinned program of a cargo subcommand, where it is installed.
+pub(crate) fn program(subcommand: &str) -> Option<PathBuf> {
+    let name = format!("cargo-{subcommand}");
+    let program = folder().ok()?.join("bin").join(&name);
+    (tools().any(|(tool, _)| tool == name) && program.exists()).then_some(program)
 }
 
 /// Installs the pinned packages, once for each change of `tools.txt`.

@@ -41,16 +41,13 @@ impl Workspace {
         Ok(Self { root: metadata.workspace_root, target: metadata.target_directory })
     }
 
-    /// A `cargo` command, run at the root. It finds the pinned tools before any that are installed.
+    /// A `cargo` command, run at the root. One of the pinned tools is called by its path: a changed `PATH` would make cargo build
+    /// the clients' C libraries again.
     pub(crate) fn cargo<'a>(&self, arguments: impl IntoIterator<Item = &'a str>) -> Command {
-        let mut command = Command::new(cargo_program());
+        let mut arguments = arguments.into_iter().peekable();
+        let tool = arguments.peek().and_then(|subcommand| tools::program(subcommand));
+        let mut command = Command::new(tool.map_or_else(cargo_program, Into::into));
         command.args(arguments).current_dir(&self.root);
-        if let Ok(tools) = tools::programs() {
-            let path = env::var_os("PATH").unwrap_or_default();
-            if let Ok(path) = env::join_paths(std::iter::once(tools).chain(env::split_paths(&path))) {
-                command.env("PATH", path);
-            }
-        }
         command
     }
 
