@@ -50,8 +50,10 @@ pub(super) fn take_apart(body: &Bytes, reader: &mut WireReader<'_>) -> Option<By
     for (name, value) in &event.attributes {
         match value {
             serde_json::Value::String(text) if name == "datacontenttype" => reader.content_type(text.clone()),
-            serde_json::Value::String(text) if !reader.attribute(name, text.clone()) => {
-                reader.header(name, &**text);
+            serde_json::Value::String(text) => {
+                if !reader.attribute(name, text.clone()) {
+                    reader.header(name, &**text);
+                }
             }
             serde_json::Value::Number(n) => {
                 let text = n.to_string();
