@@ -246,13 +246,13 @@ async fn a_message_without_a_key_to_a_compacted_topic_fails_alone() {
     broker.publish("d", number(4).key("k")).await.expect("it has one");
 }
 
-/// Three records in a committed transaction, and three in an aborted one.
-fn transactions(topic: &str) {
+/// For each of these, three records in a transaction that is committed or aborted.
+fn transactions(topic: &str, committed: &[bool]) {
     let mut config = plain();
     let id = format!("{topic}-writer");
     let producer: BaseProducer = config.set("transactional.id", id).create().expect("a plain producer");
     producer.init_transactions(PATIENCE).expect("it may begin");
-    for committed in [true, false] {
+    for committed in committed {
         producer.begin_transaction().expect("it begins");
         for n in 0..3 {
             let text = n.to_string();
@@ -260,7 +260,7 @@ fn transactions(topic: &str) {
             producer.send(record).map_err(|(error, _)| error).expect("it is taken");
         }
         producer.flush(PATIENCE).expect("all are stored");
-        if committed {
+        if *committed {
             producer.commit_transaction(PATIENCE).expect("it is committed");
         } else {
             producer.abort_transaction(PATIENCE).expect("it is aborted");
@@ -276,18 +276,28 @@ async fn marks_of_transactions_and_what_they_undid_are_no_lag() {
     broker.declare("c").await.expect("it is declared");
     let handled = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&handled);
-    let route = RouteOptions::new("c", "g").handle(move |_: Envelope| {
+    let handler = move |_: Envelope| {
         counted.fetch_add(1, SeqCst);
         async {}
-    });
-    let service = Router::new().route(route).start(&broker).await.expect("it starts");
+    };
+    let router = || Router::new().route(RouteOptions::new("c", "g").handle(handler.clone()));
+    let mut service = router().start(&broker).await.expect("it starts");
     let topic = topic(&tenant, "c");
+    let write = async |committed: &'static [bool]| {
+        let topic = topic.clone();
+        tokio::task::spawn_blocking(move || transactions(&topic, committed)).await.expect("they are written");
+    };
     for round in 1..=2 {
-        let written = topic.clone();
-        tokio::task::spawn_blocking(move || transactions(&written)).await.expect("they are written");
+        write(&[true, false]).await;
         tokio::time::timeout(PATIENCE, service.idle()).await.expect("nothing is left to do");
         assert_eq!(handled.load(SeqCst), 3 * round);
     }
+    // a member that comes later finds nothing but offsets without a message
+    service.stop(PATIENCE).await.expect("it stops");
+    write(&[false, false]).await;
+    service = router().start(&broker).await.expect("it starts");
+    tokio::time::timeout(PATIENCE, service.idle()).await.expect("nothing is left to do");
+    assert_eq!(handled.load(SeqCst), 6);
     // what is written down says so, too: for other members, and for the command line
     let scope = Scope::Everything;
     until("the inventory shows no lag", async || {
