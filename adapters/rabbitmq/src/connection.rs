@@ -176,6 +176,8 @@ impl Target {
 impl Link {
     /// Connects, or says why not; then the supervisor keeps it.
     pub(crate) async fn open(target: Target, name: &'static str) -> Result<Self> {
+        // each link has a turn of its own
+        let target = Target { next: Arc::default(), ..target };
         let connection = target.connect(name).await?;
         let frame = Arc::new(AtomicUsize::new(frame(&connection)));
         let first = State { generation: 1, connection: Some(Arc::new(connection)), ..State::default() };
