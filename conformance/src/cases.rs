@@ -39,11 +39,17 @@ macro_rules! for_each_case {
             error_is_retried_then_dead_lettered [], permanent_goes_straight [], panic_is_retried_and_the_service_lives [],
             timeout_is_retried [], undecodable_keeps_its_bytes [], unknown_type_and_version [], expired_by_policy [],
             dead_letter_headers_are_true [], poison_blocks_nobody [], outputs_are_confirmed_first [], output_ids_repeat [],
-            refused_output_fails_its_input [], oversize_headers_are_dead_lettered [], batch_with_a_failed_middle [],
+            oversize_headers_are_dead_lettered [], batch_with_a_failed_middle [],
             dead_letter_channel_comes_back [],
             crash_loop_is_judged [CrashLoops], clean_restarts_are_no_crash_loop [CrashLoops],
             breaker_pauses_probes_and_closes [], breaker_open_and_drain [], rate_limit_holds [],
             full_bulkhead_leaves_the_others [], total_retry_time_is_bounded [],
+        }
+        outputs {
+            missing_reader_runs_the_handler_once [], deleted_channel_runs_the_handler_once [],
+            stop_returns_the_message_of_waiting_outputs [], killed_process_leaves_the_message_of_waiting_outputs [],
+            broker_away_runs_the_handler_once [], too_large_output_is_dead_lettered_after_one_run [],
+            batch_with_one_failed_output [],
         }
         retry {
             broker_keeps_the_message [DurableRetry], attempts_survive_a_restart [DurableRetry], waiting_blocks_nobody [DurableRetry],

@@ -7,6 +7,7 @@ pub mod inventory;
 pub mod letters;
 pub mod lifecycle;
 pub mod order;
+pub mod outputs;
 pub mod publish;
 pub mod receive;
 pub mod redrive;

@@ -32,6 +32,8 @@ pub enum Reason {
     CrashLoop,
     /// Idempotency was asked for, and the message has no identity.
     NoIdentity,
+    /// Its handler is done, and what it returned can never be published: too large, not allowed, or not encodable.
+    OutputFailed,
 }
 
 impl Reason {
@@ -47,12 +49,13 @@ impl Reason {
             Self::Oversize => "oversize",
             Self::CrashLoop => "crash-loop",
             Self::NoIdentity => "no-identity",
+            Self::OutputFailed => "output-failed",
         }
     }
 }
 
 impl Reason {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::Rejected,
         Self::Exhausted,
         Self::Undecodable,
@@ -62,6 +65,7 @@ impl Reason {
         Self::Oversize,
         Self::CrashLoop,
         Self::NoIdentity,
+        Self::OutputFailed,
     ];
 
     /// The reason of a word in the header; `None` for a word that this version doesn't know.
@@ -268,7 +272,7 @@ impl<T: IntoOutputs> IntoOutcome for T {
         match self.outputs(cx, &mut envelopes) {
             Ok(()) => Outcome::Done(envelopes),
             // the same value would fail the same way again
-            Err(error) => Outcome::Reject(Reason::Rejected, error.into()),
+            Err(error) => Outcome::Reject(Reason::OutputFailed, error.into()),
         }
     }
 }

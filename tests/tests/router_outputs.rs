@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use postrider::memory::{FaultPlan, MemoryBroker, MemoryConfig};
 use postrider::prelude::*;
-use postrider::{Env, MessageId, RouteOptions};
+use postrider::{Env, HealthState, MessageId, RouteOptions};
 use router_kit::altered::Altered;
 use router_kit::group::Script;
 use router_kit::{
@@ -221,8 +221,9 @@ async fn an_output_that_is_too_large_is_not_taken_for_published() {
         let (_, broker) = broker_with(&[placed("ann", 1)]).await;
         let route = billing().workers(workers).handle(async |order: Placed| large(&order));
         let report = finish(Router::new().route(route).start(&broker).await.unwrap()).await;
-        assert_eq!((report.handled, report.retried, report.dead_lettered), (0, 2, 1), "{workers} workers");
+        assert_eq!((report.handled, report.retried, report.dead_lettered), (0, 0, 1), "{workers} workers");
         let letters = look(&broker, "orders.billing.dlq").await;
+        assert_eq!(header(&letters[0], "postrider-dlq-reason"), "output-failed");
         let says = header(&letters[0], "postrider-dlq-error");
         assert!(says.contains("send a reference to it instead"), "{says}");
 
@@ -233,44 +234,108 @@ async fn an_output_that_is_too_large_is_not_taken_for_published() {
         };
         let route = billing().workers(workers).handle(handler);
         let report = finish(Router::new().route(route).start(&broker).await.unwrap()).await;
-        assert_eq!((report.handled, report.retried, report.dead_lettered), (2, 2, 1), "{workers} workers");
+        assert_eq!((report.handled, report.retried, report.dead_lettered), (2, 0, 1), "{workers} workers");
         assert_eq!(look(&broker, "invoices").await.len(), 2);
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_output_that_is_refused_leaves_its_input_unacknowledged_and_the_handler_runs_again() {
-    let (memory, broker) = broker_with(&[placed("ann", 1)]).await;
-    memory.fail_publishes(2);
-    let attempts = Log::default();
-    let log = attempts.clone();
-    let handler = move |order: Placed, attempt: Attempt| {
-        log.add(attempt.0);
-        invoice(order)
-    };
-    let service = Router::new().route(billing().handle(handler)).start(&broker).await.unwrap();
-    tokio::time::sleep(SECOND / 2).await;
-    assert_eq!(attempts.all(), [1]);
-    assert_eq!(lag(&service, "bill").await, 1, "an input whose output isn't stored stays with the broker");
-    let report = finish(service).await;
-    assert_eq!(attempts.all(), [1, 2, 3]);
-    assert_eq!((report.handled, report.retried, report.dead_lettered), (1, 2, 0));
-    let invoices = look(&broker, "invoices").await;
-    assert_eq!(invoices.len(), 1, "a refused output is not stored");
-    assert_eq!(&invoices[0].payload()[..], br#"{"customer":"ann","number":1}"#);
+async fn a_refused_output_is_published_again_and_the_handler_runs_once() {
+    for workers in [1, 3] {
+        let (memory, broker) = broker_with(&[placed("ann", 1)]).await;
+        memory.fail_publishes(20);
+        let calls = Arc::new(AtomicUsize::new(0));
+        let called = Arc::clone(&calls);
+        let route = billing().workers(workers).handle(move |order: Placed| {
+            called.fetch_add(1, SeqCst);
+            invoice(order)
+        });
+        let service = Router::new().route(route).start(&broker).await.unwrap();
+        tokio::time::sleep(60 * SECOND).await;
+        assert_eq!(
+            lag(&service, "bill").await,
+            1,
+            "an input whose output isn't stored stays with the broker"
+        );
+        let health = service.health();
+        let why = health.routes[0].health.reason.clone().unwrap_or_default();
+        assert!(why.contains("is not published"), "{why}");
+        assert_eq!(health.state, HealthState::Degraded);
+        tokio::time::sleep(HOUR).await;
+        assert_eq!(service.health().state, HealthState::Up, "{workers} workers");
+        let report = finish(service).await;
+        assert_eq!(calls.load(SeqCst), 1);
+        assert_eq!((report.handled, report.retried, report.dead_lettered), (1, 0, 0));
+        let invoices = look(&broker, "invoices").await;
+        assert_eq!(invoices.len(), 1, "a refused output is not stored");
+        assert_eq!(&invoices[0].payload()[..], br#"{"customer":"ann","number":1}"#);
+    }
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_output_that_is_refused_every_time_ends_in_the_dead_letters() {
-    let (memory, broker) = broker_with(&[placed("ann", 1)]).await;
-    memory.fail_publishes(3);
-    let service = Router::new().route(billing().handle(invoice)).start(&broker).await.unwrap();
-    let report = finish(service).await;
-    assert_eq!((report.handled, report.dead_lettered), (0, 1));
-    let letters = look(&broker, "orders.billing.dlq").await;
-    assert_eq!(header(&letters[0], "postrider-dlq-reason"), "exhausted");
-    assert!(header(&letters[0], "postrider-dlq-error").contains("not stored"));
-    assert_eq!(look(&broker, "invoices").await.len(), 0);
+async fn without_a_reader_the_handler_runs_once_and_the_output_arrives_when_there_is_one() {
+    for workers in [1, 3] {
+        let config = MemoryConfig::default().require_readers(true);
+        let broker = Broker::new(MemoryBroker::with(config, Env::seeded(7)));
+        let calls = Arc::new(AtomicUsize::new(0));
+        let called = Arc::clone(&calls);
+        let route = billing().workers(workers).handle(move |order: Placed| {
+            called.fetch_add(1, SeqCst);
+            invoice(order)
+        });
+        let service = Router::new().route(route).start(&broker).await.unwrap();
+        broker.publish("orders", &placed("ann", 1)).await.unwrap();
+        tokio::time::sleep(HOUR).await;
+        assert_eq!((calls.load(SeqCst), service.report().routes[0].handled), (1, 0));
+        let reason = service.health().routes[0].health.reason.clone().unwrap_or_default();
+        assert!(reason.contains("no group reads the channel"), "{reason}");
+        let entered = Log::default();
+        let ledger = entered.clone();
+        let route = RouteOptions::new("invoices", "ledger").handle(move |invoice: Invoiced| {
+            ledger.add(invoice.number);
+            std::future::ready(())
+        });
+        let readers = Router::new().route(route).start(&broker).await.unwrap();
+        within("the order is handled", service.idle()).await;
+        within("the invoice is read", readers.idle()).await;
+        assert_eq!((calls.load(SeqCst), entered.all()), (1, vec![1]));
+        let report = finish(service).await;
+        assert_eq!((report.handled, report.retried, report.dead_lettered), (1, 0, 0));
+        finish(readers).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn outputs_of_a_message_that_comes_again_are_published_without_its_handler() {
+    let (inner, _) = broker_with(&[placed("ann", 1), placed("bob", 2)]).await;
+    for workers in [1, 3] {
+        let calls = Arc::new(AtomicUsize::new(0));
+        let called = Arc::clone(&calls);
+        let broker = Broker::new(inner.clone());
+        let route = billing().workers(workers).handle(move |order: Placed| {
+            called.fetch_add(1, SeqCst);
+            invoice(order)
+        });
+        inner.fail_publishes(10);
+        let service = Router::new().route(route).start(&broker).await.unwrap();
+        if workers > 1 {
+            inner.fail_publishes(0);
+            broker.publish("orders", &placed("cem", 3)).await.unwrap();
+            broker.publish("orders", &placed("dan", 4)).await.unwrap();
+            inner.fail_publishes(10);
+        }
+        tokio::time::sleep(SECOND).await;
+        assert_eq!(calls.load(SeqCst), 2);
+        // the broker takes both messages back and delivers them again
+        inner.disconnect();
+        let report = finish(service).await;
+        assert_eq!(
+            (calls.load(SeqCst), report.handled, report.dead_lettered),
+            (2, 2, 0),
+            "{workers} workers"
+        );
+    }
+    assert_eq!(look(&Broker::new(inner), "invoices").await.len(), 4);
 }
 
 #[tokio::test(start_paused = true)]
@@ -307,7 +372,7 @@ async fn a_rerun_publishes_the_same_ids_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_item_of_a_batch_whose_output_is_refused_is_tried_again_by_itself() {
+async fn an_item_of_a_batch_whose_output_is_refused_waits_by_itself_and_runs_once() {
     let orders = ["ann", "bob", "cem"].map(|customer| placed(customer, 1));
     let (memory, broker) = broker_with(&orders).await;
     memory.fail_publishes(1);
@@ -319,8 +384,8 @@ async fn an_item_of_a_batch_whose_output_is_refused_is_tried_again_by_itself() {
     };
     let service = Router::new().route(billing().handle(handler)).start(&broker).await.unwrap();
     let report = finish(service).await;
-    assert_eq!(batches.all(), [vec!["ann", "bob", "cem"], vec!["ann"]]);
-    assert_eq!((report.handled, report.retried), (3, 1));
+    assert_eq!(batches.all(), [vec!["ann", "bob", "cem"]]);
+    assert_eq!((report.handled, report.retried), (3, 0));
     let invoices = look(&broker, "invoices").await;
     let mut keys: Vec<_> = invoices.iter().map(|invoice| invoice.key().unwrap()).collect();
     keys.sort_unstable();

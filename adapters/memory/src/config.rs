@@ -17,6 +17,9 @@ pub struct MemoryConfig {
     pub max_bytes: usize,
     /// The largest body that may be published, in bytes; 768 KiB unless set.
     pub max_payload: usize,
+    /// Whether a publish to a channel that no group reads fails, as it does on RabbitMQ; `false` unless set. For tests of a service
+    /// that is deployed before its readers.
+    pub require_readers: bool,
     /// Keeps programs on one broker apart. Every connect makes a broker of its own here, so it changes nothing.
     pub tenant: Option<String>,
     /// Bounds of single channels.
@@ -37,6 +40,7 @@ impl Default for MemoryConfig {
             max_messages: 10_000,
             max_bytes: 64 * 1024 * 1024,
             max_payload: 768 * 1024,
+            require_readers: false,
             tenant: None,
             channels: BTreeMap::new(),
         }
@@ -72,6 +76,12 @@ impl MemoryConfig {
     /// The most bytes that a channel holds.
     pub fn max_bytes(mut self, bytes: usize) -> Self {
         self.max_bytes = bytes;
+        self
+    }
+
+    /// Whether a publish to a channel that no group reads fails, as it does on RabbitMQ.
+    pub fn require_readers(mut self, require: bool) -> Self {
+        self.require_readers = require;
         self
     }
 }

@@ -117,6 +117,14 @@ impl MemoryBroker {
             let error = Error::new(ErrorKind::NotFound, "publish", message);
             return Err(error.with("channel", address.channel()).with("group", group));
         }
+        // a copy goes to a place of its own, such as the dead letters
+        if self.config().require_readers && message.options.hop.is_none() && !channel.has_groups() {
+            let message =
+                "no group reads the channel; start the router that reads it (`require_readers` asks for one)";
+            return Err(
+                Error::new(ErrorKind::NotFound, "publish", message).with("channel", address.channel())
+            );
+        }
         Ok(channel)
     }
 

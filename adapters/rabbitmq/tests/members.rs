@@ -11,10 +11,12 @@ use std::time::Duration;
 
 use lapin::ConnectionProperties;
 use lapin::options::QueueDeleteOptions;
+use postrider_conformance::proxy::Proxy;
 use postrider_core::{
     Backoff, BreakerPolicy, Broker, BrokerUrl, Bytes, Capability, Channel, Connector, Declare, Delivery, Env,
-    Envelope, ErrorKind, Group, GroupName, HealthState, Meta, Order, Origin, PublisherExt, Retry,
+    Envelope, ErrorKind, Group, GroupName, HealthState, Message, Meta, Order, Origin, PublisherExt, Retry,
     RouteOptions, Router, Settlement, Signal, SubscribeOptions, Subscriber, Subscription, Suspect,
+    codec::Json,
 };
 use postrider_rabbitmq::{Naming, RabbitmqConnector};
 
@@ -37,6 +39,17 @@ async fn connect(options: &str) -> Broker {
 fn options(channel: &str, group: &str) -> SubscribeOptions {
     let group = Group::Named(GroupName::new(group).unwrap());
     SubscribeOptions::new(Channel::new(channel).unwrap(), group)
+}
+
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Invoice {
+    number: u64,
+}
+
+impl Message for Invoice {
+    const NAME: &'static str = "invoice";
+    const VERSION: u32 = 1;
+    type Codec = Json;
 }
 
 fn number(n: usize) -> postrider_core::EnvelopeBuilder {
@@ -293,6 +306,79 @@ async fn what_is_held_for_most_of_the_consumer_time_out_goes_back_and_nothing_is
                 assert!(of_key.is_sorted(), "{of_key:?}");
             }
         }
+    }
+}
+
+/// The URL of the shared broker with these hosts instead of its own.
+fn through(hosts: &[String]) -> String {
+    Version::V3_10.shared_url().replace(&shared_address().to_string(), &hosts.join(","))
+}
+
+fn shared_address() -> std::net::SocketAddr {
+    let url = Version::V3_10.shared_url();
+    let (_, rest) = url.split_once('@').expect("the URL has credentials");
+    rest.split('/').next().unwrap().parse().expect("the shared broker has one address")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs a RabbitMQ broker: cargo xtask test --only rabbitmq"]
+async fn a_silent_first_host_leaves_time_for_the_second() {
+    // it is never accepted, so connecting succeeds and nothing is answered
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let hosts = [silent.local_addr().unwrap().to_string(), shared_address().to_string()];
+    let url = format!("{}?connect_timeout=20s&tenant={}", through(&hosts), unique("t"));
+    let url = BrokerUrl::parse(&url).unwrap();
+    let broker = RabbitmqConnector.connect(&url, Env::system()).await.expect("the second host answers");
+    broker.declare("orders").await.expect("it is declared");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs a RabbitMQ broker: cargo xtask test --only rabbitmq"]
+async fn when_the_host_that_is_connected_hangs_publishing_goes_on_through_the_next() {
+    let first = Proxy::start(shared_address()).await.unwrap();
+    let second = Proxy::start(shared_address()).await.unwrap();
+    let hosts = [first.address().to_string(), second.address().to_string()];
+    let url = format!("{}?heartbeat=2s&connect_timeout=20s&tenant={}", through(&hosts), unique("t"));
+    let broker = RabbitmqConnector.connect(&BrokerUrl::parse(&url).unwrap(), Env::system()).await.unwrap();
+    broker.declare_all(&[Declare::Group(options("orders", "g"))]).await.expect("it is declared");
+    broker.publish("orders", number(1)).await.expect("it is confirmed");
+    assert!(first.connections() > 0 && second.connections() == 0, "the first of the list comes first");
+    first.stall(true);
+    let goes_on = async { while broker.publish("orders", number(2)).await.is_err() {} };
+    tokio::time::timeout(2 * PATIENCE, goes_on).await.expect("the second host is used");
+    assert!(second.connections() > 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs a RabbitMQ broker: cargo xtask test --only rabbitmq"]
+async fn outputs_without_a_reader_outlast_the_hold_limit_and_the_handler_runs_once() {
+    for order in [Order::Key, Order::None] {
+        // what is held for 4 s goes back to the broker, which delivers it again
+        let broker = connect(&format!("tenant={}&consumer_timeout=5s", unique("t"))).await;
+        let calls = Arc::new(Mutex::new(0));
+        let counted = Arc::clone(&calls);
+        let handler = move |envelope: Envelope| {
+            *counted.lock().unwrap() += 1;
+            std::future::ready(Invoice { number: number_of(&envelope) as u64 })
+        };
+        let route = RouteOptions::new("orders", "g").order(order).publishes("invoices").crash_limit(2);
+        let route = route.timeout(Duration::from_secs(1)).retry(Retry::never()).handle(handler);
+        let service = Router::new().route(route).start(&broker).await.expect("it starts");
+        broker.publish("orders", number(7).key("k")).await.expect("it is confirmed");
+        let given_back = async {
+            while service.report().routes[0].given_back < 4 {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        tokio::time::timeout(3 * PATIENCE, given_back).await.expect("the broker has it back four times");
+        assert_eq!(*calls.lock().unwrap(), 1, "{order:?}");
+        let mut reader = broker.subscribe(&options("invoices", "mailer")).await.expect("it subscribes");
+        let invoice = take(&mut reader, 1).await.remove(0);
+        assert_eq!(invoice.envelope.type_name(), "invoice");
+        tokio::time::timeout(PATIENCE, service.idle()).await.expect("all is handled");
+        let report = service.stop(PATIENCE).await.expect("it stops").routes.remove(0);
+        assert_eq!((report.handled, report.retried, report.dead_lettered), (1, 0, 0), "{order:?}");
+        assert_eq!(*calls.lock().unwrap(), 1, "{order:?}");
     }
 }
 

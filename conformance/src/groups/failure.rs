@@ -253,40 +253,6 @@ pub async fn outputs_are_confirmed_first(bench: Bench) -> Outcome {
     Passed
 }
 
-/// An order with as much beside its number as is asked for.
-#[derive(Serialize, Deserialize)]
-struct Padded {
-    number: u64,
-    padding: String,
-}
-
-impl Message for Padded {
-    const NAME: &'static str = "padded";
-    const VERSION: u32 = 1;
-    type Codec = Json;
-}
-
-/// One in twenty returns more than the broker takes, which its publisher refuses at once.
-pub async fn refused_output_fails_its_input(bench: Bench) -> Outcome {
-    let channel = channel_of(&bench).await;
-    let outputs = format!("{channel}.out");
-    declare_group(&bench.broker, &outputs, "look", |_| {}).await;
-    bench.publish_keys(&channel, &["k"; 20]).await;
-    let options = RouteOptions::new(&*channel, "g").publishes(&*outputs).retry(quick(2));
-    let largest = bench.broker.capabilities().usable_payload();
-    let report = handle(&bench, options, move |envelope: Envelope| {
-        let number = crate::kit::number_of(&envelope) as u64;
-        let padding = "x".repeat(if number == 7 { largest } else { 10 });
-        std::future::ready(Padded { number, padding })
-    })
-    .await;
-    assert_eq!((report.routes[0].handled, report.routes[0].dead_lettered), (19, 1));
-    let letter = dead_letters(&bench, &channel).await.one().await;
-    assert_eq!(text(&letter, "postrider-dlq-reason"), "exhausted");
-    assert_eq!(bench.subscribe(&outputs, "look").await.take(19).await.len(), 19);
-    Passed
-}
-
 pub async fn output_ids_repeat(bench: Bench) -> Outcome {
     let channel = channel_of(&bench).await;
     let outputs = format!("{channel}.out");

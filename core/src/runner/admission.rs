@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
+use super::outputs::Unpublished;
 use super::plan::Plan;
 use super::report::RouteState;
 use crate::breaker::{Breaker, BreakerState, Guard, Verdict};
@@ -72,14 +73,18 @@ impl Pass {
 }
 
 /// What an outcome says of what the handler calls: only what is retried has failed, and what is rejected says nothing.
+///
+/// Outputs that the broker did not take say nothing of it either: the handler is done.
 fn verdict(outcome: &Outcome) -> Verdict {
     match outcome {
         Outcome::Done(_) => Verdict::Succeeded,
+        Outcome::Retry(error, _) if error.is::<Unpublished>() => Verdict::Succeeded,
         Outcome::Retry(..) => Verdict::Failed,
         Outcome::Reject(..) => Verdict::Cancelled,
         Outcome::Each(each) => {
-            let failed = each.iter().filter(|outcome| matches!(outcome, Outcome::Retry(..))).count();
-            match each.iter().any(Outcome::is_done) {
+            let verdicts = || each.iter().map(verdict);
+            let failed = verdicts().filter(|verdict| *verdict == Verdict::Failed).count();
+            match verdicts().any(|verdict| verdict == Verdict::Succeeded) {
                 _ if failed > 0 && failed * 2 >= each.len() => Verdict::Failed,
                 true => Verdict::Succeeded,
                 false => Verdict::Cancelled,

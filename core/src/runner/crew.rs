@@ -15,6 +15,7 @@ use super::outputs::Outputs;
 use super::parked::{Deadlines, Parked, State};
 use crate::broker::Broker;
 use crate::env::{BoxFuture, Env};
+use crate::envelope::Envelope;
 use crate::extract::Incoming;
 use crate::handler::DynHandler;
 use crate::idempotency::IdempotencyStore;
@@ -58,8 +59,18 @@ pub(crate) enum Step {
     /// Its handler is done, and the publisher has what that returned. The attempt goes on until it is confirmed.
     Handled,
     Ended(Outcome),
-    /// It was cancelled: its claim is gone, or the service's time is up. Not a failure.
-    Cancelled,
+    /// It was cancelled: its claim is gone, or the service's time is up. Not a failure. Where its handler was done, this is the outcome
+    /// with the outputs that were on their way.
+    Cancelled(Option<Outcome>),
+}
+
+/// What an attempt begins with.
+#[derive(Debug)]
+pub(crate) enum Work {
+    /// A call of the handler.
+    Handle(Incoming),
+    /// Outputs of an earlier call that were not confirmed.
+    Publish(Vec<Envelope>),
 }
 
 /// Runs attempts of one route on one task.
@@ -84,13 +95,18 @@ impl<'a> Crew<'a> {
     }
 
     /// Begins an attempt under the number `job`. One that ends at its first poll costs no task, set entry or waker.
-    pub(crate) fn start(
-        &mut self,
-        job: impl FnOnce() -> usize,
-        incoming: Incoming,
-        cx: &mut Context<'_>,
-    ) -> Begun {
+    pub(crate) fn start(&mut self, job: impl FnOnce() -> usize, work: Work, cx: &mut Context<'_>) -> Begun {
         let (orders, handler) = (self.orders, &*self.orders.handler);
+        let incoming = match work {
+            Work::Handle(incoming) => incoming,
+            Work::Publish(outputs) => {
+                return match hand_over(Outcome::Done(outputs), orders) {
+                    Handed::Ended(outcome) => Begun::Ended(outcome),
+                    Handed::Publishes(outputs) => self.confirm(job(), outputs),
+                    Handed::Waits(outputs) => self.wait(job(), Stage::Outputs(Box::new(outputs))),
+                };
+            }
+        };
         let mut future = match caught(|| handler.dyn_handle(incoming)) {
             Ok(future) => Guarded::new(HANDLER, future),
             Err(panic) => return Begun::Ended(panicked(HANDLER, &panic)),
@@ -100,17 +116,23 @@ impl<'a> Crew<'a> {
             Poll::Pending => Stage::Handler(future),
             Poll::Ready(outcome) => match hand_over(outcome, orders) {
                 Handed::Ended(outcome) => return Begun::Ended(outcome),
-                Handed::Publishes(outputs) => {
-                    let job = job();
-                    let parked = self.park(job);
-                    self.publishing.push(Publishing { job, outputs, parked });
-                    return Begun::Waits { publishes: true };
-                }
+                Handed::Publishes(outputs) => return self.confirm(job(), outputs),
                 Handed::Waits(outputs) => Stage::Outputs(Box::new(outputs)),
             },
         };
-        let job = job();
+        self.wait(job(), stage)
+    }
+
+    /// Parks an attempt whose outputs are all handed over.
+    fn confirm(&mut self, job: usize, outputs: Guarded<Outputs<'a>>) -> Begun {
         let parked = self.park(job);
+        self.publishing.push(Publishing { job, outputs, parked });
+        Begun::Waits { publishes: true }
+    }
+
+    /// Parks an attempt whose handler waits, or whose outputs wait for room.
+    fn wait(&mut self, job: usize, stage: Stage<'a>) -> Begun {
+        let (orders, parked) = (self.orders, self.park(job));
         // what is published has the publisher's own deadline
         if let Stage::Handler(_) = stage {
             self.deadlines.push(&orders.env, Arc::clone(&parked), self.handling.len());
@@ -224,8 +246,11 @@ impl<'a> Future for Handling<'a> {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Handled<'a>> {
         let state = self.parked.poll_state(cx);
         if state == State::Cancelled {
-            self.stage = Stage::Ended;
-            return Poll::Ready(Handled::Ended(self.job, Step::Cancelled));
+            let outcome = match std::mem::replace(&mut self.stage, Stage::Ended) {
+                Stage::Outputs(mut outputs) => outputs.with(Outputs::cancelled).ok(),
+                Stage::Handler(_) | Stage::Ended => None,
+            };
+            return Poll::Ready(Handled::Ended(self.job, Step::Cancelled(outcome)));
         }
         if !has_turn(cx) {
             return Poll::Pending;
@@ -282,8 +307,9 @@ impl Future for Publishing<'_> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         if self.parked.poll_state(cx) == State::Cancelled {
+            let outcome = self.outputs.with(Outputs::cancelled).ok();
             self.outputs.leave();
-            return Poll::Ready((self.job, Step::Cancelled));
+            return Poll::Ready((self.job, Step::Cancelled(outcome)));
         }
         if !has_turn(cx) {
             return Poll::Pending;

@@ -10,6 +10,7 @@ mod once;
 mod outcomes;
 mod suspects;
 mod unfit;
+mod unpublished;
 
 use std::collections::{BinaryHeap, VecDeque};
 use std::hash::BuildHasher;
@@ -22,7 +23,7 @@ use futures_util::stream::FuturesUnordered;
 use tokio_util::sync::CancellationToken;
 
 use super::admission::{Admission, Pass};
-use super::crew::{Begun, Crew, Orders, Step};
+use super::crew::{Begun, Crew, Orders, Step, Work};
 use super::held::{Delayed, Held, Items};
 use super::isolation::Place;
 use super::lanes::{LaneId, Lanes};
@@ -41,6 +42,8 @@ use jobs::{Job, Jobs};
 use once::Answered;
 pub(crate) use once::Reservation;
 use suspects::Suspects;
+pub(crate) use unpublished::KeptOutputs;
+use unpublished::TakenBack;
 
 /// Who calls the handler: this task, or several.
 pub(crate) enum Hands<'a> {
@@ -73,6 +76,9 @@ pub(crate) struct Dispatcher<'a> {
     /// The last token by which something was reserved.
     tokens: u64,
     store_trouble: Option<Health>,
+    outputs_trouble: Option<Health>,
+    /// Outputs of messages that the broker has taken back.
+    taken_back: TakenBack,
     suspects: Suspects,
     place: Place,
     revoking: Vec<Revocation>,
@@ -126,6 +132,8 @@ impl<'a> Dispatcher<'a> {
             asked: FuturesUnordered::new(),
             tokens: orders.env.random(),
             store_trouble: None,
+            outputs_trouble: None,
+            taken_back: TakenBack::default(),
             suspects: Suspects::default(),
             place: orders.isolation.place(orders.index),
             revoking: Vec::new(),
@@ -191,6 +199,7 @@ impl<'a> Dispatcher<'a> {
                 }
             }
             let mut held = Held::new(delivery, lane, Arc::clone(&received), self.patient_now);
+            self.recall_outputs(&mut held);
             if self.plan.subscribe.durable_retry {
                 held.go_on(self.plan.retry.max_attempts(), self.orders.env.wall_ms());
             }
@@ -226,7 +235,8 @@ impl<'a> Dispatcher<'a> {
                 && let Some(first) = self.ready.pop_front()
             {
                 let mut items = Items::from_iter([first]);
-                if let Some(most) = self.plan.batch {
+                // one whose handler is done takes no other of its lane along: its lane may have another under way
+                if let Some(most) = self.plan.batch.filter(|_| items[0].outputs.is_none()) {
                     self.fill(&mut items, most);
                 }
                 self.start(items, true, cx);
@@ -280,8 +290,11 @@ impl<'a> Dispatcher<'a> {
                     let Job { items, pass, .. } = self.jobs.remove(job);
                     self.conclude(items, pass, outcome, true);
                 }
-                Step::Cancelled => {
-                    let Job { items, .. } = self.jobs.remove(job);
+                Step::Cancelled(outcome) => {
+                    let Job { mut items, .. } = self.jobs.remove(job);
+                    if let Some(outcome) = outcome {
+                        self.keep_cancelled(&mut items, outcome);
+                    }
                     self.cancelled(items);
                 }
             }
@@ -334,9 +347,11 @@ impl<'a> Dispatcher<'a> {
             RouteState::Alone
         });
         let suspects = self.suspects_trouble();
+        self.watch_outputs();
         if self.status.stalled.load(Relaxed) == 0 {
             let breaker = self.admission.as_ref().and_then(|admission| admission.trouble().cloned());
-            self.status.set_trouble(self.store_trouble.clone().or(suspects).or(breaker).or(trouble));
+            let own = self.store_trouble.clone().or_else(|| self.outputs_trouble.clone());
+            self.status.set_trouble(own.or(suspects).or(breaker).or(trouble));
         }
     }
 
@@ -367,12 +382,13 @@ impl<'a> Dispatcher<'a> {
                 }
                 next = items.len().max(next + 1);
             } else {
-                if self.ready.is_empty() {
+                if self.ready.front().is_none_or(|held| held.outputs.is_some()) {
                     break;
                 }
                 // as many at once as have no lane; one with a lane brings others with it
                 let room = most - items.len();
-                let alone = self.ready.iter().take(room).take_while(|held| held.lane.is_none()).count();
+                let is_alone = |held: &&Held| held.lane.is_none() && held.outputs.is_none();
+                let alone = self.ready.iter().take(room).take_while(is_alone).count();
                 items.extend(self.ready.drain(..alone.max(1)));
                 next = items.len() - usize::from(alone == 0);
             }
@@ -381,6 +397,12 @@ impl<'a> Dispatcher<'a> {
 
     /// Begins an attempt at one message, or at a batch. `occupied`: its lanes are marked busy already.
     fn start(&mut self, mut items: Items, occupied: bool, cx: &mut Context<'_>) {
+        if items.iter().any(|held| held.outputs.is_some()) {
+            items = self.publish_again(items, occupied, cx);
+            if items.is_empty() {
+                return;
+            }
+        }
         if items.iter().any(|held| !held.cleared && self.is_suspect(&held.delivery)) {
             items = self.set_aside(items, occupied);
             if items.is_empty() {
@@ -399,6 +421,12 @@ impl<'a> Dispatcher<'a> {
 
     /// Calls the handler.
     fn run(&mut self, mut items: Items, mut pass: Option<Box<Pass>>, occupied: bool, cx: &mut Context<'_>) {
+        if items.iter().any(|held| held.outputs.is_some()) {
+            items = self.publish_again(items, occupied, cx);
+            if items.is_empty() {
+                return;
+            }
+        }
         // after the store was asked: what was handled once is no dead letter because a copy of it comes too late
         if items.iter().any(|held| self.unfit(&held.delivery.envelope).is_some()) {
             let before = items.len();
@@ -422,9 +450,9 @@ impl<'a> Dispatcher<'a> {
         let incoming =
             Incoming::new(envelope, rest, attempt, first.delivery.deliveries, first.delivery.claim_id());
         let begun = match &mut self.hands {
-            Hands::Own(crew) => crew.start(|| self.jobs.next(), incoming, cx),
+            Hands::Own(crew) => crew.start(|| self.jobs.next(), Work::Handle(incoming), cx),
             Hands::Pool(pool) => {
-                pool.start(self.jobs.next(), incoming);
+                pool.start(self.jobs.next(), Work::Handle(incoming));
                 Begun::Waits { publishes: false }
             }
         };

@@ -90,6 +90,27 @@ pub(crate) fn retry_failed(
     tracing::warn!(target: "postrider::retry", route = route.handler, channel = route.channel, group = route.group, id = %delivery.envelope.id(), attempt, error = %error, "the broker could not keep the message until its retry, it waits here");
 }
 
+/// `output`: the broker did not take what a handler returned. At WARN when the route's trouble begins, at DEBUG as long as it lasts.
+pub(crate) fn outputs_failed(
+    route: &RouteNames,
+    delivery: &Delivery,
+    wait: std::time::Duration,
+    error: &dyn std::error::Error,
+    is_news: bool,
+) {
+    let (id, wait_ms) = (delivery.envelope.id(), wait.as_millis() as u64);
+    if is_news {
+        tracing::warn!(target: "postrider::output", route = route.handler, channel = route.channel, group = route.group, %id, wait_ms, error = %error, "outputs not published; they are kept and published again");
+    } else {
+        tracing::debug!(target: "postrider::output", route = route.handler, channel = route.channel, group = route.group, %id, wait_ms, error = %error, "outputs not published; they are kept and published again");
+    }
+}
+
+/// `output`: nothing that was returned waits to be published any more.
+pub(crate) fn outputs_published(route: &RouteNames) {
+    tracing::info!(target: "postrider::output", route = route.handler, channel = route.channel, group = route.group, "all outputs published");
+}
+
 /// `dead_letter`: a message was given up on, and its dead letter is confirmed.
 pub(crate) fn dead_lettered(
     route: &RouteNames,

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use smallvec::SmallVec;
 
-use super::dispatcher::Reservation;
+use super::dispatcher::{KeptOutputs, Reservation};
 use super::lanes::LaneId;
 use super::retry_copy::Earlier;
 use crate::delivery::Delivery;
@@ -32,6 +32,8 @@ pub(crate) struct Held {
     pub(crate) reservation: Option<Box<Reservation>>,
     /// It isn't suspected any more of ending processes.
     pub(crate) cleared: bool,
+    /// Its handler is done, and these have still to be published.
+    pub(crate) outputs: Option<Box<KeptOutputs>>,
 }
 
 impl Held {
@@ -64,6 +66,7 @@ impl Held {
             origin: None,
             reservation: None,
             cleared: false,
+            outputs: None,
         }
     }
 }

@@ -8,14 +8,15 @@ use std::task::{Context, Poll, Waker};
 use smallvec::SmallVec;
 use tokio::task::JoinSet;
 
-use super::crew::{Begun, Crew, Orders, Step};
-use crate::extract::Incoming;
+use super::crew::{Begun, Crew, Orders, Step, Work};
+use super::outputs::Unpublished;
+use crate::outcome::Outcome;
 
 /// The tasks end when this is dropped.
 pub(crate) struct Pool {
     shared: Arc<Shared>,
     /// Begun in this round, and not handed over yet.
-    begun: Vec<(usize, Incoming)>,
+    begun: Vec<(usize, Work)>,
     _tasks: JoinSet<()>,
 }
 
@@ -27,7 +28,7 @@ struct Shared {
 /// What is to do, what is done, and who sleeps.
 #[derive(Default)]
 struct Board {
-    jobs: VecDeque<(usize, Incoming)>,
+    jobs: VecDeque<(usize, Work)>,
     steps: Vec<(usize, Step)>,
     cancels: Vec<Vec<usize>>,
     idle: Vec<Option<Waker>>,
@@ -54,8 +55,8 @@ impl Pool {
     }
 
     /// Begins an attempt with the next [`hand_over`](Self::hand_over).
-    pub(crate) fn start(&mut self, job: usize, incoming: Incoming) {
-        self.begun.push((job, incoming));
+    pub(crate) fn start(&mut self, job: usize, work: Work) {
+        self.begun.push((job, work));
     }
 
     /// Gives to the tasks what was begun: together, since a lock and a wake-up for each costs more than all else.
@@ -77,8 +78,13 @@ impl Pool {
         self.hand_over();
         let mut board = self.shared.board();
         if let Some(at) = board.jobs.iter().position(|(j, _)| *j == job) {
-            board.jobs.remove(at);
-            board.steps.push((job, Step::Cancelled));
+            let outcome = match board.jobs.remove(at) {
+                Some((_, Work::Publish(outputs))) => {
+                    Some(Outcome::Retry(Box::new(Unpublished { outputs, error: None }), None))
+                }
+                _ => None,
+            };
+            board.steps.push((job, Step::Cancelled(outcome)));
             return;
         }
         // one of them has it parked; the others don't know the number
@@ -123,8 +129,8 @@ async fn work(me: usize, shared: &Shared, orders: &Orders) {
             let dispatcher = if board.steps.is_empty() { None } else { board.dispatcher.take() };
             drop(board);
             dispatcher.into_iter().for_each(Waker::wake);
-            for (job, incoming) in taken.drain(..) {
-                match crew.start(|| job, incoming, cx) {
+            for (job, work) in taken.drain(..) {
+                match crew.start(|| job, work, cx) {
                     Begun::Ended(outcome) => steps.push((job, Step::Ended(outcome))),
                     Begun::Waits { publishes: true } => steps.push((job, Step::Handled)),
                     Begun::Waits { publishes: false } => {}

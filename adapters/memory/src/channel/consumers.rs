@@ -55,6 +55,11 @@ impl Channel {
         self.state().groups.contains_key(&GroupKey::Named(name.into()))
     }
 
+    /// Whether anybody reads it.
+    pub(crate) fn has_groups(&self) -> bool {
+        !self.state().groups.is_empty()
+    }
+
     /// Makes sure that a group has its place.
     pub(crate) fn declare_group(&self, name: &str, start: Start, order: Order) {
         self.state().group(GroupKey::Named(name.into()), start, order);

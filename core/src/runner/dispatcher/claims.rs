@@ -192,8 +192,9 @@ impl Dispatcher<'_> {
         out
     }
 
-    pub(super) fn forget(&mut self, held: Vec<Held>) {
-        for held in &held {
+    pub(super) fn forget(&mut self, mut held: Vec<Held>) {
+        for held in &mut held {
+            self.remember_outputs(held);
             self.let_go(held);
         }
         self.held = self.held.saturating_sub(held.len());
@@ -203,7 +204,8 @@ impl Dispatcher<'_> {
     }
 
     fn give_back(&mut self, mut held: Vec<Held>) {
-        for held in &held {
+        for held in &mut held {
+            self.remember_outputs(held);
             self.let_go(held);
         }
         held.sort_by_key(|held| held.delivery.claim.token());

@@ -9,6 +9,7 @@ use super::{Begun, Dispatcher, Hands, Held, Items};
 use crate::delivery::Delivery;
 use crate::extract::Incoming;
 use crate::outcome::Outcome;
+use crate::runner::crew::Work;
 use crate::runner::lanes::LaneId;
 use crate::settle::Settlement;
 
@@ -21,6 +22,7 @@ impl Dispatcher<'_> {
             && !self.plan.subscribe.durable_retry
             && self.admission.is_none()
             && self.revoking.is_empty()
+            && self.taken_back.is_empty()
     }
 
     /// Handles a delivery where it stands, if nothing keeps it from beginning; else gives it back.
@@ -42,7 +44,7 @@ impl Dispatcher<'_> {
         let Hands::Own(crew) = &mut self.hands else { return Some(delivery) };
         let incoming =
             Incoming::new(delivery.envelope.clone(), Vec::new(), 1, delivery.deliveries, delivery.claim_id());
-        let begun = crew.start(|| self.jobs.next(), incoming, cx);
+        let begun = crew.start(|| self.jobs.next(), Work::Handle(incoming), cx);
         if let Begun::Ended(Outcome::Done(_)) = begun {
             self.handled += 1;
             self.settled.push((delivery.claim, Settlement::Ack));

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
+use super::unpublished::unpublished;
 use super::{Dispatcher, Held, Items};
 use crate::error::{BoxError, Class};
 use crate::idempotency::Ending;
@@ -55,6 +56,15 @@ impl Dispatcher<'_> {
                 // the next attempt asks for more time
                 reservation.lapse();
             }
+            let outcome = match unpublished(outcome) {
+                Err(outcome) => outcome,
+                Ok(unpublished) => {
+                    // no attempt: the handler is done, whoever waits behind it in its lane
+                    let wait = self.keep_outputs(&mut held, *unpublished);
+                    again.push((wait, Items::from_iter([held])));
+                    continue;
+                }
+            };
             let same_lane =
                 |(_, items): &&mut (Duration, Items)| held.lane.is_some() && items[0].lane == held.lane;
             if let Some((_, behind)) = again.iter_mut().find(same_lane) {
@@ -94,7 +104,10 @@ impl Dispatcher<'_> {
             }
             if self.late {
                 self.returned.extend(items);
-            } else if self.plan.subscribe.durable_retry && !self.is_revoking(&items[0]) {
+            } else if self.plan.subscribe.durable_retry
+                && items[0].outputs.is_none()
+                && !self.is_revoking(&items[0])
+            {
                 // without order nothing waits behind it
                 items.drain(..).for_each(|held| self.send_retry(held, wait));
             } else {
@@ -162,7 +175,7 @@ impl Dispatcher<'_> {
 }
 
 /// One outcome for each message, whatever the handler returned.
-fn spread(outcome: Outcome, messages: usize) -> Vec<Outcome> {
+pub(super) fn spread(outcome: Outcome, messages: usize) -> Vec<Outcome> {
     match outcome {
         Outcome::Each(each) if each.len() == messages => each,
         Outcome::Each(each) => {
